@@ -1,0 +1,1 @@
+#![cfg_attr(donjon_guest, no_std)]
