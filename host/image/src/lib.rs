@@ -1,1 +1,13 @@
-//! TODO
+//! Link, pack, open and inspect Donjon images.
+//!
+//! - [`config`]: `Donjon.toml`.
+//! - [`project`]: runs cargo on the user's project, with this program as its linker.
+//! - [`linker`]: the linker mode: swaps the C library for the guest object and explains what does not link.
+//! - [`pack`](mod@pack): a linked program becomes an image.
+//! - [`image`]: an image is opened and checked.
+
+pub mod image;
+pub mod manifest;
+
+pub use image::{Image, OpenError};
+pub use manifest::{Manifest, Port, Protocol};

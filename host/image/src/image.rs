@@ -1,0 +1,156 @@
+//! Opening an image: every check that a host makes before it believes one byte of it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use donjon_abi::{
+    bundle::Bundle,
+    image::{Extent, HEADER_OFFSET, HeaderError, ImageHeader},
+};
+
+use crate::manifest::{Manifest, ManifestError};
+
+/// An image whose header, hash, manifest and bundle have been checked.
+#[derive(Debug)]
+pub struct Image {
+    bytes: Vec<u8>,
+    header: ImageHeader,
+    manifest: Manifest,
+}
+
+/// Why an image could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file is not there.
+    #[error("there is no image at {0}")]
+    Missing(PathBuf),
+    /// The file could not be read.
+    #[error("cannot read {0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+    /// The file is something else.
+    #[error("{0} is not a Donjon image{1}")]
+    NotAnImage(PathBuf, &'static str),
+    /// Made for another version of the gate.
+    #[error("{path} was made for gate version {got}, this donjon serves version {expected}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What this program serves.
+        expected: u32,
+        /// What the image asks for.
+        got: u32,
+    },
+    /// Cut off, or something was appended.
+    #[error("{path} is {} : its header says {expected} bytes, the file has {got}", if got < expected { "truncated" } else { "too long" })]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Length according to the header.
+        expected: u64,
+        /// Length of the file.
+        got: u64,
+    },
+    /// The header contradicts itself.
+    #[error("{0} is damaged: its header's {1} cannot be right")]
+    Field(PathBuf, &'static str),
+    /// The content is not what was hashed when the image was made.
+    #[error("{path} is damaged: its BLAKE3 hash is {got}, the header says {expected}")]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// Hash in the header, hexadecimal.
+        expected: String,
+        /// Hash of the file, hexadecimal.
+        got: String,
+    },
+    /// The manifest records make no sense.
+    #[error("{0} is damaged: {1}")]
+    Manifest(PathBuf, #[source] ManifestError),
+    /// The file bundle makes no sense.
+    #[error("{0} is damaged: its file bundle cannot be read")]
+    Bundle(PathBuf),
+}
+
+impl Image {
+    /// Reads and checks the image at `path`.
+    pub fn open(path: &Path) -> Result<Image, OpenError> {
+        let bytes = fs::read(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing(path.into()),
+            _ => OpenError::Io(path.into(), e),
+        })?;
+        Image::from_bytes(bytes, path)
+    }
+
+    /// Checks the image in `bytes`; `path` is for messages only.
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Image, OpenError> {
+        let not = |why| OpenError::NotAnImage(path.into(), why);
+        if !bytes.starts_with(b"\x7fELF") {
+            return Err(not(if bytes.is_empty() { ": it is empty" } else { "" }));
+        }
+        let page = bytes.get(HEADER_OFFSET as usize..).ok_or_else(|| not(": it is an ELF file without our header"))?;
+        let header = ImageHeader::parse(page, bytes.len() as u64).map_err(|e| match e {
+            HeaderError::NotAnImage => not(": it is an ELF file without our header"),
+            HeaderError::Version { expected, got } => OpenError::Version { path: path.into(), expected, got },
+            HeaderError::Length { expected, got } => OpenError::Length { path: path.into(), expected, got },
+            HeaderError::Field(name) => OpenError::Field(path.into(), name),
+            _ => OpenError::Field(path.into(), "header"),
+        })?;
+        let got = hash(&bytes);
+        if got.as_bytes() != &header.hash {
+            return Err(OpenError::Hash {
+                path: path.into(),
+                expected: blake3::Hash::from_bytes(header.hash).to_string(),
+                got: got.to_string(),
+            });
+        }
+        let manifest = Manifest::parse(extent(&bytes, header.manifest).unwrap_or_default())
+            .map_err(|e| OpenError::Manifest(path.into(), e))?;
+        extent(&bytes, header.bundle).and_then(Bundle::parse).ok_or_else(|| OpenError::Bundle(path.into()))?;
+        Ok(Image { bytes, header, manifest })
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The header.
+    pub fn header(&self) -> &ImageHeader {
+        &self.header
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The files inside.
+    pub fn bundle(&self) -> Bundle<'_> {
+        extent(&self.bytes, self.header.bundle).and_then(Bundle::parse).unwrap_or(Bundle::EMPTY)
+    }
+
+    /// The bytes of an extent of this image; empty if it lies outside of the file, which `open` has excluded for all
+    /// extents of the header.
+    pub fn extent(&self, e: Extent) -> &[u8] {
+        extent(&self.bytes, e).unwrap_or_default()
+    }
+}
+
+/// BLAKE3 of an image, its own hash field taken as zeros. `bytes` is longer than a header.
+pub(crate) fn hash(bytes: &[u8]) -> blake3::Hash {
+    let (head, rest) = bytes.split_at(ImageHeader::HASH_OFFSET as usize);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(head).update(&[0; 32]).update(&rest[32..]);
+    hasher.finalize()
+}
+
+fn extent(bytes: &[u8], e: Extent) -> Option<&[u8]> {
+    if e.len == 0 {
+        return Some(&[]);
+    }
+    let start = usize::try_from(e.offset).ok()?;
+    bytes.get(start..start.checked_add(usize::try_from(e.len).ok()?)?)
+}

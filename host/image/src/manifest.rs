@@ -1,0 +1,204 @@
+//! The manifest of an image as a value, and its encoding into records.
+
+use donjon_abi::manifest::{Egress, RecordError, Tag, records, write_record};
+
+/// What a guest was declared to be and to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Name of the image.
+    pub name: String,
+    /// Default memory, bytes.
+    pub memory: u64,
+    /// Ports on which the guest may listen.
+    pub listen: Vec<Port>,
+    /// Destinations that the guest may reach.
+    pub egress: Vec<Egress>,
+    /// Default arguments, without the program's name.
+    pub args: Vec<String>,
+    /// Default environment, `NAME=value`.
+    pub env: Vec<String>,
+    /// Largest total size of `/tmp`, bytes; `None` leaves it to the library OS.
+    pub tmpfs: Option<u64>,
+    /// Version of the tool that made the image.
+    pub tool: String,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// TCP.
+    Tcp = 6,
+    /// UDP.
+    Udp = 17,
+}
+
+/// A port of a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The number, not 0.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}/{protocol}", self.port)
+    }
+}
+
+impl std::str::FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Port, String> {
+        let (port, protocol) = match text.split_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((port, "tcp")) => (port, Protocol::Tcp),
+            Some((port, "udp")) => (port, Protocol::Udp),
+            Some((_, other)) => return Err(format!("`{other}` is not a protocol (expected tcp or udp)")),
+        };
+        match port.parse() {
+            Ok(port @ 1..) => Ok(Port { protocol, port }),
+            _ => Err(format!("`{port}` is not a port (expected 1 to 65535)")),
+        }
+    }
+}
+
+/// Why manifest records were refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// A record reaches past the end.
+    #[error("its manifest is truncated")]
+    Truncated,
+    /// A record that this version does not know.
+    #[error("its manifest has an unknown record with tag {0}")]
+    Tag(u16),
+    /// A record whose value cannot be right.
+    #[error("its manifest's {0:?} record is malformed")]
+    Value(Tag),
+    /// A record that must be there.
+    #[error("its manifest has no {0:?} record")]
+    Missing(Tag),
+    /// A record that may be there only once.
+    #[error("its manifest has more than one {0:?} record")]
+    Twice(Tag),
+}
+
+impl Manifest {
+    /// Reads the records.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
+        let (mut name, mut memory, mut tool) = (None, None, None);
+        let mut out = Manifest::default();
+        for record in records(bytes) {
+            let (tag, value) = record.map_err(|e| match e {
+                RecordError::Tag(tag) => ManifestError::Tag(tag),
+                _ => ManifestError::Truncated,
+            })?;
+            let bad = || ManifestError::Value(tag);
+            let text = || std::str::from_utf8(value).ok().filter(|t| !t.contains('\0')).map(String::from).ok_or(bad());
+            let number = || value.try_into().map(u64::from_le_bytes).map_err(|_| bad());
+            let once = |first: bool| if first { Ok(()) } else { Err(ManifestError::Twice(tag)) };
+            match tag {
+                Tag::Name => once(name.replace(text()?).is_none())?,
+                Tag::Memory => once(memory.replace(number()?).is_none())?,
+                Tag::Tool => once(tool.replace(text()?).is_none())?,
+                Tag::Tmpfs => once(out.tmpfs.replace(number()?).is_none())?,
+                Tag::Listen => out.listen.push(Port::from_record(value).ok_or_else(bad)?),
+                Tag::Egress => out.egress.push(Egress::from_bytes(value).ok_or_else(bad)?),
+                Tag::Arg => out.args.push(text()?),
+                Tag::Env => out.env.push(text().ok().filter(|t| t.contains('=')).ok_or_else(bad)?),
+            }
+        }
+        out.name = name.ok_or(ManifestError::Missing(Tag::Name))?;
+        out.memory = memory.ok_or(ManifestError::Missing(Tag::Memory))?;
+        out.tool = tool.ok_or(ManifestError::Missing(Tag::Tool))?;
+        Ok(out)
+    }
+
+    /// The records.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut put = |tag, value: &[u8]| write_record(tag, value, |b| out.extend_from_slice(b));
+        put(Tag::Name, self.name.as_bytes());
+        put(Tag::Memory, &self.memory.to_le_bytes());
+        self.listen.iter().for_each(|p| put(Tag::Listen, &p.to_record()));
+        self.egress.iter().for_each(|e| put(Tag::Egress, &e.to_bytes()));
+        self.args.iter().for_each(|a| put(Tag::Arg, a.as_bytes()));
+        self.env.iter().for_each(|e| put(Tag::Env, e.as_bytes()));
+        if let Some(tmpfs) = self.tmpfs {
+            put(Tag::Tmpfs, &tmpfs.to_le_bytes());
+        }
+        put(Tag::Tool, self.tool.as_bytes());
+        out
+    }
+}
+
+impl Port {
+    fn from_record(value: &[u8]) -> Option<Port> {
+        let &[protocol, 0, low, high] = value else { return None };
+        let protocol = match protocol {
+            6 => Protocol::Tcp,
+            17 => Protocol::Udp,
+            _ => return None,
+        };
+        Some(Port { protocol, port: u16::from_le_bytes([low, high]) }).filter(|p| p.port != 0)
+    }
+
+    fn to_record(self) -> [u8; 4] {
+        let [low, high] = self.port.to_le_bytes();
+        [self.protocol as u8, 0, low, high]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            name: "web".into(),
+            memory: 1 << 26,
+            listen: vec!["80".parse().unwrap(), "53/udp".parse().unwrap()],
+            egress: vec![Egress { protocol: 6, prefix: 120, port: 443, addr: [7; 16] }],
+            args: vec!["-v".into(), String::new()],
+            env: vec!["A=b".into()],
+            tmpfs: Some(4096),
+            tool: "0.1".into(),
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        assert_eq!(Manifest::parse(&manifest().to_bytes()), Ok(manifest()));
+    }
+
+    #[test]
+    fn refuses_what_is_missing_doubled_or_malformed() {
+        let bytes = manifest().to_bytes();
+        let twice = [&bytes[..], &bytes[..]].concat();
+        assert_eq!(Manifest::parse(&twice), Err(ManifestError::Twice(Tag::Name)));
+        assert_eq!(Manifest::parse(&[]), Err(ManifestError::Missing(Tag::Name)));
+        assert_eq!(Manifest::parse(&bytes[..bytes.len() - 8]), Err(ManifestError::Truncated));
+        let mut m = manifest();
+        m.env = vec!["no equals sign".into()];
+        assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Env)));
+        m = manifest();
+        m.listen[0].port = 0;
+        assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Listen)));
+    }
+
+    #[test]
+    fn ports_parse() {
+        assert_eq!("8080".parse::<Port>().unwrap().to_string(), "8080/tcp");
+        assert_eq!("53/udp".parse::<Port>().unwrap().to_string(), "53/udp");
+        for bad in ["0", "65536", "x", "80/sctp", "", "-1"] {
+            assert!(bad.parse::<Port>().is_err(), "{bad}");
+        }
+    }
+}
