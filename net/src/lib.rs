@@ -1,1 +1,31 @@
+//! The TCP/IP stack of Donjon: sans-IO, bounded in every direction.
+//!
+//! [`Stack`] is the whole of it: Ethernet frames go in with [`Stack::input`], come out with [`Stack::output`], and time is an
+//! argument (nanoseconds of a monotonic clock). It ends TCP for the guest's library OS and, in "any" mode, for
+//! the monitor's user-mode networking. See ADR 0002 for why it exists.
+//!
+//! How to drive it:
+//!
+//! 1. `input` every received frame; call socket functions as the application asks.
+//! 2. `output` after each batch of either, and when [`Stack::deadline`] passes. It also runs timers and loopback traffic.
+//! 3. `next_event` until it is `None`; wake whoever waits for that handle and let them look at [`Stack::readiness`].
+//!
+//! No function blocks, none panics on what a peer sends, and no per-packet step walks over all sockets.
+
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod config;
+mod error;
+mod handle;
+mod stack;
+
+pub use config::{Config, Lease, Limits, Offload, OwnAddress};
+pub use donjon_abi::{NetHdr, net_hdr};
+pub use error::Error;
+pub use handle::{Handle, Pending};
+pub use stack::*;
