@@ -1,0 +1,91 @@
+//! The preemption-off counter.
+//!
+//! There is one CPU. A thread is switched away from at two points only: where it parks, and where a tick upcall
+//! finds this counter at zero. So code that holds a [`Guard`] has the library OS to itself.
+//!
+//! Plain loads and stores suffice, although an upcall may come between them: an upcall that finds zero may switch threads, but it
+//! leaves zero behind when this thread continues; an upcall that finds more changes nothing but `PENDING`.
+
+use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+    compiler_fence,
+};
+
+/// How many guards exist in the running thread. Guests start at 1: no preemption before the scheduler exists.
+pub(crate) static OFF: AtomicU32 = AtomicU32::new(if cfg!(donjon_guest) { 1 } else { 0 });
+pub(crate) static PENDING: AtomicBool = AtomicBool::new(false);
+static TICK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Preemption is off while this exists.
+#[derive(Debug)]
+#[must_use]
+pub struct Guard(core::marker::PhantomData<*mut ()>);
+
+/// Turns preemption off until the guard is dropped. Nests. Cheap.
+///
+/// A guard may be held across `sched::park`: the counter belongs to the thread.
+#[inline]
+pub fn off() -> Guard {
+    #[cfg(not(donjon_guest))]
+    crate::host::assert_session();
+    OFF.store(OFF.load(Relaxed) + 1, Relaxed);
+    compiler_fence(SeqCst);
+    Guard(core::marker::PhantomData)
+}
+
+impl Drop for Guard {
+    #[inline]
+    fn drop(&mut self) {
+        compiler_fence(SeqCst);
+        let count = OFF.load(Relaxed) - 1;
+        OFF.store(count, Relaxed);
+        if count == 0 && PENDING.load(Relaxed) {
+            tick();
+        }
+    }
+}
+
+/// The running thread's counter.
+#[inline]
+pub fn count() -> u32 {
+    OFF.load(Relaxed)
+}
+
+/// Sets the running thread's counter. For the scheduler, which saves and restores it around a switch, and for
+/// the entry code.
+#[inline]
+pub fn set_count(count: u32) {
+    compiler_fence(SeqCst);
+    OFF.store(count, Relaxed);
+    compiler_fence(SeqCst);
+}
+
+/// Says what a tick calls (the scheduler). It is called with preemption off, on the running thread's stack.
+pub fn set_tick(f: fn()) {
+    TICK.store(f as *mut (), Relaxed);
+}
+
+/// Handles a tick: called by the upcall when it finds the counter at zero, and by the guard whose end allows a pending one.
+#[cold]
+#[inline(never)]
+#[expect(unsafe_code, reason = "the function pointer goes through an atomic")]
+pub fn tick() {
+    OFF.store(1, Relaxed);
+    compiler_fence(SeqCst);
+    PENDING.store(false, Relaxed);
+    let f = TICK.load(Relaxed);
+    if !f.is_null() {
+        // SAFETY: only `set_tick` stores here, and it stores a `fn()`.
+        let f: fn() = unsafe { core::mem::transmute(f) };
+        f();
+    }
+    compiler_fence(SeqCst);
+    OFF.store(0, Relaxed);
+}
+
+/// Marks a tick as pending, as an upcall does. For tests.
+#[cfg(not(donjon_guest))]
+pub fn host_set_pending() {
+    PENDING.store(true, Relaxed);
+}
