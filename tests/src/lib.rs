@@ -1,1 +1,19 @@
-//! TODO
+//! The harness of the end-to-end tests; `benches` and `xtask` use it too.
+//!
+//! A test asks for an [`image`], starts it with [`Guest::builder`] under one [`Engine`], waits until it answers, and talks to it with a real
+//! client. Dropping the [`Guest`] ends it, by process id. Nothing here sleeps in order to synchronise: every wait polls a
+//! condition and has a deadline far above anything that a healthy run needs.
+
+mod guest;
+pub mod http;
+pub mod measure;
+mod netns;
+mod repo;
+mod skip;
+
+pub use guest::{Builder, Engine, Exit, Guest, PATIENCE, poll_until};
+pub use netns::{GUEST_IP, HOST_IP, Netns};
+pub use repo::{
+    donjon, donjon_command, example, guests_target_dir, host_program, image, repo_root, target_dir, test_guest,
+};
+pub use skip::{Need, have, have_program, is_root, missing};

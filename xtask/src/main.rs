@@ -1,2 +1,47 @@
-//! TODO
-fn main() {}
+//! `cargo xtask`: the project's tasks. Thin: each task is a module.
+
+mod demo;
+mod process;
+mod setup;
+mod test;
+mod tokio;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  setup [--dry-run]                  install the programs that are missing (QEMU, curl, wrk, ...)
+  demo [--once] [--engine ENGINE]    build, boot and fetch the axum example; ENGINE is process (default) or qemu
+  test [--only STEP]                 everything that can be tested on this machine
+  tokio [--engine ENGINE] [FILE...]  tokio's own integration tests, each as a guest
+  bench [OPTION...]                  measure; `cargo xtask bench --help`
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut words = args.iter().map(String::as_str);
+    let result = match words.next() {
+        Some("setup") => setup::main(words),
+        Some("demo") => demo::main(words),
+        Some("test") => test::main(words),
+        Some("tokio") => tokio::main(words),
+        Some("bench") => process::bench(words),
+        Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(process::usage(format!("there is no task {other:?}"))),
+        None => Err(process::usage("which task?".to_owned())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {}", error.message);
+            if error.code == process::USAGE {
+                eprint!("\n{HELP}");
+            }
+            ExitCode::from(error.code)
+        }
+    }
+}

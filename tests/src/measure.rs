@@ -1,0 +1,119 @@
+//! Memory of a process tree, as the kernel counts it, and the time to the first answer.
+
+use std::fs;
+use std::io;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::{Builder, Guest, PATIENCE, http};
+
+/// Memory of one process, from `/proc/PID/smaps_rollup`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Memory {
+    /// Process id.
+    pub pid: u32,
+    /// Name from `/proc/PID/comm`.
+    pub name: String,
+    /// Proportional set size in bytes: what the process has for itself plus its share of what it has with others.
+    pub pss: u64,
+    /// Pages that only this process has, bytes.
+    pub private: u64,
+}
+
+/// The process and all its descendants.
+pub fn tree(pid: u32) -> io::Result<Vec<Memory>> {
+    let mut out = Vec::new();
+    let mut todo = vec![pid];
+    while let Some(pid) = todo.pop() {
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread may end while we look.
+            let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            todo.extend(children.split_ascii_whitespace().filter_map(|c| c.parse::<u32>().ok()));
+        }
+        out.push(one(pid)?);
+    }
+    Ok(out)
+}
+
+/// Sum of the proportional set sizes of the process and all its descendants, bytes.
+pub fn tree_pss(pid: u32) -> io::Result<u64> {
+    Ok(tree(pid)?.iter().map(|m| m.pss).sum())
+}
+
+/// One process.
+pub fn one(pid: u32) -> io::Result<Memory> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned();
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let field = |name: &str| sum_of(&rollup, name);
+    Ok(Memory { pid, name, pss: field("Pss:"), private: field("Private_Clean:") + field("Private_Dirty:") })
+}
+
+/// Bytes resident in the mapping of `pid` whose name contains `name` (say a memfd that backs a virtual machine's memory).
+pub fn mapping_resident(pid: u32, name: &str) -> io::Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut inside = false;
+    let mut total = 0;
+    for line in smaps.lines() {
+        if line.split('-').next().is_some_and(|a| a.len() >= 8 && a.bytes().all(|b| b.is_ascii_hexdigit())) {
+            inside = line.contains(name);
+        } else if inside && line.starts_with("Rss:") {
+            total += sum_of(line, "Rss:");
+        }
+    }
+    Ok(total)
+}
+
+/// Starts a guest and returns it with the time from exec to its first 200 for `GET path`.
+///
+/// A guest that is not up yet refuses connections, or leaves one hanging: QEMU's user network accepts for the guest and retransmits a
+/// lost SYN only seconds later. So a new attempt starts every `spacing`, whatever became of those before, and the first answer counts.
+#[track_caller]
+pub fn first_answer(builder: &Builder, path: &str, spacing: Duration) -> (Guest, Duration) {
+    let guest = builder.start();
+    let (sender, answers) = mpsc::channel();
+    let took = std::thread::scope(|scope| {
+        loop {
+            let sender = sender.clone();
+            let guest = &guest;
+            scope.spawn(move || {
+                if attempt(guest, path).is_ok_and(|r| r.status == 200) {
+                    // The receiver is gone once an earlier attempt has won.
+                    let _ = sender.send(guest.started().elapsed());
+                }
+            });
+            if let Ok(took) = answers.recv_timeout(spacing) {
+                return took;
+            }
+            assert!(guest.started().elapsed() < PATIENCE, "no answer\n{}", guest.log());
+        }
+    });
+    (guest, took)
+}
+
+fn attempt(guest: &Guest, path: &str) -> io::Result<http::Response> {
+    let stream = guest.connect()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    http::get(stream, path)
+}
+
+fn sum_of(text: &str, name: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_its_own_memory_grow() {
+        let me = std::process::id();
+        let before = one(me).unwrap();
+        let block = vec![1u8; 32 << 20];
+        let after = one(me).unwrap();
+        assert!(after.private >= before.private + (30 << 20), "{before:?} {after:?} {}", block.len());
+        assert!(tree_pss(me).unwrap() > 0);
+    }
+}

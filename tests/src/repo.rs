@@ -1,0 +1,107 @@
+//! Where things are in the repository, and how they are built: once per process.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+
+/// The repository's root.
+pub fn repo_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+}
+
+/// Cargo's target directory.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo_root().join("target"), PathBuf::from)
+}
+
+/// The target directory that all examples and test guests share, so that a dependency is built once.
+pub fn guests_target_dir() -> PathBuf {
+    target_dir().join("guests")
+}
+
+/// The `donjon` program: what `DONJON_BIN` names, else `target/release/donjon`, built at the first call.
+pub fn donjon() -> &'static Path {
+    static BIN: OnceLock<PathBuf> = OnceLock::new();
+    BIN.get_or_init(|| {
+        if let Some(bin) = std::env::var_os("DONJON_BIN") {
+            return bin.into();
+        }
+        run(cargo().args(["build", "--quiet", "--release", "--package", "donjon-cli"]).current_dir(repo_root()));
+        target_dir().join("release/donjon")
+    })
+}
+
+/// A `donjon` command with the shared target directory set and nothing on standard input.
+pub fn donjon_command() -> Command {
+    let mut command = Command::new(donjon());
+    command.env("CARGO_TARGET_DIR", guests_target_dir()).stdin(Stdio::null());
+    command
+}
+
+/// The image of `examples/NAME`.
+pub fn example(name: &str) -> PathBuf {
+    image(&repo_root().join("examples").join(name))
+}
+
+/// The image of `tests/guests/NAME`.
+pub fn test_guest(name: &str) -> PathBuf {
+    image(&repo_root().join("tests/guests").join(name))
+}
+
+/// The image of the crate in `dir`, built at the first call; later calls wait for the first and share its result.
+pub fn image(dir: &Path) -> PathBuf {
+    once_per(dir, || {
+        let images = target_dir().join("images");
+        std::fs::create_dir_all(&images).expect("target directory is writable");
+        let name = dir.file_name().expect("a crate's directory has a name").to_string_lossy();
+        // Several test processes may build at the same time: each writes its own file and renames it into place.
+        let scratch = images.join(format!("{name}.{}.img", std::process::id()));
+        let finished = images.join(format!("{name}.img"));
+        run(donjon_command().arg("build").arg(dir).arg("-o").arg(&scratch));
+        std::fs::rename(&scratch, &finished).expect("rename within a directory");
+        finished
+    })
+}
+
+/// `examples/NAME` as an ordinary Linux program (for comparisons), built with the image's optimisation settings as far as they stand in
+/// its own Cargo.toml.
+pub fn host_program(name: &str) -> PathBuf {
+    let dir = repo_root().join("examples").join(name);
+    let target = target_dir().join("native");
+    once_per(&target.join(name), || {
+        run(cargo().args(["build", "--quiet", "--release"]).env("CARGO_TARGET_DIR", &target).current_dir(&dir));
+        target.join("release").join(name)
+    })
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.stdin(Stdio::null());
+    // Set by `cargo test` for this crate's tests; another crate's build must not see them.
+    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_PKG_NAME");
+    command
+}
+
+fn once_per(key: &Path, make: impl FnOnce() -> PathBuf) -> PathBuf {
+    type Cell = Arc<OnceLock<PathBuf>>;
+    static CELLS: LazyLock<Mutex<HashMap<PathBuf, Cell>>> = LazyLock::new(Mutex::default);
+    let cell = {
+        // A panic elsewhere does not make a map of finished paths wrong.
+        let mut cells = CELLS.lock().unwrap_or_else(|e| e.into_inner());
+        cells.entry(key.to_owned()).or_default().clone()
+    };
+    cell.get_or_init(make).clone()
+}
+
+/// Runs a command to its end and panics, with its output, if it fails.
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

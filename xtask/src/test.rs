@@ -1,0 +1,222 @@
+//! `cargo xtask test`: everything that can be tested on this machine, in the order in which failures are cheapest.
+//!
+//! Test runners' own lines are shown as they come and counted. A test that lacks something says `SKIP name: reason`; where the machine has
+//! all that tests need and `CI=true`, a skip is a failure.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use donjon_tests::{Need, have, have_program, repo_root, target_dir};
+
+use crate::process::{Error, Result, cargo, failed, show, usage};
+use crate::{setup, tokio};
+
+/// What a step's runners reported.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
+    pub passed: u64,
+    pub failed: u64,
+    pub ignored: u64,
+}
+
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&mut Counts) -> Result,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "fmt", about: "formatting of every crate", run: fmt },
+    Step { name: "clippy", about: "lints, warnings are errors", run: clippy },
+    Step { name: "deny", about: "licences and advisories of dependencies (if cargo-deny is installed)", run: deny },
+    Step { name: "unit", about: "unit tests of all crates, on the host", run: unit },
+    Step { name: "build", about: "the donjon command, as users build it", run: build },
+    Step { name: "e2e", about: "guests under every engine, with real clients", run: e2e },
+    Step { name: "tokio", about: "a bounded set of tokio's own tests as guests", run: tokio_subset },
+];
+
+/// The task.
+pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
+    let mut only: Vec<&str> = Vec::new();
+    while let Some(arg) = args.next() {
+        match (arg, args.next()) {
+            ("--only", Some(step)) if STEPS.iter().any(|s| s.name == step) => only.push(step),
+            _ => {
+                let names: Vec<&str> = STEPS.iter().map(|s| s.name).collect();
+                return Err(usage(format!("test takes --only STEP; the steps are {}", names.join(", "))));
+            }
+        }
+    }
+    setup::ensure()?;
+    let skip_log = target_dir().join("skipped.txt");
+    std::fs::create_dir_all(target_dir())
+        .and_then(|()| std::fs::write(&skip_log, ""))
+        .map_err(|e| failed(format!("{}: {e}", skip_log.display())))?;
+
+    let mut rows = Vec::new();
+    let mut can_build = true;
+    for step in STEPS.iter().filter(|s| only.is_empty() || only.contains(&s.name)) {
+        println!("\n=== {}: {}", step.name, step.about);
+        let started = Instant::now();
+        let mut counts = Counts::default();
+        let result = if can_build || !["e2e", "tokio"].contains(&step.name) {
+            (step.run)(&mut counts)
+        } else {
+            Err(failed("not run: the build failed"))
+        };
+        can_build &= step.name != "build" || result.is_ok();
+        if let Err(e) = &result {
+            println!("FAILED {}: {}", step.name, e.message);
+        }
+        rows.push((step.name, result, counts, started.elapsed()));
+    }
+    summary(rows, &std::fs::read_to_string(&skip_log).unwrap_or_default())
+}
+
+fn summary(rows: Vec<(&str, Result, Counts, Duration)>, skipped: &str) -> Result {
+    println!("\n=== summary");
+    println!("{:<8} {:>7} {:>7} {:>7} {:>8}  result", "step", "passed", "failed", "ignored", "seconds");
+    let mut total = Counts::default();
+    let mut bad = Vec::new();
+    for (name, result, counts, took) in &rows {
+        println!(
+            "{name:<8} {:>7} {:>7} {:>7} {:>8.0}  {}",
+            counts.passed,
+            counts.failed,
+            counts.ignored,
+            took.as_secs_f64(),
+            result.as_ref().map_or_else(|e| e.message.as_str(), |()| "ok")
+        );
+        total.passed += counts.passed;
+        total.failed += counts.failed;
+        total.ignored += counts.ignored;
+        if result.is_err() {
+            bad.push(*name);
+        }
+    }
+    let skips = skipped.lines().count();
+    skipped.lines().for_each(|line| println!("{line}"));
+    println!("{} passed, {} failed, {} ignored, {skips} skipped", total.passed, total.failed, total.ignored);
+    let complete = have(Need::Tap) && have(Need::Qemu) && have(Need::Program("curl"));
+    if std::env::var("CI").is_ok_and(|v| v == "true") && complete && skips > 0 {
+        return Err(failed(format!("{skips} tests were skipped on a machine that has all that they need")));
+    }
+    if bad.is_empty() { Ok(()) } else { Err(failed(format!("failed: {}", bad.join(", ")))) }
+}
+
+fn fmt(_: &mut Counts) -> Result {
+    stream(cargo().args(["fmt", "--all", "--check"]), &mut Counts::default())?;
+    for manifest in guest_manifests()? {
+        stream(cargo().args(["fmt", "--check", "--manifest-path"]).arg(&manifest), &mut Counts::default())?;
+    }
+    Ok(())
+}
+
+fn clippy(counts: &mut Counts) -> Result {
+    let deny = ["--", "-D", "warnings"];
+    // The members that `cargo build` builds, with their tests ...
+    stream(cargo().args(["clippy", "--quiet", "--all-targets"]).args(deny), counts)?;
+    stream(
+        cargo().args(["clippy", "--quiet", "--all-targets", "-p", "donjon-tests", "-p", "donjon-benches"]).args(deny),
+        counts,
+    )?;
+    // ... and those that only the guest's own build uses; they have no test harness that links on the host.
+    stream(
+        cargo()
+            .args(["clippy", "--quiet", "-p", "donjon-libc", "-p", "donjon-object", "-p", "donjon-ring0"])
+            .args(deny),
+        counts,
+    )?;
+    for manifest in guest_manifests()? {
+        let mut command = cargo();
+        command.args(["clippy", "--quiet", "--manifest-path"]).arg(&manifest).args(deny);
+        stream(command.env("CARGO_TARGET_DIR", target_dir().join("native")), counts)?;
+    }
+    Ok(())
+}
+
+fn deny(_: &mut Counts) -> Result {
+    if !have_program("cargo-deny") {
+        println!("cargo-deny is not installed; not checked");
+        return Ok(());
+    }
+    stream(cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]), &mut Counts::default())
+}
+
+fn unit(counts: &mut Counts) -> Result {
+    stream(cargo().args(["test", "--no-fail-fast"]), counts)?;
+    stream(cargo().args(["test", "--lib", "-p", "donjon-tests"]), counts)
+}
+
+fn build(counts: &mut Counts) -> Result {
+    stream(cargo().args(["build", "--release", "--package", "donjon-cli"]), counts)
+}
+
+fn e2e(counts: &mut Counts) -> Result {
+    let mut command = cargo();
+    // Guests are processes of their own; two at a time fit the two cores that the smallest machine has.
+    command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "2"]);
+    stream(command.env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+}
+
+fn tokio_subset(counts: &mut Counts) -> Result {
+    tokio::subset(counts)
+}
+
+/// Manifests of the crates outside the workspace.
+pub fn guest_manifests() -> Result<Vec<PathBuf>> {
+    let mut manifests = Vec::new();
+    for dir in ["examples", "tests/guests"] {
+        let dir = repo_root().join(dir);
+        let entries = std::fs::read_dir(&dir).map_err(|e| failed(format!("{}: {e}", dir.display())))?;
+        manifests.extend(
+            entries.filter_map(|entry| Some(entry.ok()?.path().join("Cargo.toml"))).filter(|path| path.exists()),
+        );
+    }
+    manifests.sort();
+    Ok(manifests)
+}
+
+/// Runs a command, shows what it prints, and adds up its `test result:` lines.
+pub fn stream(command: &mut Command, counts: &mut Counts) -> Result {
+    let shown = show(command);
+    println!("$ {shown}");
+    let cannot = |e: std::io::Error| failed(format!("cannot run {shown}: {e}"));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(cannot)?;
+    let lines = BufReader::new(child.stdout.take().expect("piped"));
+    for line in lines.split(b'\n') {
+        let line = line.map_err(cannot)?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        if let Some(c) = parse_result(&line) {
+            counts.passed += c.passed;
+            counts.failed += c.failed;
+            counts.ignored += c.ignored;
+        }
+    }
+    let status = child.wait().map_err(cannot)?;
+    if status.success() { Ok(()) } else { Err(Error { message: format!("{shown}: {status}"), code: 1 }) }
+}
+
+/// The numbers in libtest's `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+pub fn parse_result(line: &str) -> Option<Counts> {
+    let (_, rest) = line.split_once("test result: ")?;
+    let number =
+        |what: &str| rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(what)?.trim().parse::<u64>().ok());
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, ignored: number("ignored")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_libtest_results() {
+        let c = parse_result("test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 2 filtered out; f");
+        assert!(c.is_some_and(|c| (c.passed, c.failed, c.ignored) == (12, 3, 1)));
+        assert!(parse_result("test result is unknown").is_none());
+        assert!(parse_result("running 3 tests").is_none());
+    }
+}
