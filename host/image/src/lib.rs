@@ -6,8 +6,15 @@
 //! - [`pack`](mod@pack): a linked program becomes an image.
 //! - [`image`]: an image is opened and checked.
 
+pub mod bundle;
+pub mod config;
 pub mod image;
+pub mod linker;
 pub mod manifest;
+pub mod pack;
+#[cfg(feature = "guest")]
+pub mod project;
+mod shim;
 
 pub use image::{Image, OpenError};
 pub use manifest::{Manifest, Port, Protocol};

@@ -1,0 +1,191 @@
+//! Builds what goes into every image: the guest object (prelinked) and the ring-0 shim (linked), with a nested cargo.
+//!
+//! Nothing of the outer build's settings may leak in: the guest has its own flags, profile and target directory, so that
+//! the same sources and toolchain give the same bytes whatever the outer build is (debug, test, clippy).
+
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use object::{Object as _, ObjectSymbol as _, SymbolFlags, elf};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What the packer looks up besides the C names.
+const ENTRIES: [&str; 3] = ["_start", "donjon_upcall", "donjon_fault"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(donjon_guest)");
+    if env::var_os("CARGO_FEATURE_GUEST").is_none() {
+        return;
+    }
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("../..").canonicalize().unwrap();
+    for path in ["abi", "net", "guest", "Cargo.lock", "Cargo.toml"] {
+        println!("cargo::rerun-if-changed={}", root.join(path).display());
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    let toolchain = Toolchain::find();
+    guest_object(&root, &out, &toolchain);
+    shim(&root, &out, &toolchain);
+}
+
+/// `guest.o`: one relocatable object that defines the C names and nothing else that another object can see. Functions
+/// stay in sections of their own, so that the final link drops what the program does not use.
+fn guest_object(root: &Path, out: &Path, toolchain: &Toolchain) {
+    println!("cargo::rerun-if-env-changed=DONJON_DEV_OBJECT");
+    let archive = env::var_os("DONJON_DEV_OBJECT").map(PathBuf::from).unwrap_or_else(|| cargo_staticlib(
+        root,
+        out,
+        "donjon-object",
+        // The guest's own frames need no unwind tables: its panics abort, and the application's end at the door.
+        &["-Crelocation-model=pic", "-Cforce-unwind-tables=no", "-Cpanic=abort"],
+        "s",
+    ));
+    let (exports, prelinked, object) = (exports(&archive), out.join("prelinked.o"), out.join("guest.o"));
+    for name in ENTRIES {
+        if !exports.contains(name) {
+            println!("cargo::warning=the guest object does not define `{name}` yet");
+        }
+    }
+    let mut link = toolchain.lld();
+    link.args(["-r", "--gc-sections", "--strip-debug", "-o"]).arg(&prelinked);
+    exports.iter().for_each(|name| {
+        link.args(["-u", name]);
+    });
+    run(link.arg(&archive));
+    let keep = out.join("exports.txt");
+    fs::write(&keep, exports.iter().map(|e| format!("{e}\n")).collect::<String>()).unwrap();
+    let mut objcopy = toolchain.objcopy();
+    objcopy.arg("--strip-unneeded").arg(format!("--keep-global-symbols={}", keep.display()));
+    run(objcopy.args(["--remove-section=.comment", "--remove-section=.llvmbc"]).arg(&prelinked).arg(&object));
+}
+
+/// The names that the archive offers to C: every default-visible global that is not one of Rust's own.
+fn exports(archive: &Path) -> BTreeSet<String> {
+    let bytes = fs::read(archive).unwrap();
+    let file = object::read::archive::ArchiveFile::parse(&*bytes).unwrap();
+    let mut names = BTreeSet::new();
+    for member in file.members() {
+        let member = member.unwrap();
+        let data = member.data(&*bytes).unwrap();
+        if !data.starts_with(b"\x7fELF") {
+            continue; // metadata
+        }
+        let elf = object::File::parse(data).unwrap();
+        for symbol in elf.symbols().filter(|s| s.is_global() && !s.is_undefined()) {
+            let SymbolFlags::Elf { st_other, .. } = symbol.flags() else { continue };
+            let name = symbol.name().unwrap();
+            let rust = ["_ZN", "_R", "__rust", "rust_", "anon."].iter().any(|p| name.starts_with(p));
+            if st_other & 3 == elf::STV_DEFAULT && !rust {
+                names.insert(name.to_owned());
+            }
+        }
+    }
+    names
+}
+
+/// `shim.elf`, empty as long as there is no linker script.
+fn shim(root: &Path, out: &Path, toolchain: &Toolchain) {
+    let script = root.join("guest/ring0/link.ld");
+    let elf = out.join("shim.elf");
+    if !script.exists() {
+        println!("cargo::warning=no ring-0 shim yet: images will not boot under a hypervisor");
+        return fs::write(elf, b"").unwrap();
+    }
+    let archive = cargo_staticlib(
+        root,
+        out,
+        "donjon-ring0",
+        &[
+            "-Crelocation-model=static",
+            "-Cforce-unwind-tables=no",
+            "-Cpanic=abort",
+            "-Cno-redzone=yes",
+            "-Ctarget-feature=-mmx",
+        ],
+        "s",
+    );
+    let mut link = toolchain.lld();
+    link.args(["-static", "--no-pie", "--gc-sections", "--build-id=none", "-O2", "-z", "noexecstack", "-T"]).arg(script);
+    run(link.arg("--whole-archive").arg(archive).arg("-o").arg(elf));
+}
+
+/// Builds `package` as a guest and returns its archive.
+fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], opt: &str) -> PathBuf {
+    let target_dir = out.join("cargo");
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap());
+    clean(&mut cargo);
+    let mut flags = flags.to_vec();
+    flags.extend(["--cfg", "donjon_guest"]);
+    // Paths of this machine have no place in an image.
+    let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|h| h + "/.cargo")).unwrap_or_default();
+    let remap = [format!("--remap-path-prefix={}=donjon", root.display()), format!("--remap-path-prefix={home}=cargo")];
+    flags.extend(remap.iter().map(String::as_str));
+    cargo
+        .current_dir(root)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .args(["build", "--release", "--quiet", "--package", package, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    for setting in ["lto=\"fat\"", "codegen-units=1", "panic=\"abort\"", "debug=false", "strip=\"none\""] {
+        cargo.arg("--config").arg(format!("profile.release.{setting}"));
+    }
+    run(cargo.arg("--config").arg(format!("profile.release.opt-level=\"{opt}\"")));
+    target_dir.join(TARGET).join("release").join(format!("lib{}.a", package.replace('-', "_")))
+}
+
+/// Takes the outer cargo's and the outer user's settings out of a child's environment.
+fn clean(command: &mut Command) {
+    let keep = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTC_BOOTSTRAP"];
+    let ours = |name: &str| {
+        ["CARGO", "RUST", "DEP_"].iter().any(|p| name.starts_with(p))
+            || ["MAKEFLAGS", "MFLAGS", "TARGET", "HOST", "NUM_JOBS", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG"].contains(&name)
+    };
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|n| ours(n) && !keep.contains(&n)) {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// The linker and objcopy that come with rustc.
+struct Toolchain {
+    bin: PathBuf,
+    lib: OsString,
+}
+
+impl Toolchain {
+    fn find() -> Toolchain {
+        let rustc = env::var_os("RUSTC").unwrap();
+        let output = Command::new(rustc).args(["--print", "sysroot"]).output().expect("rustc runs");
+        let sysroot = PathBuf::from(String::from_utf8(output.stdout).expect("the sysroot is UTF-8").trim());
+        Toolchain { bin: sysroot.join("lib/rustlib").join(TARGET).join("bin"), lib: sysroot.join("lib").into() }
+    }
+
+    fn lld(&self) -> Command {
+        self.tool("gcc-ld/ld.lld")
+    }
+
+    fn objcopy(&self) -> Command {
+        self.tool("rust-objcopy")
+    }
+
+    fn tool(&self, name: &str) -> Command {
+        let path = self.bin.join(name);
+        assert!(path.exists(), "the Rust toolchain has no {name}; install one with rustup (stable, {TARGET})");
+        let mut command = Command::new(path);
+        command.env("LD_LIBRARY_PATH", &self.lib);
+        command
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{:?} does not start: {e}", command.get_program()));
+    let talk = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?} failed:\n{talk}", command.get_program());
+}

@@ -1,0 +1,259 @@
+//! The file bundle: host files become the read-only tree that the guest sees at `/`.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use donjon_abi::{
+    PAGE,
+    bundle::{ALIGN_FROM, ENTRY_LEN, HEADER_LEN, Kind, MAGIC, RawEntry},
+};
+
+use crate::config::Files;
+
+/// Modification time of everything in a bundle, so that the same content gives the same image: 1980-01-01.
+const MTIME: u64 = 315_532_800;
+
+/// Why files could not be bundled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// `files` names something that is not there.
+    #[error("`files` names {0}, which does not exist")]
+    Missing(PathBuf),
+    /// A pattern that matches nothing.
+    #[error("the pattern `{0}` in `files` matches nothing")]
+    NoMatch(String),
+    /// A malformed pattern.
+    #[error("the pattern `{0}` in `files` is malformed: {1}")]
+    Pattern(String, String),
+    /// A path or link that leaves the project's directory.
+    #[error("{0} leads out of the project's directory")]
+    Outside(PathBuf),
+    /// Two files for one place.
+    #[error("both {1} and {2} would become /{0}")]
+    Twice(String, PathBuf, PathBuf),
+    /// A name that is not UTF-8, or a guest path with `..`.
+    #[error("{0} cannot be the name of a bundled file")]
+    Name(PathBuf),
+    /// Neither a file nor a directory.
+    #[error("{0} is neither a file nor a directory")]
+    Special(PathBuf),
+    /// A file could not be read.
+    #[error("cannot read {0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+}
+
+/// Bundles what `files` lists, relative to the directory `root`. No files give no bytes.
+pub fn bundle(root: &Path, files: &[Files]) -> Result<Vec<u8>, BundleError> {
+    let root = root.canonicalize().map_err(|e| BundleError::Io(root.into(), e))?;
+    let mut tree = Tree { root, nodes: BTreeMap::new() };
+    for entry in files {
+        tree.entry(entry)?;
+    }
+    tree.encode()
+}
+
+enum Node {
+    Dir,
+    File(PathBuf),
+}
+
+struct Tree {
+    root: PathBuf,
+    nodes: BTreeMap<String, Node>,
+}
+
+impl Tree {
+    fn entry(&mut self, entry: &Files) -> Result<(), BundleError> {
+        let to = |rest: &str| match (&entry.to, rest) {
+            (None, _) => guest_path(rest),
+            (Some(to), "") => guest_path(to),
+            (Some(to), _) => guest_path(&format!("{to}/{rest}")),
+        };
+        if !entry.from.contains(['*', '?', '[']) {
+            // A single file with `to` gets that name, a directory becomes it.
+            let rest = if entry.to.is_some() { "" } else { entry.from.as_str() };
+            return self.add(&self.root.join(&entry.from), to(rest)?, 0);
+        }
+        let bad = |e: String| BundleError::Pattern(entry.from.clone(), e);
+        let full = self.root.join(&entry.from);
+        let paths = glob::glob(&full.to_string_lossy()).map_err(|e| bad(e.to_string()))?;
+        let mut any = false;
+        // With `to`, the part before the first pattern is cut off.
+        let fixed: PathBuf = Path::new(&entry.from)
+            .components()
+            .take_while(|c| !c.as_os_str().to_string_lossy().contains(['*', '?', '[']))
+            .collect();
+        for path in paths {
+            let path = path.map_err(|e| bad(e.to_string()))?;
+            let base = if entry.to.is_some() { self.root.join(&fixed) } else { self.root.clone() };
+            let rest = path.strip_prefix(&base).unwrap_or(&path);
+            let rest = rest.to_str().ok_or_else(|| BundleError::Name(path.clone()))?;
+            self.add(&path, to(rest)?, 0)?;
+            any = true;
+        }
+        if any { Ok(()) } else { Err(BundleError::NoMatch(entry.from.clone())) }
+    }
+
+    fn add(&mut self, path: &Path, guest: String, depth: u32) -> Result<(), BundleError> {
+        let real = path.canonicalize().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => BundleError::Missing(path.into()),
+            _ => BundleError::Io(path.into(), e),
+        })?;
+        if !real.starts_with(&self.root) || depth > 64 {
+            return Err(BundleError::Outside(path.into()));
+        }
+        let kind = fs::metadata(&real).map_err(|e| BundleError::Io(path.into(), e))?.file_type();
+        if kind.is_file() {
+            if guest.is_empty() {
+                return Err(BundleError::Name(path.into()));
+            }
+            self.parents(&guest, path)?;
+            return match self.nodes.insert(guest.clone(), Node::File(real.clone())) {
+                Some(Node::File(other)) if other != real => Err(BundleError::Twice(guest, other, real)),
+                Some(Node::Dir) => Err(BundleError::Twice(guest, path.into(), real)),
+                _ => Ok(()),
+            };
+        }
+        if !kind.is_dir() {
+            return Err(BundleError::Special(path.into()));
+        }
+        if !guest.is_empty() {
+            self.parents(&guest, path)?;
+            self.dir(&guest, path)?;
+        }
+        let list = fs::read_dir(&real).map_err(|e| BundleError::Io(path.into(), e))?;
+        for child in list {
+            let child = child.map_err(|e| BundleError::Io(path.into(), e))?;
+            let name = child.file_name().into_string().map_err(|_| BundleError::Name(child.path()))?;
+            let below = if guest.is_empty() { name } else { format!("{guest}/{name}") };
+            self.add(&path.join(child.file_name()), below, depth + 1)?;
+        }
+        Ok(())
+    }
+
+    fn parents(&mut self, guest: &str, path: &Path) -> Result<(), BundleError> {
+        guest.match_indices('/').try_for_each(|(at, _)| self.dir(&guest[..at], path))
+    }
+
+    fn dir(&mut self, guest: &str, path: &Path) -> Result<(), BundleError> {
+        match self.nodes.entry(guest.into()).or_insert(Node::Dir) {
+            Node::Dir => Ok(()),
+            Node::File(other) => Err(BundleError::Twice(guest.into(), other.clone(), path.into())),
+        }
+    }
+
+    fn encode(&self) -> Result<Vec<u8>, BundleError> {
+        if self.nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names: String = self.nodes.keys().map(String::as_str).collect();
+        let data_from = HEADER_LEN + self.nodes.len() * ENTRY_LEN + names.len();
+        let mut out = Vec::from(MAGIC);
+        out.extend((self.nodes.len() as u32).to_le_bytes());
+        out.extend((names.len() as u32).to_le_bytes());
+        let mut entries = Vec::new();
+        let mut contents = vec![0; data_from];
+        let mut name_offset = 0;
+        for (name, node) in &self.nodes {
+            let (kind, data) = match node {
+                Node::Dir => (Kind::Dir, Vec::new()),
+                Node::File(path) => (Kind::File, fs::read(path).map_err(|e| BundleError::Io(path.clone(), e))?),
+            };
+            let align = if data.len() as u64 >= ALIGN_FROM { PAGE as usize } else { 16 };
+            if !data.is_empty() {
+                contents.resize(contents.len().next_multiple_of(align), 0);
+            }
+            let raw = RawEntry {
+                name_offset,
+                name_len: name.len() as u32,
+                kind: kind as u32,
+                mtime: MTIME,
+                data_offset: contents.len() as u64,
+                data_len: data.len() as u64,
+            };
+            entries.extend(raw.to_bytes());
+            contents.extend(data);
+            name_offset += name.len() as u32;
+        }
+        out.extend(entries);
+        out.extend(names.bytes());
+        out.extend(&contents[data_from..]);
+        Ok(out)
+    }
+}
+
+/// A guest path without its leading `/`, and without what could lead out of a directory.
+fn guest_path(text: &str) -> Result<String, BundleError> {
+    let parts: Vec<&str> = text.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
+    if parts.iter().any(|p| *p == ".." || p.contains('\0')) {
+        return Err(BundleError::Outside(text.into()));
+    }
+    Ok(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use donjon_abi::bundle::Bundle;
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("donjon-bundle-{name}-{}", std::process::id()));
+        _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("project/www/sub")).unwrap();
+        fs::write(dir.join("project/www/index.html"), "hello").unwrap();
+        fs::write(dir.join("project/www/sub/big.bin"), [7; 5000]).unwrap();
+        fs::write(dir.join("project/a.json"), "{}").unwrap();
+        dir
+    }
+
+    fn from(text: &str, to: Option<&str>) -> Files {
+        Files { from: text.into(), to: to.map(Into::into) }
+    }
+
+    fn paths(bytes: &[u8]) -> Vec<String> {
+        let b = Bundle::parse(bytes).unwrap();
+        (0..b.len()).map(|i| b.get(i).unwrap().path.to_owned()).collect()
+    }
+
+    #[test]
+    fn directories_files_and_patterns() {
+        let dir = scratch("tree");
+        let root = dir.join("project");
+        let bytes = bundle(&root, &[from("www", None), from("*.json", Some("/etc"))]).unwrap();
+        assert_eq!(paths(&bytes), ["etc", "etc/a.json", "www", "www/index.html", "www/sub", "www/sub/big.bin"]);
+        let b = Bundle::parse(&bytes).unwrap();
+        assert_eq!(b.lookup("www/index.html").unwrap().data, b"hello");
+        let big = b.lookup("www/sub/big.bin").unwrap().data;
+        assert_eq!(big, [7; 5000]);
+        assert_eq!((big.as_ptr() as usize - bytes.as_ptr() as usize) % PAGE as usize, 0);
+        assert_eq!(bytes, bundle(&root, &[from("*.json", Some("etc")), from("www/", None)]).unwrap());
+        assert_eq!(paths(&bundle(&root, &[from("www", Some("/"))]).unwrap()), ["index.html", "sub", "sub/big.bin"]);
+        assert_eq!(paths(&bundle(&root, &[from("a.json", Some("/x/b.json"))]).unwrap()), ["x", "x/b.json"]);
+        assert!(bundle(&root, &[]).unwrap().is_empty());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_or_outside_is_refused() {
+        let dir = scratch("refuse");
+        let root = dir.join("project");
+        fs::write(dir.join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink("../../secret", root.join("www/link")).unwrap();
+        let error = |f: Files| bundle(&root, &[f]).unwrap_err();
+        assert!(matches!(error(from("www", None)), BundleError::Outside(_)));
+        assert!(matches!(error(from("../secret", None)), BundleError::Outside(_)));
+        assert!(matches!(error(from("a.json", Some("../x"))), BundleError::Outside(_)));
+        assert!(matches!(error(from("none", None)), BundleError::Missing(_)));
+        assert!(matches!(error(from("*.none", None)), BundleError::NoMatch(_)));
+        let two = [from("a.json", Some("/x")), from("www/index.html", Some("/x"))];
+        assert!(matches!(bundle(&root, &two), Err(BundleError::Twice(..))));
+        fs::remove_file(root.join("www/link")).unwrap();
+        std::os::unix::fs::symlink("..", root.join("www/up")).unwrap();
+        assert!(matches!(error(from("www", None)), BundleError::Outside(_)), "an endless loop");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

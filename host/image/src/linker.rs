@@ -1,0 +1,313 @@
+//! The linker mode: rustc calls this program as its linker, and this program calls the toolchain's `ld.lld` with the guest
+//! object in place of the C library.
+//!
+//! What to link with is in a [`Spec`], a file named by the environment variable [`SPEC_VAR`]. The inputs of each
+//! link are kept, so that an image can be linked again with a newer guest object without compiling anything.
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Names the [`Spec`]; its presence makes the `donjon` program a linker.
+pub const SPEC_VAR: &str = "DONJON_LINK_SPEC";
+
+/// Goes up whenever the arguments to `ld.lld` change.
+pub const REVISION: u32 = 1;
+
+/// Libraries that the guest object replaces, and those that are added by path.
+const REPLACED: [&str; 12] =
+    ["c", "m", "pthread", "dl", "rt", "util", "resolv", "crypt", "gcc", "gcc_s", "gcc_eh", "unwind"];
+
+/// What to link programs with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spec {
+    /// The `ld.lld` of the Rust toolchain.
+    pub lld: PathBuf,
+    /// The guest object.
+    pub object: PathBuf,
+    /// `libgcc_eh.a` and `libgcc.a`.
+    pub libgcc: Vec<PathBuf>,
+    /// Where the inputs and the diagnoses of links are kept.
+    pub state: PathBuf,
+    /// Changes whenever a program must be linked again although cargo sees no change.
+    pub stamp: String,
+    /// For work on the guest object itself: link although symbols are missing. Calling one ends the guest.
+    pub allow_undefined: bool,
+}
+
+/// Why a link failed, as kept for the command line tool.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// The program that did not link.
+    pub output: PathBuf,
+    /// Symbols that nothing defines, with those who refer to them.
+    pub undefined: BTreeMap<String, Vec<String>>,
+    /// Symbols that are defined twice, with those who define them.
+    pub duplicate: BTreeMap<String, Vec<String>>,
+    /// The libraries that were asked for but are not there.
+    pub libraries: Vec<String>,
+    /// The linker's own words.
+    pub text: String,
+}
+
+/// A link that was done, kept to be repeated.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    stamp: String,
+    args: Vec<String>,
+}
+
+impl Spec {
+    /// Writes the spec to a file; the path is the value for [`SPEC_VAR`].
+    pub fn save(&self) -> io::Result<PathBuf> {
+        fs::create_dir_all(&self.state)?;
+        let path = self.state.join("spec.json");
+        fs::write(&path, serde_json::to_vec(self)?)?;
+        Ok(path)
+    }
+
+    /// The diagnosis of the last link that failed, if any did since [`Spec::forget_diagnosis`].
+    pub fn diagnosis(&self) -> Option<Diagnosis> {
+        serde_json::from_slice(&fs::read(self.state.join("diagnosis.json")).ok()?).ok()
+    }
+
+    /// To be called before cargo is.
+    pub fn forget_diagnosis(&self) {
+        _ = fs::remove_file(self.state.join("diagnosis.json"));
+    }
+
+    /// Links `output` again if that was last done with another guest object.
+    pub fn refresh(&self, output: &Path) -> io::Result<Result<(), Diagnosis>> {
+        let Ok(bytes) = fs::read(self.kept(output).join("link.json")) else { return Ok(Ok(())) };
+        let kept: Kept = serde_json::from_slice(&bytes)?;
+        if kept.stamp == self.stamp { Ok(Ok(())) } else { self.link(kept.args, output) }
+    }
+
+    fn kept(&self, output: &Path) -> PathBuf {
+        self.state.join("links").join(output.file_name().unwrap_or_default())
+    }
+
+    /// Runs `ld.lld`, keeps the inputs.
+    fn link(&self, args: Vec<String>, output: &Path) -> io::Result<Result<(), Diagnosis>> {
+        let mut lld = Command::new(&self.lld);
+        lld.args(&args).arg("-o").arg(output).arg(&self.object).args(&self.libgcc);
+        // The packer needs: one page-aligned segment per kind of rights, RELRO in a segment of its own (lld always makes one),
+        // relative relocations only, the entry points, and the symbol table.
+        lld.args(["-static", "-pie", "--no-dynamic-linker", "--gc-sections", "--eh-frame-hdr", "--build-id=none", "-O2"]);
+        for z in ["text", "relro", "now", "noexecstack", "separate-loadable-segments", "max-page-size=4096"] {
+            lld.args(["-z", z]);
+        }
+        lld.args(["--pack-dyn-relocs=relr", "--hash-style=gnu", "--error-limit=0"]);
+        lld.args(["-e", "_start", "-u", "donjon_upcall", "-u", "donjon_fault"]);
+        if self.allow_undefined {
+            lld.arg("--unresolved-symbols=ignore-all");
+        }
+        let done = lld.output()?;
+        let text = String::from_utf8_lossy(&done.stderr).into_owned();
+        if !done.status.success() {
+            return Ok(Err(Diagnosis { output: output.into(), ..diagnose(text) }));
+        }
+        if !text.is_empty() {
+            eprint!("{text}");
+        }
+        let kept = Kept { stamp: self.stamp.clone(), args };
+        fs::write(self.kept(output).join("link.json"), serde_json::to_vec(&kept)?)?;
+        Ok(Ok(()))
+    }
+}
+
+/// Acts as rustc's linker if the environment says so. Returns the exit status.
+pub fn run_if_linker() -> Option<u8> {
+    let path = env::var_os(SPEC_VAR)?;
+    Some(match run(Path::new(&path)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(diagnosis)) => {
+            eprint!("{}", diagnosis.text);
+            1
+        }
+        Err(e) => {
+            eprintln!("donjon, as the linker: {e}");
+            1
+        }
+    })
+}
+
+fn run(spec: &Path) -> io::Result<Result<(), Diagnosis>> {
+    let spec: Spec = serde_json::from_slice(&fs::read(spec)?)?;
+    let raw = expand(env::args().skip(1))?;
+    if raw.iter().any(|a| a == "-shared") {
+        // A `cdylib` beside the program: of no use in an image, but cargo wants it made.
+        let status = Command::new(&spec.lld).args(raw).arg("--unresolved-symbols=ignore-all").status()?;
+        return Ok(if status.success() { Ok(()) } else { Err(Diagnosis::default()) });
+    }
+    let Some((args, output)) = translate(raw) else {
+        return Err(io::Error::other("no output file among the arguments"));
+    };
+    let kept = spec.kept(&output);
+    if kept.exists() {
+        fs::remove_dir_all(&kept)?;
+    }
+    fs::create_dir_all(&kept)?;
+    let args = args.into_iter().enumerate().map(|(i, arg)| keep(&kept, i, arg)).collect::<io::Result<_>>()?;
+    let result = spec.link(args, &output)?;
+    if let Err(diagnosis) = &result {
+        fs::write(spec.state.join("diagnosis.json"), serde_json::to_vec(diagnosis)?)?;
+    }
+    Ok(result)
+}
+
+/// rustc's own object files are gone after the link: keeps them under another name.
+fn keep(kept: &Path, index: usize, arg: String) -> io::Result<String> {
+    let path = Path::new(&arg);
+    if !arg.ends_with(".o") || arg.starts_with('-') || !path.is_file() {
+        return Ok(arg);
+    }
+    // The file's own name stays: it says which crate a symbol comes from.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let copy = kept.join(format!("{index}.{name}"));
+    if fs::hard_link(path, &copy).is_err() {
+        fs::copy(path, &copy)?;
+    }
+    Ok(copy.to_string_lossy().into_owned())
+}
+
+/// Reads the `@file`s that rustc uses for long command lines: one argument per line, `\` before a space or `\`.
+fn expand(args: impl Iterator<Item = String>) -> io::Result<Vec<String>> {
+    let mut out = Vec::new();
+    for arg in args {
+        let Some(file) = arg.strip_prefix('@') else {
+            out.push(arg);
+            continue;
+        };
+        for line in fs::read_to_string(file)?.lines() {
+            let (mut word, mut chars) = (String::new(), line.chars());
+            while let Some(c) = chars.next() {
+                word.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
+            }
+            out.push(word);
+        }
+    }
+    Ok(out)
+}
+
+/// Takes out what belongs to the C library, to dynamic linking or to a C compiler as linker. Returns the rest and the output.
+fn translate(raw: Vec<String>) -> Option<(Vec<String>, PathBuf)> {
+    let (mut args, mut output) = (Vec::new(), None);
+    let mut raw = raw.into_iter().flat_map(|a| match a.strip_prefix("-Wl,") {
+        Some(list) => list.split(',').map(String::from).collect(),
+        None => vec![a],
+    });
+    while let Some(arg) = raw.next() {
+        match arg.as_str() {
+            "-o" => output = raw.next().map(PathBuf::from),
+            "-l" => {
+                let name = raw.next()?;
+                if !REPLACED.contains(&name.as_str()) {
+                    args.extend([arg, name]);
+                }
+            }
+            "-z" => args.extend([arg, raw.next()?]),
+            "-dynamic-linker" | "--dynamic-linker" => _ = raw.next(),
+            // The symbol table stays: the image does not contain it, the file for debugging does.
+            "--strip-all" | "--strip-debug" | "-s" | "-S" => {}
+            "-O1" | "-pie" | "-no-pie" | "--no-pie" | "-static-pie" | "-rdynamic" | "--export-dynamic" | "-pthread" => {}
+            "-nostartfiles" | "-nodefaultlibs" | "-nostdlib" | "-m64" => {}
+            _ if arg.starts_with("-fuse-ld") || arg.starts_with("-B/") => {}
+            _ if arg.strip_prefix("-l").is_some_and(|name| REPLACED.contains(&name)) => {}
+            _ => args.push(arg),
+        }
+    }
+    Some((args, output?))
+}
+
+/// Understands `ld.lld`'s messages.
+fn diagnose(text: String) -> Diagnosis {
+    let mut out = Diagnosis::default();
+    let mut current: Option<&mut Vec<String>> = None;
+    for line in text.lines() {
+        if let Some(message) = line.split_once("error: ").map(|(_, m)| m) {
+            current = if let Some(symbol) = message.strip_prefix("undefined symbol: ") {
+                Some(out.undefined.entry(symbol.into()).or_default())
+            } else if let Some(symbol) = message.strip_prefix("duplicate symbol: ") {
+                Some(out.duplicate.entry(symbol.into()).or_default())
+            } else {
+                if let Some(library) = message.strip_prefix("unable to find library -l") {
+                    out.libraries.push(library.into());
+                }
+                None
+            };
+        } else if let Some((list, detail)) = current.as_deref_mut().zip(line.strip_prefix(">>>")) {
+            // Either `>>> referenced by file.rs:12` (where there is debug information) or an object file with a function.
+            let detail = detail.trim();
+            let who = detail.trim_start_matches("referenced by ").trim_start_matches("defined at ");
+            let crate_of = origin(who);
+            if detail.starts_with("referenced ") && detail.ends_with(" more times") || crate_of.is_empty() {
+                continue;
+            }
+            if !list.contains(&crate_of) {
+                list.push(crate_of);
+            }
+        }
+    }
+    out.text = text;
+    out
+}
+
+/// Turns `path/libfoo-0123.rlib`, `path/foo-0123.foo.4567-cgu.0.rcgu.o:(function)` and the like into a name for people.
+fn origin(who: &str) -> String {
+    let function = who.split_once(":(").and_then(|(_, f)| f.rsplit_once(')')).map(|(f, _)| f);
+    let file = who.split(":(").next().unwrap_or(who);
+    let archive = who.rsplit_once(" in archive ").map(|(_, a)| a);
+    let name = Path::new(archive.unwrap_or(file)).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    if archive.is_none() && !name.ends_with(".o") {
+        return String::new(); // a source position
+    }
+    let stem = name.trim_start_matches("lib").split(['-', '.']).find(|s| s.parse::<u32>().is_err()).unwrap_or(&name);
+    match function.map(|f| f.trim_start_matches(".text.")) {
+        Some(f) if !f.starts_with('.') => format!("{f} ({stem})"),
+        _ => stem.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(String::from).collect()
+    }
+
+    #[test]
+    fn the_c_library_is_taken_out() {
+        let raw = words("a.o --as-needed -Bstatic x.rlib -lutil -lc -lgcc_eh -lz -l m -o out -static -pie -O1 --strip-debug -Wl,-z,now -z text");
+        let (args, output) = translate(raw).unwrap();
+        assert_eq!(args, words("a.o --as-needed -Bstatic x.rlib -lz -static -z now -z text"));
+        assert_eq!(output, Path::new("out"));
+        assert!(translate(words("a.o")).is_none());
+    }
+
+    #[test]
+    fn undefined_symbols_are_understood() {
+        let text = "ld.lld: error: undefined symbol: fork\n\
+            >>> referenced by hello.9f-cgu.0\n\
+            >>>               /t/links/hello-46/1.hello-46.hello.9f-cgu.0.rcgu.o:(hello::main)\n\
+            >>> referenced by lib.rs:12\n\
+            >>>               foo.cgu.0.rcgu.o:(foo::bar::baz) in archive /t/deps/libfoo-1234.rlib\n\
+            >>> referenced 7 more times\n\
+            \n\
+            ld.lld: error: unable to find library -lstdc++\n\
+            ld.lld: error: duplicate symbol: malloc\n\
+            >>> defined at x.c\n\
+            >>>            mimalloc.o:(malloc) in archive /t/libmimalloc.a\n\
+            >>> defined at guest.o\n";
+        let d = diagnose(text.into());
+        assert_eq!(d.undefined["fork"], ["hello::main (hello)", "foo::bar::baz (foo)"]);
+        assert_eq!(d.duplicate["malloc"], ["malloc (mimalloc)", "guest"]);
+        assert_eq!(d.libraries, ["stdc++"]);
+    }
+}

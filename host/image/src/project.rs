@@ -1,0 +1,556 @@
+//! From a cargo project to images: runs cargo with this program as the linker, then packs what it made.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{self, BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    bundle::{BundleError, bundle},
+    config::{Config, ConfigError, Optimize},
+    linker::{self, Diagnosis, Spec},
+    pack::{PackError, Parts, pack},
+};
+
+/// The only target there is.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The guest object: everything that a program finds in place of the C library.
+pub const GUEST_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.o"));
+/// The linked ring-0 shim.
+pub const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.elf"));
+
+/// Why a project was not built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// There is no `Cargo.toml` there or above.
+    #[error("{0} is not a cargo project: there is no Cargo.toml in it")]
+    NoProject(PathBuf),
+    /// A program that is needed does not start.
+    #[error("`{0}` does not start: {1}")]
+    Tool(&'static str, #[source] io::Error),
+    /// `cargo metadata` or rustc failed; it has said why.
+    #[error("{0}")]
+    Metadata(String),
+    /// Not exactly one package.
+    #[error("{0} is a workspace of several programs: {1}")]
+    Packages(PathBuf, String),
+    /// Not exactly one program in the package.
+    #[error("package `{package}` has {}", if programs.is_empty() { "no program (a src/main.rs or [[bin]])".into() } else { format!("several programs: {}", programs.join(", ")) })]
+    Programs {
+        /// The package.
+        package: String,
+        /// Its programs.
+        programs: Vec<String>,
+    },
+    /// No such program.
+    #[error("package `{package}` has no program `{bin}`, only: {}", programs.join(", "))]
+    NoProgram {
+        /// The package.
+        package: String,
+        /// What was asked for.
+        bin: String,
+        /// Its programs.
+        programs: Vec<String>,
+    },
+    /// cargo failed; it has said why.
+    #[error("cargo could not build the project")]
+    Cargo,
+    /// The program does not link against the guest object.
+    #[error("{} does not link", .0.output.file_name().unwrap_or_default().to_string_lossy())]
+    Link(Box<Diagnosis>),
+    /// A library that comes with the C compiler is missing.
+    #[error("`cc` does not know where {0} is")]
+    Libgcc(&'static str),
+    /// The Rust toolchain lacks its linker or the target.
+    #[error("the Rust toolchain has no {0}")]
+    Toolchain(PathBuf),
+    /// `Donjon.toml`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The packer.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A file could not be read or written.
+    #[error("{0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+}
+
+/// A package that can be built, with its `Donjon.toml`.
+#[derive(Debug)]
+pub struct Project {
+    /// Name of the package.
+    pub package: String,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Its programs.
+    pub bins: Vec<String>,
+    /// What cargo itself would run: `default-run`.
+    default_run: Option<String>,
+    version: String,
+    /// Its `Donjon.toml`.
+    pub config: Config,
+    /// Where we build, within cargo's target directory.
+    pub target_dir: PathBuf,
+    workspace: PathBuf,
+}
+
+/// How to build.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which program; the only one if not given.
+    pub bin: Option<String>,
+    /// Overrides `Donjon.toml`.
+    pub optimize: Option<Optimize>,
+    /// More arguments for cargo.
+    pub cargo: Vec<String>,
+    /// Do not draw, do not colour.
+    pub plain: bool,
+    /// For work on the guest object: see [`Spec::allow_undefined`].
+    pub allow_undefined: bool,
+}
+
+/// An image that was made.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Name of the program or test.
+    pub name: String,
+    /// The image.
+    pub image: PathBuf,
+    /// The linked program with its symbols, for debuggers.
+    pub debug: PathBuf,
+    /// Bytes in the image.
+    pub bytes: u64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A program that cargo has made.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Name of the cargo target.
+    pub name: String,
+    /// The linked program.
+    pub path: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    target_directory: PathBuf,
+    workspace_root: PathBuf,
+    #[serde(default)]
+    workspace_default_members: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    id: String,
+    version: String,
+    manifest_path: PathBuf,
+    default_run: Option<String>,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+impl Project {
+    /// Finds the package in `dir`.
+    pub fn load(dir: &Path) -> Result<Project, BuildError> {
+        let manifest = dir.join("Cargo.toml");
+        if !manifest.is_file() {
+            return Err(BuildError::NoProject(dir.into()));
+        }
+        let output = Command::new(cargo())
+            .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
+            .arg(&manifest)
+            .current_dir(dir)
+            .args(["--color", "never"])
+            .output()
+            .map_err(|e| BuildError::Tool("cargo", e))?;
+        if !output.status.success() {
+            let talk = String::from_utf8_lossy(&output.stderr);
+            return Err(BuildError::Metadata(talk.trim().trim_start_matches("error: ").to_owned()));
+        }
+        let Metadata { mut packages, target_directory, workspace_root, workspace_default_members } =
+            serde_json::from_slice(&output.stdout).map_err(|e| BuildError::Metadata(e.to_string()))?;
+        let here = manifest.canonicalize().map_err(|e| BuildError::Io(manifest.clone(), e))?;
+        let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == here);
+        if packages.iter().any(is_here) {
+            packages.retain(is_here);
+        } else {
+            let runs = |p: &Package| p.targets.iter().any(|t| t.kind.iter().any(|k| k == "bin"));
+            packages.retain(|p| workspace_default_members.contains(&p.id) && runs(p));
+        }
+        if packages.len() != 1 {
+            let list: Vec<_> = packages.iter().filter_map(|p| p.manifest_path.parent()).map(|p| p.display().to_string()).collect();
+            return Err(BuildError::Packages(dir.into(), list.join(", ")));
+        }
+        let package = packages.remove(0);
+        let dir = package.manifest_path.parent().unwrap_or(dir).to_owned();
+        Ok(Project {
+            config: Config::load(&dir)?,
+            package: package.name,
+            dir,
+            bins: package.targets.into_iter().filter(|t| t.kind.iter().any(|k| k == "bin")).map(|t| t.name).collect(),
+            default_run: package.default_run,
+            version: package.version,
+            target_dir: target_directory.join("donjon"),
+            workspace: workspace_root,
+        })
+    }
+
+    /// Builds the package's program into an image at `out`, or at the default place.
+    pub fn build(&self, options: &Options, out: Option<&Path>) -> Result<Built, BuildError> {
+        let bin = self.choose(options.bin.as_deref())?;
+        let mut args = vec!["build".into(), "--release".into(), "--bin".into(), bin.clone()];
+        args.extend(self.profile(options.optimize.unwrap_or(self.config.optimize)));
+        let programs = self.cargo(args, options, |t| t.kind.iter().any(|k| k == "bin") && t.name == bin)?;
+        let program = programs.into_iter().next().ok_or(BuildError::Cargo)?;
+        let name = self.config.name.clone().unwrap_or_else(|| bin.clone());
+        let default = self.target_dir.join(format!("{name}.img"));
+        self.pack(&program, out.unwrap_or(&default))
+    }
+
+    /// Builds the package's tests, as `cargo test --no-run` would; `args` go to cargo.
+    pub fn tests(&self, args: &[String], options: &Options) -> Result<Vec<Program>, BuildError> {
+        let mut all = vec!["test".to_owned(), "--no-run".into()];
+        all.extend(args.iter().cloned());
+        self.cargo(all, options, |_| true)
+    }
+
+    /// Makes the image of a program that cargo has made.
+    pub fn pack(&self, program: &Program, out: &Path) -> Result<Built, BuildError> {
+        let io = |path: &Path| { let path = path.to_owned(); move |e| BuildError::Io(path, e) };
+        let elf = fs::read(&program.path).map_err(io(&program.path))?;
+        let manifest = self.config.manifest(&program.name);
+        let bundle = bundle(&self.dir, &self.config.files)?;
+        let image = pack(Parts { program: &elf, manifest: &manifest, bundle: &bundle, shim: SHIM })?;
+        if let Some(dir) = out.parent() {
+            fs::create_dir_all(dir).map_err(io(dir))?;
+        }
+        // Never a half-written image under the final name.
+        let part = with_suffix(out, ".part");
+        fs::write(&part, &image).map_err(io(&part))?;
+        fs::rename(&part, out).map_err(io(out))?;
+        let debug = with_suffix(out, ".debug");
+        _ = fs::remove_file(&debug);
+        fs::hard_link(&program.path, &debug)
+            .or_else(|_| fs::copy(&program.path, &debug).map(drop))
+            .map_err(io(&debug))?;
+        Ok(Built {
+            name: program.name.clone(),
+            image: out.into(),
+            debug,
+            bytes: image.len() as u64,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// The variables that cargo sets for a test that it runs, as far as they make sense in a guest.
+    pub fn test_env(&self) -> Vec<String> {
+        vec![
+            "CARGO_MANIFEST_DIR=/".into(),
+            format!("CARGO_PKG_NAME={}", self.package),
+            format!("CARGO_PKG_VERSION={}", self.version),
+        ]
+    }
+
+    fn choose(&self, asked: Option<&str>) -> Result<String, BuildError> {
+        if let Some(bin) = asked.or(self.config.bin.as_deref()) {
+            let bin = bin.to_owned();
+            return match self.bins.contains(&bin) {
+                true => Ok(bin),
+                false => Err(BuildError::NoProgram { package: self.package.clone(), bin, programs: self.bins.clone() }),
+            };
+        }
+        match (&self.default_run, self.bins.as_slice()) {
+            (Some(bin), _) => Ok(bin.clone()),
+            (None, [bin]) => Ok(bin.clone()),
+            _ => Err(BuildError::Programs { package: self.package.clone(), programs: self.bins.clone() }),
+        }
+    }
+
+    /// Settings of the release profile, where the project itself has none.
+    fn profile(&self, optimize: Optimize) -> Vec<String> {
+        let text = fs::read_to_string(self.workspace.join("Cargo.toml")).unwrap_or_default();
+        let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+        let own = table.get("profile").and_then(|p| p.get("release"));
+        let level = match optimize {
+            Optimize::Size => "\"s\"",
+            Optimize::Speed => "3",
+        };
+        let mut out = Vec::new();
+        for (key, value) in [("opt-level", level), ("lto", "\"fat\""), ("codegen-units", "1")] {
+            let variable = format!("CARGO_PROFILE_RELEASE_{}", key.to_ascii_uppercase().replace('-', "_"));
+            if own.is_none_or(|o| o.get(key).is_none()) && env::var_os(variable).is_none() {
+                out.extend(["--config".to_owned(), format!("profile.release.{key}={value}")]);
+            }
+        }
+        out
+    }
+
+    /// Runs cargo with us as the linker; returns the programs that `wanted` picks, linked with the current guest object.
+    fn cargo(
+        &self,
+        args: Vec<String>,
+        options: &Options,
+        wanted: impl Fn(&Target) -> bool,
+    ) -> Result<Vec<Program>, BuildError> {
+        let spec = self.spec(options)?;
+        let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
+        spec.forget_diagnosis();
+        let ourselves = env::current_exe().map_err(|e| BuildError::Tool("donjon", e))?;
+        let flags = [
+            format!("-Clinker={}", ourselves.display()),
+            "-Clinker-flavor=ld".into(),
+            "-Ctarget-feature=+crt-static".into(),
+            "-Crelocation-model=pic".into(),
+            "--cfg=rustix_use_libc".into(),
+        ];
+        let mut cargo = Command::new(cargo());
+        cargo.args(&args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
+        let format = if options.plain { "json" } else { "json-diagnostic-rendered-ansi" };
+        cargo.arg("--message-format").arg(format).current_dir(&self.dir).env(linker::SPEC_VAR, &spec_path);
+        if options.plain {
+            cargo.args(["--color", "never"]);
+        }
+        // The user's own flags stay, whichever way they are given.
+        let user = env::var("CARGO_ENCODED_RUSTFLAGS").ok().filter(|f| !f.is_empty()).or_else(|| {
+            let flags = env::var("RUSTFLAGS").ok()?;
+            Some(flags.split_whitespace().collect::<Vec<_>>().join("\x1f")).filter(|f| !f.is_empty())
+        });
+        match user {
+            Some(user) => _ = cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{user}\x1f{}", flags.join("\x1f"))),
+            None => {
+                let list = toml::Value::try_from(&flags[..]).map_err(|e| BuildError::Metadata(e.to_string()))?;
+                cargo.arg("--config").arg(format!("target.{TARGET}.rustflags={list}"));
+            }
+        }
+        let mut child = cargo.stdout(Stdio::piped()).spawn().map_err(|e| BuildError::Tool("cargo", e))?;
+        let mut programs = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let Ok(message) = serde_json::from_str::<Message>(&line) else { continue };
+                match message {
+                    // What the linker has to say is said better by our own diagnosis.
+                    Message::CompilerMessage { message } if spec.diagnosis().is_none() || !message.is_link_error() => {
+                        eprint!("{}", message.rendered.unwrap_or_default());
+                    }
+                    Message::CompilerArtifact { target, executable: Some(path) } if wanted(&target) => {
+                        programs.push(Program { name: target.name, path });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let status = child.wait().map_err(|e| BuildError::Tool("cargo", e))?;
+        if let Some(diagnosis) = spec.diagnosis() {
+            return Err(BuildError::Link(Box::new(diagnosis)));
+        }
+        if !status.success() {
+            return Err(BuildError::Cargo);
+        }
+        for program in &programs {
+            let again = spec.refresh(&program.path).map_err(|e| BuildError::Io(program.path.clone(), e))?;
+            again.map_err(|d| BuildError::Link(Box::new(d)))?;
+        }
+        Ok(programs)
+    }
+
+    fn spec(&self, options: &Options) -> Result<Spec, BuildError> {
+        let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+            .args(["--print", "sysroot"])
+            .current_dir(&self.dir)
+            .output()
+            .map_err(|e| BuildError::Tool("rustc", e))?;
+        let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        let lld = sysroot.join("lib/rustlib").join(TARGET).join("bin/gcc-ld/ld.lld");
+        if !lld.is_file() {
+            return Err(BuildError::Toolchain(lld));
+        }
+        let state = self.target_dir.join(".donjon");
+        let stamp = blake3::hash(GUEST_OBJECT).to_hex()[..16].to_owned();
+        let object = state.join(format!("guest-{stamp}.o"));
+        let io = |e| BuildError::Io(object.clone(), e);
+        fs::create_dir_all(&state).map_err(|e| BuildError::Io(state.clone(), e))?;
+        if fs::read(&object).ok().as_deref() != Some(GUEST_OBJECT) {
+            fs::write(&object, GUEST_OBJECT).map_err(io)?;
+        }
+        let stamp = format!("{stamp}-{}", linker::REVISION);
+        Ok(Spec { lld, object, libgcc: libgcc()?, state, stamp, allow_undefined: options.allow_undefined })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+enum Message {
+    CompilerMessage {
+        message: Diagnostic,
+    },
+    CompilerArtifact {
+        target: Target,
+        executable: Option<PathBuf>,
+    },
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Diagnostic {
+    rendered: Option<String>,
+    message: String,
+    level: String,
+}
+
+impl Diagnostic {
+    fn is_link_error(&self) -> bool {
+        self.message.starts_with("linking with ")
+            || self.level == "error" && self.message.starts_with("aborting due to")
+            || self.message.starts_with("linker stderr")
+    }
+}
+
+fn cargo() -> std::ffi::OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The static libraries for unwinding and arithmetic that come with the C compiler.
+fn libgcc() -> Result<Vec<PathBuf>, BuildError> {
+    let cc = env::var_os("CC").filter(|c| !c.is_empty()).unwrap_or_else(|| "cc".into());
+    ["libgcc_eh.a", "libgcc.a"]
+        .into_iter()
+        .map(|name| {
+            let output = Command::new(&cc)
+                .arg(format!("-print-file-name={name}"))
+                .output()
+                .map_err(|e| BuildError::Tool("cc", e))?;
+            let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+            if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(name)) }
+        })
+        .collect()
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Symbols that a program wants and the guest object lacks, by what they are for.
+pub fn advice(symbol: &str) -> &'static str {
+    let known: [(&[&str], &str); 6] = [
+        (&["fork", "vfork", "exec", "posix_spawn", "wait", "clone"], "an image has exactly one process: start threads instead"),
+        (&["dlopen", "dlsym", "dlclose", "dlerror", "dladdr"], "an image cannot load code at run time: link the library statically"),
+        (&["_Zn", "_Zd", "_ZSt", "__cxa", "__gxx", "_ZNSt", "_ZNKSt"], "the C++ runtime is not supported yet"),
+        (&["shm_", "sem_open", "msg", "semget"], "there is no other process to share memory with: use threads"),
+        (&["getpw", "getgr", "setuid", "setgid", "initgroups"], "an image has no users"),
+        (&["SSL_", "X509_", "EVP_", "deflate", "inflate", "sqlite3_"], "a C library is not linked: use a crate feature such as `vendored` or `bundled`"),
+    ];
+    let found = known.iter().find(|(prefixes, _)| prefixes.iter().any(|p| symbol.starts_with(p)));
+    found.map_or("see docs/compatibility.md, and leave the crate's feature that needs it out", |(_, text)| text)
+}
+
+/// Groups a diagnosis for people: one line per symbol, most wanted first.
+pub fn explain(d: &Diagnosis) -> Vec<String> {
+    let mut lines = Vec::new();
+    let who = |list: &[String]| match list {
+        [] => String::new(),
+        [one] => format!(", wanted by {one}"),
+        [one, two] => format!(", wanted by {one} and {two}"),
+        [one, two, rest @ ..] => format!(", wanted by {one}, {two} and {} more", rest.len()),
+    };
+    let mut undefined: Vec<_> = d.undefined.iter().collect();
+    undefined.sort_by_key(|(_, list)| std::cmp::Reverse(list.len()));
+    for (symbol, list) in undefined {
+        lines.push(format!("missing symbol `{symbol}`{}: {}", who(list), advice(symbol)));
+    }
+    for (symbol, list) in &d.duplicate {
+        lines.push(format!("symbol `{symbol}` is defined twice: by {}", list.join(" and by ")));
+    }
+    for library in &d.libraries {
+        lines.push(format!("the library `{library}` is not there as a static archive (lib{library}.a)"));
+    }
+    if lines.is_empty() {
+        lines.extend(d.text.lines().map(String::from));
+    }
+    lines
+}
+
+/// The sizes of a program's functions and data by crate, largest first, for the question what fills an image.
+pub fn sizes_by_crate(elf: &[u8]) -> BTreeMap<String, u64> {
+    use object::{Object as _, ObjectSymbol as _};
+    let mut out = BTreeMap::new();
+    let Ok(file) = object::File::parse(elf) else { return out };
+    for symbol in file.symbols().filter(|s| s.is_definition() && s.size() > 0) {
+        let name = symbol.name().unwrap_or_default();
+        *out.entry(crate_of(name)).or_default() += symbol.size();
+    }
+    out
+}
+
+/// The crate in a mangled Rust name (legacy or v0), or "C".
+fn crate_of(name: &str) -> String {
+    let digits = |s: &str| s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
+    let ident = |s: &str| {
+        let n = digits(s);
+        let len: usize = s[..n].parse().ok()?;
+        s.get(n..n + len).map(String::from)
+    };
+    if let Some(rest) = name.strip_prefix("_ZN") {
+        let found = ident(rest).unwrap_or_default();
+        // `<impl Trait for Type>`: the crate is the first name within.
+        let plain = found.trim_start_matches(|c: char| !c.is_alphabetic()).replace("$LT$", "");
+        let plain: String = plain.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        return if plain.is_empty() { "(other)".into() } else { plain };
+    }
+    if let Some(rest) = name.strip_prefix("_R") {
+        // v0: the first crate root is `C` (with an optional `s…_` disambiguator), then the identifier.
+        if let Some(at) = rest.find('C') {
+            let rest = &rest[at + 1..];
+            let rest = rest.strip_prefix('s').and_then(|r| r.split_once('_')).map_or(rest, |(_, r)| r);
+            return ident(rest).unwrap_or_else(|| "(other)".into());
+        }
+    }
+    "C".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crates_of_names() {
+        assert_eq!(crate_of("_ZN4core3fmt5write17h0123456789abcdefE"), "core");
+        assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
+        assert_eq!(crate_of("memcpy"), "C");
+    }
+
+    #[test]
+    fn explanations_name_symbol_user_and_remedy() {
+        let mut d = Diagnosis::default();
+        d.undefined.insert("fork".into(), vec!["daemon::start (daemon)".into()]);
+        d.duplicate.insert("malloc".into(), vec!["mimalloc".into(), "guest".into()]);
+        assert_eq!(
+            explain(&d),
+            [
+                "missing symbol `fork`, wanted by daemon::start (daemon): an image has exactly one process: start threads instead",
+                "symbol `malloc` is defined twice: by mimalloc and by guest",
+            ]
+        );
+    }
+}
