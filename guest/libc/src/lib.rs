@@ -1,1 +1,2 @@
 #![no_std]
+pub mod c;

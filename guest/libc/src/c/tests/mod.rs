@@ -1,0 +1,4 @@
+//! Tests against the host's own C library.
+
+mod random;
+mod strings;
