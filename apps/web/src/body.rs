@@ -1,0 +1,81 @@
+//! Response bodies.
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Largest piece that is handed to the connection at once, so that a slow client holds little.
+const PIECE: usize = 64 * 1024;
+
+/// A body: pieces of the bundle or of the heap, in order; or a stream from an upstream.
+#[derive(Default)]
+pub struct Content {
+    pieces: VecDeque<Bytes>,
+    #[cfg(feature = "proxy")]
+    stream: Option<crate::proxy::Stream>,
+}
+
+impl Content {
+    /// A body of these pieces.
+    pub fn new(pieces: impl IntoIterator<Item = Bytes>) -> Content {
+        Content { pieces: pieces.into_iter().filter(|p| !p.is_empty()).collect(), ..Content::default() }
+    }
+
+    /// A body that an upstream sends.
+    #[cfg(feature = "proxy")]
+    pub fn stream(stream: crate::proxy::Stream) -> Content {
+        Content { stream: Some(stream), ..Content::default() }
+    }
+
+    /// Length of the pieces, bytes.
+    pub fn len(&self) -> u64 {
+        self.pieces.iter().map(|p| p.len() as u64).sum()
+    }
+}
+
+/// What a body may fail with.
+#[cfg(feature = "proxy")]
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// What a body may fail with: nothing, without an upstream.
+#[cfg(not(feature = "proxy"))]
+pub type Error = Infallible;
+
+#[cfg(feature = "proxy")]
+const _: Option<Infallible> = None;
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        #[cfg(feature = "proxy")]
+        if let Some(stream) = &mut self.stream {
+            return Pin::new(stream).poll_frame(_cx);
+        }
+        Poll::Ready(self.pieces.front_mut().map(|piece| piece.split_to(piece.len().min(PIECE))).map(|piece| {
+            if self.pieces.front().is_some_and(Bytes::is_empty) {
+                self.pieces.pop_front();
+            }
+            Ok(Frame::data(piece))
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        #[cfg(feature = "proxy")]
+        if let Some(stream) = &self.stream {
+            return stream.is_end_stream();
+        }
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        #[cfg(feature = "proxy")]
+        if let Some(stream) = &self.stream {
+            return stream.size_hint();
+        }
+        SizeHint::with_exact(self.len())
+    }
+}

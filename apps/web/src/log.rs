@@ -1,0 +1,82 @@
+//! The access log: one JSON object a line, on standard output.
+
+use crate::negotiate::text;
+use hyper::header;
+use hyper::http::request::Parts;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+/// One line of the log.
+pub struct Entry<'a> {
+    /// The client.
+    pub peer: SocketAddr,
+    /// The request.
+    pub request: &'a Parts,
+    /// The response's status.
+    pub status: u16,
+    /// Body length; `None` if it is not known in advance.
+    pub bytes: Option<u64>,
+    /// From the request's last header to the response's head.
+    pub took: Duration,
+}
+
+impl Entry<'_> {
+    /// Writes the line. A console that takes nothing loses log lines, not requests.
+    pub fn write(&self) {
+        let line = self.line(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }
+
+    fn line(&self, now: Duration) -> String {
+        let mut out = format!("{{\"time\":{}.{:03}", now.as_secs(), now.subsec_millis());
+        let mut field = |name: &str, value: &str| {
+            out.push_str(&format!(",\"{name}\":"));
+            string(&mut out, value);
+        };
+        let r = self.request;
+        field("client", &self.peer.to_string());
+        field("method", r.method.as_str());
+        field("target", r.uri.path_and_query().map_or("*", |p| p.as_str()));
+        field("version", &format!("{:?}", r.version));
+        field("host", crate::respond::host(r).unwrap_or(""));
+        field("agent", &text(&r.headers, header::USER_AGENT).unwrap_or_default());
+        field("referer", &text(&r.headers, header::REFERER).unwrap_or_default());
+        out.push_str(&format!(",\"status\":{}", self.status));
+        if let Some(bytes) = self.bytes {
+            out.push_str(&format!(",\"bytes\":{bytes}"));
+        }
+        out.push_str(&format!(",\"micros\":{}}}\n", self.took.as_micros()));
+        out
+    }
+}
+
+fn string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_json_whatever_the_client_sends() {
+        let request = hyper::Request::get("/a%22?x=\\").header("user-agent", "a\"b\tc").body(()).unwrap();
+        let (request, ()) = request.into_parts();
+        let peer = "10.0.0.1:5".parse().unwrap();
+        let entry = Entry { peer, request: &request, status: 200, bytes: Some(5), took: Duration::from_micros(7) };
+        assert_eq!(
+            entry.line(Duration::from_millis(1_002)),
+            "{\"time\":1.002,\"client\":\"10.0.0.1:5\",\"method\":\"GET\",\"target\":\"/a%22?x=\\\\\",\"version\":\"HTTP/1.1\",\
+             \"host\":\"\",\"agent\":\"a\\\"b\\u0009c\",\"referer\":\"\",\"status\":200,\"bytes\":5,\"micros\":7}\n"
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! Counters in Prometheus' text format.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The server's counters. Status classes are 1xx to 5xx.
+#[derive(Default)]
+pub struct Metrics {
+    responses: [AtomicU64; 5],
+    bytes: AtomicU64,
+    /// Connections accepted since start.
+    pub accepted: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+    /// Requests in progress now.
+    pub active: AtomicU64,
+}
+
+impl Metrics {
+    /// Counts a response with its status and body length (known lengths only).
+    pub fn response(&self, status: u16, bytes: u64) {
+        if let Some(class) = self.responses.get(usize::from(status / 100).wrapping_sub(1)) {
+            class.fetch_add(1, Relaxed);
+        }
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// The text that a scraper gets.
+    pub fn text(&self) -> String {
+        let mut out = String::from("# TYPE donjon_web_responses_total counter\n");
+        for (i, class) in self.responses.iter().enumerate() {
+            let _ = writeln!(out, "donjon_web_responses_total{{class=\"{}xx\"}} {}", i + 1, class.load(Relaxed));
+        }
+        for (name, kind, value) in [
+            ("body_bytes_total", "counter", &self.bytes),
+            ("connections_accepted_total", "counter", &self.accepted),
+            ("connections_open", "gauge", &self.open),
+            ("requests_active", "gauge", &self.active),
+        ] {
+            let _ = writeln!(out, "# TYPE donjon_web_{name} {kind}\ndonjon_web_{name} {}", value.load(Relaxed));
+        }
+        out
+    }
+}
+
+/// Adds one to a gauge until dropped.
+pub struct Held<'a>(&'a AtomicU64);
+
+impl<'a> Held<'a> {
+    /// Adds one.
+    pub fn new(gauge: &'a AtomicU64) -> Held<'a> {
+        gauge.fetch_add(1, Relaxed);
+        Held(gauge)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,162 @@
+//! Preconditions and content coding (RFC 9110 §12.5.3, §13).
+
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderName};
+use std::time::{Duration, SystemTime};
+
+/// What the preconditions of a GET or HEAD come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Answer as usual.
+    Go,
+    /// 304.
+    NotModified,
+    /// 412.
+    Failed,
+}
+
+/// Evaluates If-Match, If-Unmodified-Since, If-None-Match and If-Modified-Since in the order of RFC 9110 §13.2.2.
+/// `etag` is without quotes; `mtime` in seconds since 1970.
+pub fn precondition(headers: &HeaderMap, etag: &str, mtime: u64) -> Precondition {
+    if let Some(list) = text(headers, header::IF_MATCH) {
+        if !any_tag(&list, etag, false) {
+            return Precondition::Failed;
+        }
+    } else if let Some(since) = date(headers, header::IF_UNMODIFIED_SINCE)
+        && mtime > since
+    {
+        return Precondition::Failed;
+    }
+    if let Some(list) = text(headers, header::IF_NONE_MATCH) {
+        if any_tag(&list, etag, true) {
+            return Precondition::NotModified;
+        }
+    } else if let Some(since) = date(headers, header::IF_MODIFIED_SINCE)
+        && mtime <= since
+    {
+        return Precondition::NotModified;
+    }
+    Precondition::Go
+}
+
+/// Whether a Range header is to be honoured, given If-Range.
+pub fn range_applies(headers: &HeaderMap, etag: &str, mtime: u64) -> bool {
+    match text(headers, header::IF_RANGE) {
+        None => true,
+        Some(value) if value.starts_with('"') => value.trim() == format!("\"{etag}\""),
+        Some(value) if value.starts_with("W/") => false,
+        Some(_) => date(headers, header::IF_RANGE) == Some(mtime),
+    }
+}
+
+/// Whether the client takes `coding` ("br", "gzip"), with its weight in thousandths.
+pub fn accepts(headers: &HeaderMap, coding: &str) -> Option<u32> {
+    let mut any = None;
+    for value in headers.get_all(header::ACCEPT_ENCODING) {
+        for item in value.to_str().ok()?.split(',') {
+            let mut fields = item.split(';');
+            let name = fields.next().unwrap_or("").trim();
+            let weight = fields
+                .find_map(|f| f.trim().strip_prefix("q="))
+                .map_or(1000, |q| q.trim().parse::<f32>().map_or(0, |q| (q.clamp(0.0, 1.0) * 1000.0) as u32));
+            if name.eq_ignore_ascii_case(coding) {
+                return (weight > 0).then_some(weight);
+            }
+            if name == "*" {
+                any = Some(weight);
+            }
+        }
+    }
+    any.filter(|w| *w > 0)
+}
+
+/// A header's values as one text, joined by commas; `None` if absent or not ASCII.
+pub fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let mut values = headers.get_all(name).iter();
+    let mut out = String::from(values.next()?.to_str().ok()?);
+    for value in values {
+        out.push(',');
+        out.push_str(value.to_str().ok()?);
+    }
+    Some(out)
+}
+
+/// Seconds since 1970 as an HTTP date.
+pub fn http_date(seconds: u64) -> String {
+    // httpdate covers the years 1970 to 9999.
+    httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799)))
+}
+
+fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
+    let time = httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok()?;
+    Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
+}
+
+fn any_tag(list: &str, etag: &str, weak: bool) -> bool {
+    // Our tags contain no comma, so splitting at commas cannot cut a tag that would match.
+    list.split(',').any(|item| {
+        let item = item.trim();
+        let item = if weak { item.strip_prefix("W/").unwrap_or(item) } else { item };
+        item == "*" || item.strip_prefix('"').and_then(|i| i.strip_suffix('"')) == Some(etag)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(HeaderName, &str)]) -> HeaderMap {
+        list.iter().map(|(n, v)| (n.clone(), v.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn preconditions() {
+        use Precondition::*;
+        let (old, same, new) = (http_date(1_000_000_000), http_date(1_500_000_000), http_date(1_600_000_000));
+        for (list, want) in [
+            (vec![], Go),
+            (vec![(header::IF_NONE_MATCH, "\"x\"")], NotModified),
+            (vec![(header::IF_NONE_MATCH, "W/\"x\"")], NotModified),
+            (vec![(header::IF_NONE_MATCH, "\"a\", \"x\"")], NotModified),
+            (vec![(header::IF_NONE_MATCH, "*")], NotModified),
+            (vec![(header::IF_NONE_MATCH, "\"y\""), (header::IF_MODIFIED_SINCE, &new)], Go),
+            (vec![(header::IF_MODIFIED_SINCE, &same)], NotModified),
+            (vec![(header::IF_MODIFIED_SINCE, &old)], Go),
+            (vec![(header::IF_MODIFIED_SINCE, "rubbish")], Go),
+            (vec![(header::IF_MATCH, "\"y\"")], Failed),
+            (vec![(header::IF_MATCH, "W/\"x\"")], Failed),
+            (vec![(header::IF_MATCH, "\"x\"")], Go),
+            (vec![(header::IF_UNMODIFIED_SINCE, &old)], Failed),
+            (vec![(header::IF_UNMODIFIED_SINCE, &new)], Go),
+        ] {
+            assert_eq!(precondition(&headers(&list), "x", 1_500_000_000), want, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn if_range() {
+        let date = http_date(1_500_000_000);
+        for (value, want) in [("\"x\"", true), ("\"y\"", false), ("W/\"x\"", false), (&*date, true), ("rubbish", false)]
+        {
+            assert_eq!(range_applies(&headers(&[(header::IF_RANGE, value)]), "x", 1_500_000_000), want, "{value}");
+        }
+        assert!(range_applies(&HeaderMap::new(), "x", 0));
+    }
+
+    #[test]
+    fn codings() {
+        for (value, br) in [
+            ("br", Some(1000)),
+            ("gzip, br;q=0.5", Some(500)),
+            ("gzip", None),
+            ("br;q=0", None),
+            ("*", Some(1000)),
+            ("*;q=0.1, br;q=0", None),
+            ("BR", Some(1000)),
+            ("br;q=rubbish", None),
+        ] {
+            assert_eq!(accepts(&headers(&[(header::ACCEPT_ENCODING, value)]), "br"), br, "{value}");
+        }
+        assert_eq!(accepts(&HeaderMap::new(), "br"), None);
+    }
+}

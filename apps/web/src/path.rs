@@ -1,0 +1,106 @@
+//! From the request target to a path of the site.
+
+/// Decodes and normalises the path of a request: percent-decoding, `.` and `..` resolved. `None` if it is malformed, not UTF-8,
+/// contains a control character or a backslash, or climbs out of the root. The result starts with `/` and has no empty, `.` or `..` component; a
+/// trailing `/` stays.
+///
+/// The content index is looked up by exact path, so nothing outside of it can be reached whatever this returns.
+pub fn normalise(raw: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.bytes();
+    while let Some(b) = rest.next() {
+        if b == b'%' {
+            let (high, low) = (hex(rest.next()?)?, hex(rest.next()?)?);
+            bytes.push(high << 4 | low);
+        } else {
+            bytes.push(b);
+        }
+    }
+    let text = String::from_utf8(bytes).ok()?;
+    if !text.starts_with('/') || text.chars().any(|c| c.is_control() || c == '\\') {
+        return None;
+    }
+    let mut out: Vec<&str> = vec![];
+    let mut directory = false;
+    for component in text.split('/').skip(1) {
+        directory = matches!(component, "" | "." | "..");
+        match component {
+            "" | "." => {}
+            ".." => {
+                out.pop()?;
+            }
+            _ => out.push(component),
+        }
+    }
+    let mut path = format!("/{}", out.join("/"));
+    if directory && path.len() > 1 {
+        path.push('/');
+    }
+    Some(path)
+}
+
+fn hex(b: u8) -> Option<u8> {
+    (b as char).to_digit(16).map(|d| d as u8)
+}
+
+/// Percent-encodes what may not stand in a URL path, for redirects and listings.
+pub fn encode(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for b in path.bytes() {
+        if b.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&b) {
+            out.push(b as char);
+        } else {
+            out.push('%');
+            for nibble in [b >> 4, b & 15] {
+                out.push(char::from(b"0123456789ABCDEF"[usize::from(nibble)]));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        for (raw, want) in [
+            ("/", Some("/")),
+            ("/a", Some("/a")),
+            ("/a/", Some("/a/")),
+            ("//a//b", Some("/a/b")),
+            ("/a/./b", Some("/a/b")),
+            ("/a/../b", Some("/b")),
+            ("/a/..", Some("/")),
+            ("/a/b/..", Some("/a/")),
+            ("/%61", Some("/a")),
+            ("/%2e%2e/x", None),
+            ("/..", None),
+            ("/a/../../b", None),
+            ("/.%2e/x", None),
+            ("/%2E%2E%2Fx", None),
+            ("/a%2f..%2f..%2fx", None),
+            ("/..\\x", None),
+            ("/%5c..", None),
+            ("/%00", None),
+            ("/%", None),
+            ("/%4", None),
+            ("/%zz", None),
+            ("/%ff", None),
+            ("/%c0%ae%c0%ae/", None),
+            ("a", None),
+            ("", None),
+        ] {
+            assert_eq!(normalise(raw).as_deref(), want, "{raw}");
+        }
+    }
+
+    #[test]
+    fn encoding_is_undone_by_normalising() {
+        for path in ["/a b", "/ü/ß", "/100%", "/a?b#c", "/plain-._~"] {
+            assert_eq!(normalise(&encode(path)).as_deref(), Some(path));
+        }
+        assert_eq!(encode("/a b%"), "/a%20b%25");
+    }
+}

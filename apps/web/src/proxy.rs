@@ -1,0 +1,403 @@
+//! Forwarding to upstreams: pooled HTTP/1.1 connections, streaming both ways, upgrades (WebSocket).
+
+use crate::body::Content;
+use crate::respond::{Scheme, host, status};
+use crate::serve::Server;
+use bytes::Bytes;
+use donjon_web_format::{Config, Proxy};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode, Version};
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, timeout};
+
+/// Longest wait for a connection to an upstream.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for the head of an upstream's response.
+const RESPONSE: Duration = Duration::from_secs(60);
+/// Most idle connections kept for each upstream.
+const IDLE_MAX: usize = 32;
+/// Headers that concern one connection only (RFC 9110 §7.6.1).
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The proxy whose prefix is the longest that matches at a `/` boundary.
+pub fn find<'a>(config: &'a Config, path: &str) -> Option<&'a Proxy> {
+    let under = |p: &&Proxy| {
+        let rest = path.strip_prefix(p.prefix.trim_end_matches('/'));
+        rest.is_some_and(|r| r.is_empty() || r.starts_with('/'))
+    };
+    config.proxies.iter().filter(under).max_by_key(|p| p.prefix.len())
+}
+
+/// Idle connections by upstream.
+#[derive(Default)]
+pub struct Upstreams {
+    idle: Mutex<HashMap<String, Vec<SendRequest<Stream>>>>,
+}
+
+impl Upstreams {
+    /// Forwards one request and returns the upstream's response, or 413, 502 or 504.
+    pub async fn forward(
+        &self,
+        server: &Arc<Server>,
+        proxy: &Proxy,
+        parts: &Parts,
+        body: Incoming,
+        peer: SocketAddr,
+        scheme: Scheme,
+    ) -> Response<Content> {
+        let limits = server.site.config.limits;
+        if body.size_hint().lower() > limits.body_bytes {
+            return status(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        let stream = Stream {
+            body,
+            left: limits.body_bytes,
+            stall: Duration::from_secs(limits.stall_seconds.into()),
+            sleep: None,
+            back: None,
+        };
+        let upgrade = upgrade_of(&parts.headers);
+        let request = outgoing(parts, stream, peer, scheme, upgrade.as_ref());
+        match timeout(RESPONSE, self.exchange(server, proxy, request)).await {
+            Err(_) => status(StatusCode::GATEWAY_TIMEOUT),
+            Ok(Err(code)) => status(code),
+            Ok(Ok((response, sender))) => match (response.status(), upgrade) {
+                (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => switch(parts, response, limits.idle_seconds),
+                (StatusCode::SWITCHING_PROTOCOLS, None) => status(StatusCode::BAD_GATEWAY),
+                _ => incoming(server, proxy, response, sender),
+            },
+        }
+    }
+
+    async fn exchange(
+        &self,
+        _server: &Arc<Server>,
+        proxy: &Proxy,
+        request: Request<Stream>,
+    ) -> Result<(Response<Incoming>, SendRequest<Stream>), StatusCode> {
+        // A pooled connection may die while the request is on its way to it; `try_send_request` gives an unsent request back.
+        let mut request = request;
+        while let Some(mut sender) = self.take(&proxy.upstream) {
+            if sender.ready().await.is_err() {
+                continue;
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, sender)),
+                Err(mut e) => match e.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(failure(e.error())),
+                },
+            }
+        }
+        let stream = match timeout(CONNECT, TcpStream::connect(&proxy.upstream)).await {
+            Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
+            Ok(Err(_)) => return Err(StatusCode::BAD_GATEWAY),
+            Ok(Ok(stream)) => stream,
+        };
+        let _ = stream.set_nodelay(true);
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+        tokio::spawn(connection.with_upgrades());
+        let response = sender.send_request(request).await.map_err(|e| failure(&e))?;
+        Ok((response, sender))
+    }
+
+    fn take(&self, upstream: &str) -> Option<SendRequest<Stream>> {
+        let mut idle = self.idle.lock().ok()?;
+        let list = idle.get_mut(upstream)?;
+        while let Some(sender) = list.pop() {
+            if !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn put(&self, upstream: &str, sender: SendRequest<Stream>) {
+        if let Ok(mut idle) = self.idle.lock() {
+            let list = idle.entry(upstream.into()).or_default();
+            if list.len() < IDLE_MAX && !sender.is_closed() {
+                list.push(sender);
+            }
+        }
+    }
+}
+
+fn failure(error: &hyper::Error) -> StatusCode {
+    use std::error::Error;
+    // Our own body's errors come back through hyper.
+    match error.source().and_then(|s| s.downcast_ref::<BodyError>()) {
+        Some(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+        Some(BodyError::Stalled) => StatusCode::REQUEST_TIMEOUT,
+        None => StatusCode::BAD_GATEWAY,
+    }
+}
+
+fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    asked.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade")).then_some(())?;
+    headers.get(header::UPGRADE).cloned()
+}
+
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+}
+
+fn outgoing(
+    parts: &Parts,
+    stream: Stream,
+    peer: SocketAddr,
+    scheme: Scheme,
+    upgrade: Option<&HeaderValue>,
+) -> Request<Stream> {
+    let mut headers = parts.headers.clone();
+    strip(&mut headers);
+    if let Some(host) = host(parts).and_then(|h| HeaderValue::from_str(h).ok()) {
+        headers.insert(header::HOST, host.clone());
+        headers.insert("x-forwarded-host", host);
+    }
+    // What a client claims about earlier hops is replaced, not extended: there is no hop before us that we know of.
+    if let Ok(client) = HeaderValue::from_str(&peer.ip().to_string()) {
+        headers.insert("x-forwarded-for", client);
+    }
+    let name = if scheme == Scheme::Https { "https" } else { "http" };
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(name));
+    headers.remove("forwarded");
+    headers.remove(header::EXPECT);
+    if let Some(protocol) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol.clone());
+    }
+    let mut request = Request::new(stream);
+    *request.method_mut() = parts.method.clone();
+    if let Some(path) = parts.uri.path_and_query() {
+        *request.uri_mut() = hyper::Uri::from(path.clone());
+    }
+    *request.version_mut() = Version::HTTP_11;
+    *request.headers_mut() = headers;
+    request
+}
+
+fn incoming(
+    server: &Arc<Server>,
+    proxy: &Proxy,
+    response: Response<Incoming>,
+    sender: SendRequest<Stream>,
+) -> Response<Content> {
+    let (mut head, body) = response.into_parts();
+    strip(&mut head.headers);
+    head.version = Version::default();
+    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender: Some(sender) };
+    let stream = Stream {
+        body,
+        left: u64::MAX,
+        stall: Duration::from_secs(server.site.config.limits.stall_seconds.into()).max(RESPONSE),
+        sleep: None,
+        back: Some(back),
+    };
+    Response::from_parts(head, Content::stream(stream))
+}
+
+/// Joins client and upstream after 101. Ends when either ends, or nothing has come from either for `idle` seconds.
+fn switch(parts: &Parts, mut response: Response<Incoming>, idle: u32) -> Response<Content> {
+    let Some(client) = parts.extensions.get::<OnUpgrade>().cloned() else { return status(StatusCode::BAD_GATEWAY) };
+    let upstream = hyper::upgrade::on(&mut response);
+    let (mut head, _) = response.into_parts();
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    strip(&mut head.headers);
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        head.headers.insert(header::UPGRADE, protocol);
+    }
+    tokio::spawn(async move {
+        if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
+            let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+            splice(client, upstream, Duration::from_secs(idle.into())).await;
+        }
+    });
+    Response::from_parts(head, Content::default())
+}
+
+use hyper::upgrade::OnUpgrade;
+
+async fn splice<A, B>(a: A, b: B, idle: Duration)
+where
+    A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    B: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let ((mut ar, mut aw), (mut br, mut bw)) = (tokio::io::split(a), tokio::io::split(b));
+    let (mut to_b, mut to_a) = (vec![0; 8192], vec![0; 8192]);
+    let (mut a_open, mut b_open) = (true, true);
+    while a_open || b_open {
+        let step = async {
+            tokio::select! {
+                n = ar.read(&mut to_b), if a_open => match n? {
+                    0 => { a_open = false; bw.shutdown().await }
+                    n => bw.write_all(&to_b[..n]).await,
+                },
+                n = br.read(&mut to_a), if b_open => match n? {
+                    0 => { b_open = false; aw.shutdown().await }
+                    n => aw.write_all(&to_a[..n]).await,
+                },
+            }
+        };
+        if !matches!(timeout(idle, step).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Why a body of ours ended early.
+#[derive(Debug)]
+enum BodyError {
+    /// The client sends more than the limit.
+    TooLarge,
+    /// Nothing came for too long.
+    Stalled,
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            BodyError::TooLarge => "body too large",
+            BodyError::Stalled => "body stalled",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+/// A body on its way through: bounded in length, and in the length of its pauses.
+pub struct Stream {
+    body: Incoming,
+    left: u64,
+    stall: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// For responses: where the connection goes when the body is complete.
+    back: Option<Back>,
+}
+
+struct Back {
+    server: Arc<Server>,
+    upstream: String,
+    sender: Option<SendRequest<Stream>>,
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = crate::body::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, crate::body::Error>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if polled.is_pending() {
+            let stall = this.stall;
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+            return match std::future::Future::poll(sleep.as_mut(), cx) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(BodyError::Stalled.into()))),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        this.sleep = None;
+        Poll::Ready(match ready!(polled) {
+            Some(Ok(frame)) => {
+                let len = frame.data_ref().map_or(0, |d| d.len() as u64);
+                match this.left.checked_sub(len) {
+                    Some(left) => {
+                        this.left = left;
+                        Some(Ok(frame))
+                    }
+                    None => Some(Err(BodyError::TooLarge.into())),
+                }
+            }
+            Some(Err(e)) => Some(Err(e.into())),
+            None => {
+                if let Some(mut back) = this.back.take()
+                    && let Some(sender) = back.sender.take()
+                {
+                    back.server.upstreams.put(&back.upstream, sender);
+                }
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // Not before poll_frame has seen the end: that is when the connection goes back to the pool.
+        self.back.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_wins_at_boundaries() {
+        let proxy = |p: &str| Proxy { prefix: p.into(), upstream: format!("up{p}") };
+        let config = Config { proxies: vec![proxy("/api"), proxy("/api/v2/"), proxy("/x")], ..Config::default() };
+        for (path, want) in [
+            ("/api", Some("up/api")),
+            ("/api/v1", Some("up/api")),
+            ("/api/v2/y", Some("up/api/v2/")),
+            ("/apiary", None),
+            ("/", None),
+        ] {
+            assert_eq!(find(&config, path).map(|p| p.upstream.as_str()), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_headers_are_stripped() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("keep-alive", "x"),
+            ("accept", "y"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
+}

@@ -1,0 +1,276 @@
+//! From a request to a response: everything but upstreams. No I/O but opening content.
+
+use crate::body::Content;
+use crate::negotiate::{Precondition, accepts, http_date, precondition, range_applies, text};
+use crate::path::{encode, normalise};
+use crate::range::{Ranges, parse};
+use crate::site::{Page, Site, Variant};
+use bytes::Bytes;
+use core::ops::Range;
+use donjon_web_format::matches;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
+
+/// Over which kind of port a request came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// A checked request target.
+pub struct Target {
+    /// Content root.
+    pub root: u32,
+    /// Normalised path.
+    pub path: String,
+}
+
+/// Finds root and path, or the response that says why not.
+pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Response<Content>> {
+    let host = host(request);
+    let several = request.headers.get_all(header::HOST).iter().count() > 1;
+    if several || (request.version == hyper::Version::HTTP_11 && host.is_none()) {
+        return Err(status(StatusCode::BAD_REQUEST));
+    }
+    let Some(path) = normalise(request.uri.path()) else { return Err(status(StatusCode::BAD_REQUEST)) };
+    if let (Scheme::Http, Some(port)) = (scheme, site.config.redirect)
+        && path != "/healthz"
+    {
+        return Err(to_https(request, host, port));
+    }
+    let Some(root) = site.root(host) else { return Err(status(StatusCode::MISDIRECTED_REQUEST)) };
+    Ok(Target { root, path })
+}
+
+/// The name that the client used for us: from an absolute target or `:authority`, else the Host header.
+pub fn host(request: &Parts) -> Option<&str> {
+    request.uri.authority().map(|a| a.as_str()).or_else(|| request.headers.get(header::HOST)?.to_str().ok())
+}
+
+/// Answers from the site's content.
+pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Content> {
+    if target.path == "/healthz" && site.file(target.root, "/healthz").is_none() {
+        return plain(StatusCode::OK, "ok\n");
+    }
+    if request.method == Method::OPTIONS {
+        return with(empty(StatusCode::NO_CONTENT), header::ALLOW, "GET, HEAD, OPTIONS");
+    }
+    if request.method != Method::GET && request.method != Method::HEAD {
+        return with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, "GET, HEAD, OPTIONS");
+    }
+    let (root, path) = (target.root, target.path.as_str());
+    if path.ends_with('/') {
+        if let Some(page) = site.file(root, &format!("{path}index.html")) {
+            return file(site, request, page, StatusCode::OK);
+        }
+        if site.config.listing {
+            let names = site.list(root, path);
+            if !names.is_empty() || path == "/" {
+                return listing(path, &names);
+            }
+        }
+    } else if let Some(page) = site.file(root, path) {
+        return file(site, request, page, StatusCode::OK);
+    } else if !site.list(root, &format!("{path}/")).is_empty() {
+        let mut to = encode(&format!("{path}/"));
+        if let Some(query) = request.uri.query() {
+            to = format!("{to}?{query}");
+        }
+        return with(status(StatusCode::MOVED_PERMANENTLY), header::LOCATION, &to);
+    }
+    missing(site, request, root)
+}
+
+/// Adds the headers that the configuration asks for.
+pub fn dress(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Content>) {
+    let status = response.status();
+    let headers = response.headers_mut();
+    headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
+    let cached = status.is_success() || status == StatusCode::NOT_MODIFIED;
+    for rule in site.config.headers.iter().chain(site.config.cache.iter().filter(|_| cached)) {
+        if matches(&rule.pattern, path)
+            && let (Ok(name), Ok(value)) = (HeaderName::try_from(&rule.name), HeaderValue::try_from(&rule.value))
+        {
+            headers.insert(name, value);
+        }
+    }
+    if let (Scheme::Https, Some(age)) = (scheme, site.config.hsts)
+        && let Ok(value) = HeaderValue::try_from(format!("max-age={age}; includeSubDomains"))
+    {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
+    }
+}
+
+/// A short text.
+pub fn plain(code: StatusCode, body: &'static str) -> Response<Content> {
+    typed(code, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
+}
+
+/// The response for an error: its code and reason as text.
+pub fn status(code: StatusCode) -> Response<Content> {
+    let body = format!("{} {}\n", code.as_str(), code.canonical_reason().unwrap_or(""));
+    typed(code, "text/plain; charset=utf-8", Bytes::from(body))
+}
+
+/// Sets a header whose value is known to be sound; one that is not is left out.
+pub fn with(mut response: Response<Content>, name: HeaderName, value: &str) -> Response<Content> {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+fn empty(code: StatusCode) -> Response<Content> {
+    let mut response = Response::new(Content::default());
+    *response.status_mut() = code;
+    response
+}
+
+fn typed(code: StatusCode, content_type: &str, body: Bytes) -> Response<Content> {
+    let mut response = Response::new(Content::new([body]));
+    *response.status_mut() = code;
+    with(response, header::CONTENT_TYPE, content_type)
+}
+
+fn to_https(request: &Parts, host: Option<&str>, port: u16) -> Response<Content> {
+    let host = host.unwrap_or("");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if name.is_empty() {
+        return status(StatusCode::BAD_REQUEST);
+    }
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let rest = request.uri.path_and_query().map_or("/", |p| p.as_str());
+    // 308 keeps method and body.
+    with(status(StatusCode::PERMANENT_REDIRECT), header::LOCATION, &format!("https://{name}{port}{rest}"))
+}
+
+fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
+    let html = text(&request.headers, header::ACCEPT).is_some_and(|a| a.contains("text/html"));
+    if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
+        return file(site, request, page, StatusCode::OK);
+    }
+    match site.config.not_found.as_ref().and_then(|p| site.file(root, p)) {
+        Some(page) => file(site, request, page, StatusCode::NOT_FOUND),
+        None => status(StatusCode::NOT_FOUND),
+    }
+}
+
+fn file(_site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
+    let (variant, coding) = choose(request, page);
+    let Ok(content) = variant.content() else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
+    let ok = code == StatusCode::OK;
+    let mut response =
+        match if ok { precondition(&request.headers, &variant.etag, page.mtime) } else { Precondition::Go } {
+            Precondition::Failed => return status(StatusCode::PRECONDITION_FAILED),
+            Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+            Precondition::Go => {
+                let ranges = request
+                    .headers
+                    .get(header::RANGE)
+                    .and_then(|v| v.to_str().ok())
+                    .filter(|_| ok && request.method == Method::GET)
+                    .filter(|_| range_applies(&request.headers, &variant.etag, page.mtime))
+                    .map_or(Ranges::Whole, |v| parse(v, variant.len));
+                match ranges {
+                    Ranges::Unsatisfiable => {
+                        let all = format!("bytes */{}", variant.len);
+                        return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
+                    }
+                    Ranges::Whole => {
+                        let mut response = Response::new(Content::new([content]));
+                        *response.status_mut() = code;
+                        with(response, header::CONTENT_TYPE, &page.content_type)
+                    }
+                    Ranges::Parts(parts) => partial(&content, &parts, page, variant),
+                }
+            }
+        };
+    if ok {
+        response = with(response, header::ETAG, &format!("\"{}\"", variant.etag));
+        response = with(response, header::LAST_MODIFIED, &http_date(page.mtime));
+        response = with(response, header::ACCEPT_RANGES, "bytes");
+    }
+    if let Some(coding) = coding {
+        response = with(response, header::CONTENT_ENCODING, coding);
+    }
+    if page.brotli.is_some() || page.gzip.is_some() {
+        response = with(response, header::VARY, "accept-encoding");
+    }
+    response
+}
+
+fn choose<'a>(request: &Parts, page: &'a Page) -> (&'a Variant, Option<&'static str>) {
+    let brotli = page.brotli.as_ref().and_then(|v| Some((accepts(&request.headers, "br")?, v, "br")));
+    let gzip = page.gzip.as_ref().and_then(|v| Some((accepts(&request.headers, "gzip")?, v, "gzip")));
+    // The heavier weight wins, then the smaller file.
+    let best = [brotli, gzip].into_iter().flatten().max_by_key(|(weight, v, _)| (*weight, core::cmp::Reverse(v.len)));
+    best.map_or((&page.plain, None), |(_, variant, coding)| (variant, Some(coding)))
+}
+
+fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant) -> Response<Content> {
+    let slice = |r: &Range<u64>| content.slice(r.start as usize..r.end as usize);
+    let field = |r: &Range<u64>| format!("bytes {}-{}/{}", r.start, r.end - 1, variant.len);
+    let (pieces, content_type, range) = match parts {
+        [one] => (vec![slice(one)], page.content_type.clone(), Some(field(one))),
+        several => {
+            let boundary = format!("donjon{}", &variant.etag);
+            let mut pieces = vec![];
+            for r in several {
+                pieces.push(Bytes::from(format!(
+                    "\r\n--{boundary}\r\ncontent-type: {}\r\ncontent-range: {}\r\n\r\n",
+                    page.content_type,
+                    field(r)
+                )));
+                pieces.push(slice(r));
+            }
+            pieces.push(Bytes::from(format!("\r\n--{boundary}--\r\n")));
+            (pieces, format!("multipart/byteranges; boundary={boundary}"), None)
+        }
+    };
+    let mut response = Response::new(Content::new(pieces));
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    response = with(response, header::CONTENT_TYPE, &content_type);
+    match range {
+        Some(range) => with(response, header::CONTENT_RANGE, &range),
+        None => response,
+    }
+}
+
+fn listing(path: &str, names: &[String]) -> Response<Content> {
+    let title = escape(path);
+    let mut page = format!("<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><ul>\n");
+    if path != "/" {
+        page.push_str("<li><a href=\"../\">../</a>\n");
+    }
+    for name in names {
+        // "./" keeps a name with a colon from being read as a scheme.
+        page.push_str(&format!("<li><a href=\"./{}\">{}</a>\n", escape(&encode(name)), escape(name)));
+    }
+    page.push_str("</ul>\n");
+    typed(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(page))
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

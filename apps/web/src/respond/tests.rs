@@ -1,0 +1,127 @@
+use super::*;
+use crate::site::tests::site;
+use donjon_web_format::{Config, Rule};
+use hyper::Request;
+
+fn get(site: &Site, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+    ask(site, "GET", path, headers)
+}
+
+fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+    let mut request = Request::builder().method(method).uri(path).header("host", "h");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    match target(site, &parts, Scheme::Http) {
+        Ok(t) => {
+            let mut response = content(site, &parts, &t);
+            dress(site, Scheme::Http, &t.path, &mut response);
+            response
+        }
+        Err(response) => response,
+    }
+}
+
+fn body(response: Response<Content>) -> Vec<u8> {
+    use http_body::Body;
+    let mut body = response.into_body();
+    let mut out = vec![];
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Some(Ok(frame))) = std::pin::Pin::new(&mut body).poll_frame(&mut cx) {
+        out.extend(frame.into_data().unwrap());
+    }
+    out
+}
+
+fn head<'a>(response: &'a Response<Content>, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |v| v.to_str().unwrap())
+}
+
+#[test]
+fn files_indexes_and_redirects() {
+    let s = site(&Config::default(), &[("/index.html", b"home"), ("/a/index.html", b"sub"), ("/a/x y.txt", b"text")]);
+    assert_eq!(body(get(&s, "/", &[])), b"home");
+    assert_eq!(body(get(&s, "/a/", &[])), b"sub");
+    let r = get(&s, "/a?q=1", &[]);
+    assert_eq!((r.status().as_u16(), head(&r, "location")), (301, "/a/?q=1"));
+    assert_eq!(body(get(&s, "/a/x%20y.txt", &[])), b"text");
+    assert_eq!(get(&s, "/nothing", &[]).status(), 404);
+    assert_eq!(get(&s, "/%2e%2e/etc/passwd", &[]).status(), 400);
+    assert_eq!(get(&s, "/.donjon/web.conf", &[]).status(), 404);
+    assert_eq!(body(get(&s, "/healthz", &[])), b"ok\n");
+    let r = ask(&s, "POST", "/", &[]);
+    assert_eq!((r.status().as_u16(), head(&r, "allow")), (405, "GET, HEAD, OPTIONS"));
+    assert_eq!(ask(&s, "OPTIONS", "/", &[]).status(), 204);
+    assert_eq!(get(&s, "/", &[("host", "second")]).status(), 400);
+}
+
+#[test]
+fn ranges_and_conditions() {
+    let s = site(&Config::default(), &[("/f", b"0123456789")]);
+    let r = get(&s, "/f", &[("range", "bytes=2-4")]);
+    assert_eq!((r.status().as_u16(), head(&r, "content-range")), (206, "bytes 2-4/10"));
+    assert_eq!(body(r), b"234");
+    let r = get(&s, "/f", &[("range", "bytes=0-0,9-9")]);
+    assert_eq!(head(&r, "content-type"), "multipart/byteranges; boundary=donjonplain");
+    let text = String::from_utf8(body(r)).unwrap();
+    assert_eq!(text.matches("content-range: bytes ").count(), 2);
+    assert!(text.contains("bytes 9-9/10\r\n\r\n9\r\n--donjonplain--"), "{text}");
+    let r = get(&s, "/f", &[("range", "bytes=10-")]);
+    assert_eq!((r.status().as_u16(), head(&r, "content-range")), (416, "bytes */10"));
+    assert_eq!(get(&s, "/f", &[("range", "bytes=1-"), ("if-range", "\"other\"")]).status(), 200);
+    assert_eq!(get(&s, "/f", &[("range", "bytes=1-"), ("if-range", "\"plain\"")]).status(), 206);
+    let r = get(&s, "/f", &[("if-none-match", "\"plain\"")]);
+    assert_eq!((r.status().as_u16(), head(&r, "etag")), (304, "\"plain\""));
+    assert!(body(r).is_empty());
+    assert_eq!(get(&s, "/f", &[("if-match", "\"other\"")]).status(), 412);
+}
+
+#[test]
+fn codings() {
+    let s = site(&Config::default(), &[("/f.txt", b"0123456789"), ("/g", b"x")]);
+    let r = get(&s, "/f.txt", &[("accept-encoding", "gzip, br")]);
+    assert_eq!(
+        (head(&r, "content-encoding"), head(&r, "vary"), head(&r, "etag")),
+        ("br", "accept-encoding", "\"packed\"")
+    );
+    assert_eq!(body(r), b"brotli");
+    let r = get(&s, "/f.txt", &[]);
+    assert_eq!(
+        (head(&r, "content-encoding"), head(&r, "vary"), head(&r, "etag")),
+        ("", "accept-encoding", "\"plain\"")
+    );
+    assert_eq!(head(&get(&s, "/g", &[("accept-encoding", "br")]), "vary"), "");
+}
+
+#[test]
+fn rules_pages_and_listing() {
+    let rule = |p: &str, n: &str, v: &str| Rule { pattern: p.into(), name: n.into(), value: v.into() };
+    let config = Config {
+        listing: true,
+        not_found: Some("/404.html".into()),
+        spa: Some("/app.html".into()),
+        headers: vec![rule("*", "x-frame-options", "DENY")],
+        cache: vec![rule("*.txt", "cache-control", "max-age=60")],
+        ..Config::default()
+    };
+    let s = site(&config, &[("/404.html", b"gone"), ("/app.html", b"app"), ("/d/<a>.txt", b"")]);
+    let r = get(&s, "/x", &[]);
+    assert_eq!((r.status().as_u16(), head(&r, "x-frame-options"), head(&r, "etag")), (404, "DENY", ""));
+    assert_eq!(body(r), b"gone");
+    let r = get(&s, "/x", &[("accept", "text/html")]);
+    assert_eq!(r.status(), 200);
+    assert_eq!(body(r), b"app");
+    let r = get(&s, "/d/%3Ca%3E.txt", &[]);
+    assert_eq!(head(&r, "cache-control"), "max-age=60");
+    let page = String::from_utf8(body(get(&s, "/d/", &[]))).unwrap();
+    assert!(page.contains("<a href=\"./%3Ca%3E.txt\">&lt;a&gt;.txt</a>"), "{page}");
+}
+
+#[test]
+fn https_redirect() {
+    let s = site(&Config { redirect: Some(8443), ..Config::default() }, &[]);
+    let r = get(&s, "/a?b=c", &[]);
+    assert_eq!((r.status().as_u16(), head(&r, "location")), (308, "https://h:8443/a?b=c"));
+    assert_eq!(get(&s, "/healthz", &[]).status(), 200);
+}

@@ -1,0 +1,208 @@
+//! The site: configuration, index and content, all from the bundle.
+
+use bytes::Bytes;
+use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, parse_index};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// One encoding of a file, its content opened at first use.
+pub struct Variant {
+    file: PathBuf,
+    /// Entity tag without quotes.
+    pub etag: String,
+    /// Bytes.
+    pub len: u64,
+    content: OnceLock<Bytes>,
+}
+
+/// A file of the site.
+pub struct Page {
+    /// Content-Type.
+    pub content_type: String,
+    /// Seconds since 1970.
+    pub mtime: u64,
+    /// As it is.
+    pub plain: Variant,
+    /// Brotli.
+    pub brotli: Option<Variant>,
+    /// Gzip.
+    pub gzip: Option<Variant>,
+}
+
+/// All that is served.
+pub struct Site {
+    /// The configuration.
+    pub config: Config,
+    /// Sorted by root and path.
+    files: Vec<((u32, String), Page)>,
+}
+
+impl Site {
+    /// Reads configuration and index below `base` (`/` in an image).
+    pub fn load(base: &Path) -> Result<Site, String> {
+        let read = |path: &str| {
+            let path = below(base, path);
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        let config = Config::parse(&read(CONFIG_PATH)?).map_err(|e| format!("{CONFIG_PATH}: {e}"))?;
+        let index = read(INDEX_PATH)?;
+        let mut files = vec![];
+        for resource in parse_index(&index) {
+            let r: Resource<'_> = resource.map_err(|e| format!("{INDEX_PATH}: {e}"))?;
+            let variant = |v: donjon_web_format::Variant<'_>| Variant {
+                file: below(base, v.file),
+                etag: v.etag.into(),
+                len: v.len,
+                content: OnceLock::new(),
+            };
+            files.push((
+                (r.root, String::from(r.path)),
+                Page {
+                    content_type: r.content_type.into(),
+                    mtime: r.mtime,
+                    plain: variant(r.plain),
+                    brotli: r.brotli.map(variant),
+                    gzip: r.gzip.map(variant),
+                },
+            ));
+        }
+        files.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Site { config, files })
+    }
+
+    /// The content root for a Host header's value.
+    pub fn root(&self, host: Option<&str>) -> Option<u32> {
+        let hosts = &self.config.hosts;
+        if hosts.is_empty() {
+            return Some(0);
+        }
+        let name = host.unwrap_or("").rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let name = name.map_or(host.unwrap_or(""), |(name, _)| name).trim_end_matches('.');
+        let exact = hosts.iter().find(|h| h.name.eq_ignore_ascii_case(name));
+        exact.or_else(|| hosts.iter().find(|h| h.name == "*")).map(|h| h.root)
+    }
+
+    /// The file of exactly this path.
+    pub fn file(&self, root: u32, path: &str) -> Option<&Page> {
+        let at = self.files.binary_search_by(|((r, p), _)| (*r, p.as_str()).cmp(&(root, path))).ok()?;
+        Some(&self.files[at].1)
+    }
+
+    /// Names of files and directories (these end with `/`) directly below `directory`, which ends with `/`.
+    /// Empty if there is no such directory.
+    pub fn list(&self, root: u32, directory: &str) -> Vec<String> {
+        let start = self.files.partition_point(|((r, p), _)| (*r, p.as_str()) < (root, directory));
+        let mut names: Vec<String> = vec![];
+        for ((r, path), _) in &self.files[start..] {
+            let Some(rest) = path.strip_prefix(directory).filter(|_| *r == root) else { break };
+            let name = match rest.find('/') {
+                Some(end) => &rest[..=end],
+                None => rest,
+            };
+            if names.last().is_none_or(|last| last != name) {
+                names.push(name.into());
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+impl Variant {
+    /// The content. Files of some size are mapped, so that they are never on the heap: in an image, the mapping is the bundle itself.
+    pub fn content(&self) -> io::Result<Bytes> {
+        if let Some(content) = self.content.get() {
+            return Ok(content.clone());
+        }
+        let content = open(&self.file)?;
+        if content.len() as u64 != self.len {
+            return Err(io::Error::other("the content does not have the length that the index says"));
+        }
+        Ok(self.content.get_or_init(|| content).clone())
+    }
+}
+
+fn open(path: &Path) -> io::Result<Bytes> {
+    /// A mapping pays from here on.
+    const MAP_FROM: u64 = 4096;
+    let file = File::open(path)?;
+    if file.metadata()?.len() < MAP_FROM {
+        return Ok(Bytes::from(std::fs::read(path)?));
+    }
+    // SAFETY: the bundle is read-only and part of the sealed image, so the bytes cannot change under the slice. (Run as an ordinary process, the
+    // server relies on nobody truncating the prepared site while it is served.)
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
+}
+
+fn below(base: &Path, path: &str) -> PathBuf {
+    base.join(path.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use donjon_web_format::{Host, Variant as V, index_line};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Writes a prepared site to a fresh directory: `files` are path and content, root 0.
+    pub fn site(config: &Config, files: &[(&str, &[u8])]) -> Site {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("donjon-web-test-{}-{n}", std::process::id()));
+        let put = |path: &str, data: &[u8]| {
+            let path = below(&dir, path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, data).unwrap();
+        };
+        let mut index = String::new();
+        for (path, data) in files {
+            let name = format!("/site/0{path}");
+            put(&name, data);
+            let packed = format!("/br/0{path}");
+            put(&packed, b"brotli");
+            let line = index_line(&Resource {
+                root: 0,
+                path,
+                content_type: "text/plain",
+                mtime: 1_500_000_000,
+                plain: V { file: &name, etag: "plain", len: data.len() as u64 },
+                brotli: path.ends_with(".txt").then_some(V { file: &packed, etag: "packed", len: 6 }),
+                gzip: None,
+            });
+            index.push_str(&line.unwrap());
+        }
+        put(CONFIG_PATH, config.to_text().unwrap().as_bytes());
+        put(INDEX_PATH, index.as_bytes());
+        Site::load(&dir).unwrap()
+    }
+
+    #[test]
+    fn lookup_list_and_content() {
+        let big = vec![7; 10_000];
+        let s = site(&Config::default(), &[("/index.html", b"hi"), ("/a/b.txt", &big), ("/a/c/d", b""), ("/a-b", b"")]);
+        assert_eq!(s.file(0, "/a/b.txt").unwrap().plain.content().unwrap(), big);
+        assert!(s.file(0, "/a").is_none());
+        assert!(s.file(1, "/index.html").is_none());
+        assert_eq!(s.list(0, "/"), ["a-b", "a/", "index.html"]);
+        assert_eq!(s.list(0, "/a/"), ["b.txt", "c/"]);
+        assert!(s.list(0, "/x/").is_empty());
+    }
+
+    #[test]
+    fn hosts() {
+        let host = |name: &str, root| Host { name: name.into(), root };
+        let config = Config { hosts: vec![host("a.example", 1), host("*", 2)], ..Config::default() };
+        let s = site(&config, &[]);
+        assert_eq!(s.root(Some("a.example")), Some(1));
+        assert_eq!(s.root(Some("A.EXAMPLE.:8080")), Some(1));
+        assert_eq!(s.root(Some("[::1]:80")), Some(2));
+        assert_eq!(s.root(None), Some(2));
+        let only = Config { hosts: vec![host("a.example", 1)], ..Config::default() };
+        assert_eq!(site(&only, &[]).root(Some("b.example")), None);
+        assert_eq!(site(&Config::default(), &[]).root(None), Some(0));
+    }
+}

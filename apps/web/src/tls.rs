@@ -1,0 +1,90 @@
+//! TLS 1.2 and 1.3 by rustls with ring.
+
+use donjon_web_format::{Certificate, Config};
+use std::path::Path;
+use std::sync::Arc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{self, ServerConfig};
+
+/// Where secrets that were handed over at start are found.
+const SECRETS: &str = "/run/secrets";
+
+/// An acceptor for the configured certificates: ALPN h2 and http/1.1, resumption by tickets and by session id.
+pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
+    let provider = Arc::new(ring::default_provider());
+    let mut names = vec![];
+    for c in &config.certificates {
+        let key = Arc::new(load(c, &provider)?);
+        names.push((c.names.split(',').map(|n| n.trim().to_ascii_lowercase()).collect(), key));
+    }
+    if names.is_empty() {
+        return Err("HTTPS needs a certificate".into());
+    }
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| format!("TLS: {e}"))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Names(names)));
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    tls.ticketer = ring::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}
+
+fn load(c: &Certificate, provider: &rustls::crypto::CryptoProvider) -> Result<CertifiedKey, String> {
+    let key_path = match c.key.strip_prefix("secret:") {
+        Some(name) if !name.contains('/') => format!("{SECRETS}/{name}"),
+        Some(name) => return Err(format!("{name}: not a name of a secret")),
+        None => c.key.clone(),
+    };
+    let read = |path: &str| std::fs::read(Path::new(path)).map_err(|e| format!("{path}: {e}"));
+    let chain = rustls_pemfile::certs(&mut &read(&c.chain)?[..])
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| format!("{}: {e}", c.chain))?;
+    let key = rustls_pemfile::private_key(&mut &read(&key_path)?[..])
+        .map_err(|e| format!("{key_path}: {e}"))?
+        .ok_or_else(|| format!("{key_path}: no private key in it"))?;
+    let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| format!("{}: {e}", c.chain))?;
+    key.keys_match().map_err(|_| format!("{key_path} is not the key of {}", c.chain))?;
+    Ok(key)
+}
+
+/// Certificates by server name; the first is the default.
+#[derive(Debug)]
+struct Names(Vec<(Vec<String>, Arc<CertifiedKey>)>);
+
+impl ResolvesServerCert for Names {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let wanted = hello.server_name();
+        let fits = |names: &[String]| wanted.is_some_and(|w| names.iter().any(|n| covers(n, w)));
+        let found = self.0.iter().find(|(names, _)| fits(names)).or(self.0.first());
+        found.map(|(_, key)| key.clone())
+    }
+}
+
+/// Whether a name, or a wildcard for exactly one label, covers a host name.
+fn covers(name: &str, host: &str) -> bool {
+    if name.eq_ignore_ascii_case(host) {
+        return true;
+    }
+    let rest = host.split_once('.').map(|(_, rest)| rest);
+    name.strip_prefix("*.").zip(rest).is_some_and(|(n, r)| n.eq_ignore_ascii_case(r))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_cover_hosts() {
+        for (name, host, yes) in [
+            ("a.example", "A.example", true),
+            ("*.example", "a.example", true),
+            ("*.example", "a.b.example", false),
+            ("*.example", "example", false),
+            ("a.example", "b.example", false),
+        ] {
+            assert_eq!(super::covers(name, host), yes, "{name} {host}");
+        }
+    }
+}
