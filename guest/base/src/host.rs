@@ -81,6 +81,23 @@ pub fn assert_session() {
     assert!(HAS_SESSION.get(), "a test that uses the library OS holds donjon_base::host::session()");
 }
 
+/// Makes the whole reserve zero again, as if nobody had touched it.
+pub fn reset_reserve() {
+    let reserve = crate::boot().reserve;
+    zero(reserve.base, reserve.len);
+}
+
+unsafe extern "C" {
+    fn madvise(addr: *mut u8, len: usize, advice: i32) -> i32;
+}
+
+fn zero(addr: u64, len: u64) {
+    const MADV_DONTNEED: i32 = 4;
+    // SAFETY: whole pages of the reserve, which is a private anonymous mapping: an allocation of gigabytes is not carved from a heap.
+    let status = unsafe { madvise(addr as *mut u8, len as usize, MADV_DONTNEED) };
+    assert_eq!(status, 0, "madvise");
+}
+
 pub(crate) fn now() -> u64 {
     machine(|m| m.now)
 }
@@ -161,8 +178,7 @@ pub(crate) fn gate(call: Call, [a, b, c, _d]: [u64; 4]) -> i64 {
             0
         }),
         Call::Discard => {
-            // SAFETY: the guest gives these pages up.
-            unsafe { core::ptr::write_bytes(a as *mut u8, 0, b as usize) };
+            zero(a, b);
             0
         }
         Call::SetTls => 0,

@@ -175,3 +175,22 @@ pub fn program_headers() -> &'static [ProgramHeader] {
     // SAFETY: the headers follow the ELF header in the same, read-only segment.
     unsafe { core::slice::from_raw_parts(header.as_ptr().add(at).cast(), count) }
 }
+
+/// Whether the code address is in an executable segment and the instruction before it looks like a call: whether it can be a
+/// return address.
+#[cfg(donjon_guest)]
+pub fn follows_call(addr: usize) -> bool {
+    const PT_LOAD: u32 = 1;
+    const PF_X: u32 = 1;
+    let offset = addr.wrapping_sub(crate::boot().image.base as usize);
+    let inside = |h: &ProgramHeader| {
+        h.kind == PT_LOAD && h.flags & PF_X != 0 && offset >= h.vaddr + 8 && offset < h.vaddr + h.memory_len
+    };
+    if !program_headers().iter().any(inside) {
+        return false;
+    }
+    // SAFETY: the eight bytes before `addr` are in an executable, and so readable, segment.
+    let b: [u8; 8] = unsafe { core::ptr::read_unaligned((addr - 8) as *const [u8; 8]) };
+    // call rel32; call r/m64 of two to seven bytes: FF /2.
+    b[3] == 0xe8 || (2..=7).any(|n| b[8 - n] == 0xff && b[8 - n + 1] >> 3 & 7 == 2)
+}

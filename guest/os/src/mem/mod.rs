@@ -1,0 +1,304 @@
+//! Memory: the heap, and runs of pages for stacks, mappings and large buffers.
+//!
+//! - `class`: the size classes; `pages`: runs of pages, accounted against the boot page's memory; `heap`: slots over these.
+//!
+//! Running out is never a panic: the functions here return null or `None`, and the libc door turns that into ENOMEM.
+
+#![expect(unsafe_code, reason = "raw memory is handed out")]
+// UNSAFETY: this module's functions are `malloc` and its kin.
+
+mod class;
+mod heap;
+mod pages;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use crate::fatal;
+use donjon_abi::Prot;
+use donjon_base::{Lock, PAGE, boot, gate};
+use heap::BadPointer;
+use pages::{Kind, Pages};
+
+static HEAP: Lock<Pages> = Lock::new(Pages::empty());
+
+/// Takes over the reserve. Returns whether it is large enough for anything.
+pub fn init() -> bool {
+    let b = boot();
+    // SAFETY: the reserve is the guest's, and nothing else uses it.
+    let pages = unsafe { Pages::new(b.reserve.base as usize, b.reserve.len as usize, b.memory as usize) };
+    match pages {
+        Some(p) => {
+            *HEAP.lock() = p;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Bytes that can still be allocated. For decisions up front ("is there room for one more connection?").
+pub fn available() -> usize {
+    HEAP.lock().available()
+}
+
+/// Bytes of memory in all, of which `available` are left.
+pub fn total() -> usize {
+    HEAP.lock().limit()
+}
+
+/// Gives free memory that is kept for reuse back to the host.
+pub fn trim() {
+    HEAP.lock().trim();
+}
+
+/// Allocates `size` bytes, 16-byte aligned; null if there is no memory.
+#[inline]
+pub fn malloc(size: usize) -> *mut u8 {
+    match HEAP.lock().malloc(size) {
+        Some((p, _)) => p,
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// Allocates `size` zeroed bytes, 16-byte aligned; null if there is no memory.
+pub fn calloc(size: usize) -> *mut u8 {
+    zeroed(HEAP.lock().malloc(size), size)
+}
+
+/// Allocates `size` bytes at a multiple of `align`, which must be a power of two; null if there is no memory.
+pub fn aligned(align: usize, size: usize) -> *mut u8 {
+    HEAP.lock().aligned(align, size).map_or(core::ptr::null_mut(), |(p, _)| p)
+}
+
+/// As [`aligned`], zeroed.
+pub fn aligned_zeroed(align: usize, size: usize) -> *mut u8 {
+    zeroed(HEAP.lock().aligned(align, size), size)
+}
+
+fn zeroed(p: Option<(*mut u8, bool)>, size: usize) -> *mut u8 {
+    match p {
+        Some((p, true)) => p,
+        Some((p, false)) => {
+            // SAFETY: the allocation has at least `size` bytes.
+            unsafe { core::ptr::write_bytes(p, 0, size) };
+            p
+        }
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// Frees an allocation; null is nothing. A pointer that is not an allocation ends the guest with a report.
+///
+/// # Safety
+/// Nobody uses the allocation any more.
+#[inline]
+pub unsafe fn free(p: *mut u8) {
+    if p.is_null() {
+        return;
+    }
+    // The lock is released before a report is made.
+    let result = HEAP.lock().dealloc(p as usize);
+    if let Err(e) = result {
+        bad_pointer("free", p, e);
+    }
+}
+
+/// Changes an allocation's size; null if there is no memory (the old one stays). Null and 0 are as for C.
+///
+/// # Safety
+/// The old address is not used any more, unless null was returned.
+pub unsafe fn realloc(p: *mut u8, size: usize) -> *mut u8 {
+    if p.is_null() {
+        return malloc(size);
+    }
+    let result = HEAP.lock().realloc(p as usize, size);
+    match result {
+        Ok(new) => new.unwrap_or(core::ptr::null_mut()),
+        Err(e) => bad_pointer("realloc", p, e),
+    }
+}
+
+/// Bytes that the allocation has room for.
+pub fn usable_size(p: *mut u8) -> usize {
+    if p.is_null() {
+        return 0;
+    }
+    let result = HEAP.lock().usable(p as usize);
+    match result {
+        Ok(size) => size,
+        Err(e) => bad_pointer("malloc_usable_size", p, e),
+    }
+}
+
+#[cold]
+fn bad_pointer(function: &str, p: *mut u8, e: BadPointer) -> ! {
+    match e {
+        BadPointer::Free => fatal(format_args!("{function}: {p:p} is free already (double free)")),
+        BadPointer::Invalid => fatal(format_args!("{function}: {p:p} is not an allocation")),
+    }
+}
+
+// ---- runs of pages ----
+
+/// Allocates a zeroed, page-aligned mapping of `len` bytes (rounded up to pages), of which `charge` bytes count against the memory
+/// limit. `align` is in bytes, a power of two.
+pub fn map(len: usize, align: usize, charge: usize) -> Option<usize> {
+    let pages = u32::try_from(len.div_ceil(PAGE)).ok()?;
+    let charge = u32::try_from(charge.div_ceil(PAGE)).ok()?.min(pages);
+    let align = u32::try_from(align.div_ceil(PAGE)).ok()?.max(1);
+    let a = HEAP.lock().alloc(pages, align, charge, Kind::Mapping)?;
+    if !a.zeroed {
+        // SAFETY: the run was just allocated.
+        unsafe { core::ptr::write_bytes(a.addr as *mut u8, 0, pages as usize * PAGE) };
+    }
+    Some(a.addr)
+}
+
+/// Frees `[addr, addr + len)`, which must be whole pages of mappings, with read-write rights. Returns false if any of it is not a
+/// mapping, or if there is no memory for the bookkeeping of a partial unmap; what was freed before that stays freed.
+///
+/// # Safety
+/// Nobody uses the memory any more.
+pub unsafe fn unmap(addr: usize, len: usize) -> bool {
+    let mut heap = HEAP.lock();
+    let end = addr + len.next_multiple_of(PAGE);
+    let mut at = addr;
+    while at < end {
+        let Some((mut span, start, stop)) = mapping(&mut heap, at) else { return false };
+        if start < at {
+            let Some(rest) = heap.cut(span, ((at - start) / PAGE) as u32) else { return false };
+            span = rest;
+        }
+        if stop > end && heap.cut(span, ((end - at) / PAGE) as u32).is_none() {
+            return false;
+        }
+        heap.free(span);
+        at = stop.min(end);
+    }
+    true
+}
+
+/// Whether `[addr, addr + len)` is wholly inside mappings.
+pub fn is_mapped(addr: usize, len: usize) -> bool {
+    let mut heap = HEAP.lock();
+    let mut at = addr;
+    while at < addr.saturating_add(len) {
+        match mapping(&mut heap, at) {
+            Some((_, _, stop)) => at = stop,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The mapping that contains `addr`: span, first address, end.
+fn mapping(heap: &mut Pages, addr: usize) -> Option<(u32, usize, usize)> {
+    let span = heap.span_of(addr);
+    if span == 0 {
+        return None;
+    }
+    let s = *heap.span(span);
+    let start = heap.addr(s.start);
+    let stop = start + s.pages as usize * PAGE;
+    (s.kind == Kind::Mapping && (start..stop).contains(&addr)).then_some((span, start, stop))
+}
+
+/// Sets the rights of whole pages inside mappings.
+///
+/// # Safety
+/// No reference relies on the old rights. They must be read-write again before the memory is unmapped.
+pub unsafe fn protect(addr: usize, len: usize, prot: Prot) -> Result<(), donjon_abi::Error> {
+    // SAFETY: by contract.
+    unsafe { gate::protect(addr, len, prot) }
+}
+
+/// Gives the content of whole pages back to the host: they read as zeros next.
+///
+/// # Safety
+/// Nobody relies on the content.
+pub unsafe fn discard(addr: usize, len: usize) -> Result<(), donjon_abi::Error> {
+    // SAFETY: by contract.
+    unsafe { gate::discard(addr, len) }
+}
+
+/// Memory in whole pages, zeroed at first, freed when dropped. For buffers whose size a peer or the program chooses.
+#[derive(Debug)]
+pub struct PageRun {
+    addr: usize,
+    len: usize,
+}
+
+impl PageRun {
+    /// `len` bytes; `None` if there is no memory.
+    pub fn new(len: usize) -> Option<PageRun> {
+        let len = len.max(1).next_multiple_of(PAGE);
+        map(len, PAGE, len).map(|addr| PageRun { addr, len })
+    }
+
+    /// Address of the first byte.
+    pub fn addr(&self) -> usize {
+        self.addr
+    }
+
+    /// Length in bytes, a multiple of the page size.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl core::ops::Deref for PageRun {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the run owns this initialised (zeroed) memory.
+        unsafe { core::slice::from_raw_parts(self.addr as *const u8, self.len) }
+    }
+}
+
+impl core::ops::DerefMut for PageRun {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the run owns this initialised (zeroed) memory.
+        unsafe { core::slice::from_raw_parts_mut(self.addr as *mut u8, self.len) }
+    }
+}
+
+impl Drop for PageRun {
+    fn drop(&mut self) {
+        // SAFETY: the run is this value's own.
+        unsafe { unmap(self.addr, self.len) };
+    }
+}
+
+/// The guest's global allocator: the same heap as the program's.
+#[derive(Debug)]
+pub struct Global;
+
+// SAFETY: `malloc` and its kin give distinct allocations of the size and alignment asked for.
+unsafe impl core::alloc::GlobalAlloc for Global {
+    #[inline]
+    unsafe fn alloc(&self, l: core::alloc::Layout) -> *mut u8 {
+        if l.align() <= 16 { malloc(l.size()) } else { aligned(l.align(), l.size()) }
+    }
+    #[inline]
+    unsafe fn dealloc(&self, p: *mut u8, _: core::alloc::Layout) {
+        // SAFETY: by the trait's contract.
+        unsafe { free(p) }
+    }
+    unsafe fn alloc_zeroed(&self, l: core::alloc::Layout) -> *mut u8 {
+        aligned_zeroed(l.align(), l.size())
+    }
+    unsafe fn realloc(&self, p: *mut u8, l: core::alloc::Layout, size: usize) -> *mut u8 {
+        if l.align() <= 16 {
+            // SAFETY: by the trait's contract.
+            return unsafe { realloc(p, size) };
+        }
+        let new = aligned(l.align(), size);
+        if !new.is_null() {
+            // SAFETY: both allocations hold this many bytes; the old one is given up by the caller.
+            unsafe {
+                core::ptr::copy_nonoverlapping(p, new, l.size().min(size));
+                free(p);
+            }
+        }
+        new
+    }
+}

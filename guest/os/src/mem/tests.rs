@@ -1,0 +1,167 @@
+use super::pages::Pages;
+use donjon_base::{boot, host};
+use std::vec::Vec;
+
+fn fresh(memory: usize) -> Pages {
+    let b = boot();
+    // The tests share one fake reserve, one after the other.
+    // SAFETY: the session makes this the only user.
+    unsafe {
+        let len = (b.reserve.len as usize).min(memory * 64 + (1 << 30));
+        host::reset_reserve();
+        Pages::new(b.reserve.base as usize, len, memory).expect("room")
+    }
+}
+
+/// A fresh global heap, for tests of what is built on it.
+pub(crate) fn fresh_global() {
+    host::reset_reserve();
+    super::super::thread::stack::forget_cache();
+    assert!(super::init());
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % below as u64) as usize
+    }
+}
+
+/// Live allocations as a model: no two overlap, contents survive, alignment holds, and at the end everything is free again.
+fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
+    let mut heap = fresh(memory);
+    let mut r = Random(seed);
+    let mut live: Vec<(usize, usize, u8)> = Vec::new();
+    let fill = |p: usize, len: usize, b: u8| unsafe { core::ptr::write_bytes(p as *mut u8, b, len) };
+    let intact = |p: usize, len: usize, b: u8| {
+        // SAFETY: a live allocation of the model.
+        let s = unsafe { core::slice::from_raw_parts(p as *const u8, len) };
+        s.iter().all(|x| *x == b)
+    };
+    for step in 0..steps {
+        let size = match r.next(10) {
+            0 => r.next(largest),
+            1..3 => r.next(20_000),
+            _ => r.next(600),
+        };
+        let tag = step as u8;
+        match r.next(8) {
+            0..4 => {
+                let align = if r.next(4) == 0 { 1 << r.next(15) } else { 16 };
+                let Some((p, zero)) = heap.aligned(align, size) else { continue };
+                let p = p as usize;
+                assert_eq!(p % align.max(16), 0);
+                assert!(!zero || intact(p, size, 0));
+                for (q, len, _) in &live {
+                    assert!(p + size.max(1) <= *q || *q + len.max(&1) <= p, "overlap at step {step}");
+                }
+                fill(p, size, tag);
+                live.push((p, size, tag));
+            }
+            4..7 if !live.is_empty() => {
+                let (p, len, b) = live.swap_remove(r.next(live.len()));
+                assert!(intact(p, len, b), "content at step {step}");
+                heap.dealloc(p).expect("live");
+                assert!(heap.dealloc(p).is_err(), "double free found");
+            }
+            _ if !live.is_empty() => {
+                let i = r.next(live.len());
+                let (p, len, b) = live[i];
+                let Some(q) = heap.realloc(p, size).expect("live") else { continue };
+                let q = q as usize;
+                assert!(intact(q, len.min(size), b));
+                assert!(heap.usable(q).expect("live") >= size);
+                fill(q, size, b);
+                live[i] = (q, size, b);
+                for (j, (o, len, _)) in live.iter().enumerate() {
+                    assert!(j == i || q + size.max(1) <= *o || *o + len.max(&1) <= q, "overlap at step {step}");
+                }
+            }
+            _ => {}
+        }
+        let (used, dirty) = heap.usage();
+        assert!(used + dirty <= memory, "limit at step {step}");
+        let sum: usize = live.iter().map(|l| l.1).sum();
+        assert!(sum <= used);
+    }
+    for (p, len, b) in live {
+        assert!(intact(p, len, b));
+        heap.dealloc(p).expect("live");
+    }
+    // Each class may keep one empty span.
+    assert!(heap.usage().0 < 1 << 20, "{} left", heap.usage().0);
+    heap.trim();
+    assert_eq!(heap.usage().1, 0);
+}
+
+#[test]
+fn random_programs_agree_with_a_model() {
+    let _s = host::session();
+    for seed in 1..6 {
+        run_model(seed * 7919, 6000, 64 << 20, 300_000);
+    }
+}
+
+#[test]
+fn running_out_is_null_and_recovers() {
+    let _s = host::session();
+    run_model(77, 6000, 2 << 20, 200_000);
+    let mut heap = fresh(4 << 20);
+    let mut all = Vec::new();
+    while let Some((p, _)) = heap.malloc(100) {
+        all.push(p as usize);
+    }
+    assert!(all.len() * 112 > 3 << 20, "{}", all.len());
+    assert!(heap.malloc(1 << 20).is_none());
+    for p in all {
+        heap.dealloc(p).expect("live");
+    }
+    assert!(heap.malloc(3 << 20).is_some());
+}
+
+#[test]
+fn wrong_pointers_are_recognised() {
+    let _s = host::session();
+    let mut heap = fresh(8 << 20);
+    let (p, _) = heap.malloc(40).expect("memory");
+    let p = p as usize;
+    assert!(heap.dealloc(p + 16).is_err());
+    assert!(heap.dealloc(p + 8).is_err());
+    assert!(heap.dealloc(0x1000).is_err());
+    assert!(heap.dealloc(usize::MAX - 4096).is_err());
+    heap.dealloc(p).expect("live");
+    assert!(heap.dealloc(p).is_err());
+    let (big, _) = heap.malloc(100_000).expect("memory");
+    let big = big as usize;
+    assert!(heap.dealloc(big + 4096).is_err());
+    heap.dealloc(big).expect("live");
+    assert!(heap.dealloc(big).is_err());
+}
+
+#[test]
+fn a_freed_slot_is_not_reused_at_once() {
+    let _s = host::session();
+    let mut heap = fresh(8 << 20);
+    let (a, _) = heap.malloc(64).expect("memory");
+    heap.dealloc(a as usize).expect("live");
+    let (b, _) = heap.malloc(64).expect("memory");
+    assert_ne!(a, b);
+}
+
+#[test]
+fn memory_goes_back_and_large_reallocs_grow_in_place() {
+    let _s = host::session();
+    let mut heap = fresh(64 << 20);
+    let (p, _) = heap.malloc(1 << 20).expect("memory");
+    let q = heap.realloc(p as usize, 2 << 20).expect("live").expect("memory");
+    assert_eq!(p, q);
+    heap.dealloc(q as usize).expect("live");
+    let (big, _) = heap.malloc(40 << 20).expect("memory");
+    heap.dealloc(big as usize).expect("live");
+    let (used, dirty) = heap.usage();
+    assert!(used == 0 && dirty <= 4 << 20, "{used} {dirty}");
+}

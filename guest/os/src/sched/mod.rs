@@ -1,0 +1,374 @@
+//! Threads and their scheduling.
+//!
+//! One CPU, first come first served, with the tick upcall as time slice. A thread that blocks parks; whoever makes it runnable
+//! unparks it. There is no idle thread: when nothing can run, the thread that parked last looks after the pollers (the network),
+//! the timers and the gate's `wait`, on its own stack.
+//!
+//! Parking has *token* semantics: an unpark that comes first makes the next park return at once. So a wake-up is never
+//! lost, but may be spurious, and every caller loops.
+
+#![expect(unsafe_code, reason = "switches contexts")]
+// UNSAFETY: raw pointers to thread records, which are boxed and stay where they are while a thread exists.
+
+pub mod futex;
+mod heap;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod waitqueue;
+
+use crate::{errno::Result, signal};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use donjon_base::{Lock, clock, context, gate, preempt, tls};
+use heap::Timers;
+use thread::{State, Thread};
+pub use thread::{ThreadId, Threads};
+pub use waitqueue::WaitQueue;
+
+/// Why [`park`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wake {
+    /// Somebody unparked the thread, or nobody did: check what you waited for.
+    Unparked,
+    /// The deadline passed.
+    Deadline,
+}
+
+/// Called by the scheduler to make things progress: gets the monotonic time, returns its next deadline.
+pub type Poller = fn(now: u64) -> Option<u64>;
+
+/// Thread switches after which the pollers run although there are runnable threads.
+const SWITCHES_PER_POLL: u32 = 32;
+
+struct Sched {
+    threads: Threads,
+    timers: Timers,
+    /// Slot of the running thread.
+    current: u32,
+    /// A thread that has ended and whose stack is still in use until the switch away from it is done.
+    zombie: Option<u32>,
+    switches: u32,
+    pollers: Vec<Poller>,
+}
+
+static SCHED: Lock<Sched> = Lock::new(Sched {
+    threads: Threads::new(),
+    timers: Timers::new(),
+    current: 0,
+    zombie: None,
+    switches: 0,
+    pollers: Vec::new(),
+});
+
+static POLLING: AtomicBool = AtomicBool::new(false);
+
+/// Makes the code that calls it the first thread. `stack` and `tcb` are what it runs on.
+pub fn init(tcb: usize) -> Result<()> {
+    {
+        let mut s = SCHED.lock();
+        *s = Sched {
+            threads: Threads::new(),
+            timers: Timers::new(),
+            current: 0,
+            zombie: None,
+            switches: 0,
+            pollers: Vec::new(),
+        };
+        let slot = s.threads.add(Thread::main(tcb))?;
+        s.timers.reserve(1)?;
+        s.current = slot;
+    }
+    POLLING.store(false, Relaxed);
+    preempt::set_tick(tick);
+    Ok(())
+}
+
+/// The running thread.
+#[inline]
+pub fn current() -> ThreadId {
+    let s = SCHED.lock();
+    s.threads.id(s.current)
+}
+
+/// Starts a thread that runs `entry(arg)` and ends when that returns. `stack` is the least stack size in bytes; the thread is
+/// detached. For the C library's threads see [`crate::thread`].
+pub fn spawn(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
+    let id = create(entry, arg, stack)?;
+    unpark(id);
+    Ok(id)
+}
+
+/// As [`spawn`], but the thread only starts when it is unparked.
+pub fn create(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
+    let _off = preempt::off();
+    let stack = crate::thread::stack::take(stack)?;
+    let mut s = SCHED.lock();
+    let count = s.threads.len() + 1;
+    if let Err(e) = s.timers.reserve(count) {
+        crate::thread::stack::give_back(stack);
+        return Err(e);
+    }
+    let slot = s.threads.add_with(stack, entry, arg)?;
+    Ok(s.threads.id(slot))
+}
+
+/// Blocks the running thread until it is unparked or the deadline (monotonic, ns) passes. May return for no reason.
+/// Preemption may be off; no [`Lock`] may be held.
+pub fn park(deadline: Option<u64>) -> Wake {
+    let _off = preempt::off();
+    {
+        let mut s = SCHED.lock();
+        let slot = s.current;
+        let t = s.threads.get_mut(slot);
+        if core::mem::take(&mut t.token) {
+            return Wake::Unparked;
+        }
+        t.state = State::Parked;
+        t.wake = Wake::Unparked;
+        if let Some(d) = deadline {
+            s.add_timer(slot, d);
+        }
+    }
+    reschedule();
+    let s = SCHED.lock();
+    s.threads.get(s.current).wake
+}
+
+/// Makes a parked thread runnable, or lets its next park return at once. A thread that no longer exists is ignored.
+pub fn unpark(id: ThreadId) {
+    let mut s = SCHED.lock();
+    if let Some(slot) = s.threads.slot(id) {
+        s.unpark(slot);
+    }
+}
+
+/// Lets the other runnable threads run first.
+pub fn yield_now() {
+    let _off = preempt::off();
+    {
+        let mut s = SCHED.lock();
+        let slot = s.current;
+        s.threads.push(slot);
+    }
+    reschedule();
+}
+
+/// Adds a poller. It is called with preemption off on any thread's stack, never re-entered, and must not park. It is called before each
+/// wait for the host, at each tick, after some thread switches, and by [`poll_now`].
+pub fn register_poller(poller: Poller) -> Result<()> {
+    let mut s = SCHED.lock();
+    s.pollers.try_reserve(1).map_err(|_| crate::errno::Errno::ENOMEM)?;
+    s.pollers.push(poller);
+    Ok(())
+}
+
+/// Runs the pollers and expired timers now.
+pub fn poll_now() {
+    let _off = preempt::off();
+    poll(clock::monotonic());
+}
+
+/// Sleeps until `deadline` (monotonic, ns).
+pub fn sleep_until(deadline: u64) {
+    while clock::monotonic() < deadline {
+        park(Some(deadline));
+    }
+}
+
+/// Number of threads that exist.
+pub fn thread_count() -> usize {
+    SCHED.lock().threads.len()
+}
+
+/// Runs `f` on the thread's record, if it exists.
+pub(crate) fn with_thread<R>(id: ThreadId, f: impl FnOnce(&mut Thread) -> R) -> Option<R> {
+    let mut s = SCHED.lock();
+    let slot = s.threads.slot(id)?;
+    Some(f(s.threads.get_mut(slot)))
+}
+
+/// Runs `f` on the running thread's record, or returns `None` if the scheduler's state is not accessible. For fault reports.
+pub(crate) fn try_current<R>(f: impl FnOnce(&mut Thread) -> R) -> Option<R> {
+    if SCHED.is_held() {
+        return None;
+    }
+    let mut s = SCHED.lock();
+    let slot = s.current;
+    if s.threads.len() == 0 {
+        return None;
+    }
+    Some(f(s.threads.get_mut(slot)))
+}
+
+/// Ends the running thread. Its record stays if it may be joined.
+pub(crate) fn exit_current(keep_record: bool) -> ! {
+    // Never dropped: the counter is thread-local, and the thread is gone.
+    core::mem::forget(preempt::off());
+    {
+        let mut s = SCHED.lock();
+        let slot = s.current;
+        let t = s.threads.get_mut(slot);
+        t.state = State::Dead;
+        t.keep_record = keep_record;
+    }
+    reschedule();
+    unreachable!("a dead thread runs")
+}
+
+/// Frees the record of a thread that ended with `keep_record`.
+pub(crate) fn forget(id: ThreadId) {
+    let mut s = SCHED.lock();
+    if let Some(slot) = s.threads.slot(id) {
+        let t = s.threads.get_mut(slot);
+        t.keep_record = false;
+        if t.state == State::Dead && s.zombie != Some(slot) && s.current != slot {
+            s.threads.remove(slot);
+        }
+    }
+}
+
+impl Sched {
+    fn unpark(&mut self, slot: u32) {
+        let t = self.threads.get_mut(slot);
+        if t.state == State::Parked {
+            if let Some(at) = t.timer.take() {
+                self.timers.remove(at, &mut self.threads);
+            }
+            self.threads.push(slot);
+        } else {
+            t.token = true;
+        }
+    }
+
+    fn add_timer(&mut self, slot: u32, deadline: u64) {
+        self.timers.add(deadline, slot, &mut self.threads);
+    }
+
+    /// Makes the threads runnable whose deadline has passed.
+    fn expire(&mut self, now: u64) {
+        while let Some((deadline, slot)) = self.timers.first() {
+            if deadline > now {
+                break;
+            }
+            self.timers.remove(0, &mut self.threads);
+            let t = self.threads.get_mut(slot);
+            t.timer = None;
+            t.wake = Wake::Deadline;
+            self.threads.push(slot);
+        }
+    }
+}
+
+/// Switches to a runnable thread, which may be this one; waits until there is one. Preemption is off.
+fn reschedule() {
+    debug_assert!(preempt::count() > 0);
+    let mut s = SCHED.lock();
+    s.switches += 1;
+    if s.switches >= SWITCHES_PER_POLL {
+        drop(s);
+        poll(clock::monotonic());
+        s = SCHED.lock();
+    }
+    let next = loop {
+        if let Some(next) = s.threads.pop() {
+            break next;
+        }
+        drop(s);
+        idle();
+        s = SCHED.lock();
+    };
+    let me = s.current;
+    let t = s.threads.get_mut(next);
+    t.state = State::Running;
+    if next == me {
+        return;
+    }
+    let (to, tcb): (*const context::Context, usize) = (&raw const t.context, t.tcb);
+    s.current = next;
+    let t = s.threads.get_mut(me);
+    let from = &raw mut t.context;
+    if t.state == State::Dead {
+        s.zombie = Some(me);
+    }
+    drop(s);
+    let count = preempt::count();
+    // SAFETY: `tcb` belongs to the thread that runs next, and nothing uses TLS in between.
+    unsafe { tls::activate(tcb) };
+    // SAFETY: 1. both records are boxed and exist: a record is only removed when its thread is neither running nor runnable;
+    // 2. `to` was filled in when that thread was switched away from, or when it was made.
+    unsafe { context::switch(from, to) };
+    preempt::set_count(count);
+    reap();
+}
+
+/// Frees what the thread that ran before left behind. Runs first after every switch.
+pub(crate) fn reap() {
+    let stack = {
+        let mut s = SCHED.lock();
+        let Some(slot) = s.zombie.take() else { return };
+        let t = s.threads.get_mut(slot);
+        let stack = t.stack.take();
+        if !t.keep_record {
+            s.threads.remove(slot);
+        }
+        stack
+    };
+    if let Some(stack) = stack {
+        crate::thread::stack::give_back(stack);
+    }
+}
+
+/// Runs pollers and expired timers; returns the pollers' next deadline.
+fn poll(now: u64) -> Option<u64> {
+    if POLLING.swap(true, Relaxed) {
+        return None;
+    }
+    let mut deadline: Option<u64> = None;
+    for i in 0.. {
+        let Some(poller) = SCHED.lock().pollers.get(i).copied() else { break };
+        deadline = earlier(deadline, poller(now));
+    }
+    let mut s = SCHED.lock();
+    s.switches = 0;
+    s.expire(now);
+    drop(s);
+    POLLING.store(false, Relaxed);
+    deadline
+}
+
+fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Looks after the outside world until a thread can run, or once.
+fn idle() {
+    let now = clock::monotonic();
+    let deadline = poll(now);
+    let deadline = {
+        let s = SCHED.lock();
+        if s.threads.any_ready() {
+            return;
+        }
+        earlier(deadline, s.timers.first().map(|t| t.0))
+    };
+    let timeout = deadline.map(|d| d.saturating_sub(clock::monotonic()));
+    if gate::wait(timeout).stop {
+        signal::stop_requested();
+    }
+}
+
+/// The tick: the running thread has had its share.
+fn tick() {
+    if gate::wait(Some(0)).stop {
+        signal::stop_requested();
+    }
+    poll(clock::monotonic());
+    if SCHED.lock().threads.any_ready() {
+        yield_now();
+    }
+}
+

@@ -1,0 +1,204 @@
+use super::*;
+use crate::{mem, thread};
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use donjon_base::host;
+
+/// A session with memory and a first thread.
+fn start() -> host::Session {
+    let s = host::session();
+    crate::mem::tests::fresh_global();
+    init(0).expect("memory");
+    s
+}
+
+static LOG: Lock<Vec<usize>> = Lock::new(Vec::new());
+
+fn log() -> Vec<usize> {
+    core::mem::take(&mut LOG.lock())
+}
+
+#[test]
+fn threads_take_turns_and_end() {
+    let _s = start();
+    log();
+    fn worker(arg: usize) {
+        for _ in 0..2 {
+            LOG.lock().push(arg);
+            yield_now();
+        }
+    }
+    for i in 1..4 {
+        spawn(worker, i, 16 << 10).expect("memory");
+    }
+    while thread_count() > 1 {
+        yield_now();
+    }
+    assert_eq!(log(), [1, 2, 3, 1, 2, 3]);
+}
+
+#[test]
+fn sleepers_wake_in_order_and_time_passes_only_as_needed() {
+    let _s = start();
+    log();
+    fn sleeper(ms: usize) {
+        sleep_until(clock::monotonic() + ms as u64 * 1_000_000);
+        LOG.lock().push(ms);
+    }
+    let begin = clock::monotonic();
+    for ms in [30, 10, 20, 5, 25, 15] {
+        spawn(sleeper, ms, 16 << 10).expect("memory");
+    }
+    sleep_until(begin + 100_000_000);
+    assert_eq!(log(), [5, 10, 15, 20, 25, 30]);
+    assert_eq!(clock::monotonic(), begin + 100_000_000);
+}
+
+#[test]
+fn an_unpark_before_the_park_is_not_lost() {
+    let _s = start();
+    unpark(current());
+    assert_eq!(park(None), Wake::Unparked);
+    let deadline = clock::monotonic() + 5;
+    assert_eq!(park(Some(deadline)), Wake::Deadline);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn waiting_for_ever_is_found_by_the_fake_host() {
+    let _s = start();
+    park(None);
+}
+
+#[test]
+fn futex_waits_wakes_and_times_out() {
+    let _s = start();
+    log();
+    static WORD: AtomicU32 = AtomicU32::new(0);
+    fn address() -> usize {
+        WORD.as_ptr() as usize
+    }
+    fn waiter(arg: usize) {
+        // SAFETY: a static.
+        let r = unsafe { futex::wait(address(), 0, 1 << arg, None) };
+        assert_eq!(r, Ok(()));
+        LOG.lock().push(arg);
+    }
+    for i in 0..4 {
+        spawn(waiter, i, 16 << 10).expect("memory");
+    }
+    // SAFETY: a static.
+    unsafe {
+        assert_eq!(futex::wait(address(), 1, !0, None), Err(crate::errno::Errno::EAGAIN));
+        let d = clock::monotonic() + 1000;
+        assert_eq!(futex::wait(address(), 0, 1 << 9, Some(d)), Err(crate::errno::Errno::ETIMEDOUT));
+    }
+    assert_eq!(futex::wake(address(), 10, 1 << 2), 1);
+    yield_now();
+    assert_eq!(log(), [2]);
+    assert_eq!(futex::requeue(address(), 1, address() + 4, 1), 2);
+    assert_eq!(futex::wake(address(), 10, !0), 1);
+    assert_eq!(futex::wake(address() + 4, 10, !0), 1);
+    while thread_count() > 1 {
+        yield_now();
+    }
+    assert_eq!(log(), [0, 3, 1]);
+    WORD.store(0, SeqCst);
+}
+
+#[test]
+fn join_returns_the_result_once() {
+    let _s = start();
+    fn run(a: usize, b: usize) -> usize {
+        sleep_until(clock::monotonic() + 1000);
+        a + b
+    }
+    let t = thread::start(run, 1, 2, 16 << 10, false).expect("memory");
+    assert_eq!(thread::join(t), Ok(3));
+    assert_eq!(thread::join(t), Err(crate::errno::Errno::ESRCH));
+    let t = thread::start(run, 1, 2, 16 << 10, false).expect("memory");
+    thread::detach(t).expect("exists");
+    assert_eq!(thread::join(t), Err(crate::errno::Errno::EINVAL));
+    sleep_until(clock::monotonic() + 10_000);
+    assert!(!thread::exists(t));
+    assert_eq!(thread_count(), 1);
+}
+
+#[test]
+fn too_many_threads_is_eagain_and_recovers() {
+    let _s = start();
+    fn sleeper(_: usize) {
+        park(None);
+    }
+    let mut all = Vec::new();
+    let e = loop {
+        match spawn(sleeper, 0, 16 << 10) {
+            Ok(t) => all.push(t),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(e, crate::errno::Errno::EAGAIN);
+    assert!(all.len() > 1000, "{}", all.len());
+    yield_now();
+    for t in all {
+        unpark(t);
+    }
+    while thread_count() > 1 {
+        yield_now();
+    }
+    assert!(mem::available() > mem::total() / 2);
+    spawn(sleeper, 0, 16 << 10).expect("memory again");
+}
+
+#[test]
+fn a_pending_tick_runs_when_preemption_goes_on() {
+    let _s = start();
+    log();
+    fn worker(arg: usize) {
+        LOG.lock().push(arg);
+    }
+    spawn(worker, 7, 16 << 10).expect("memory");
+    {
+        let _off = preempt::off();
+        preempt::host_set_pending();
+        assert_eq!(log(), []);
+    }
+    assert_eq!(log(), [7]);
+}
+
+#[test]
+fn pollers_bound_the_wait() {
+    let _s = start();
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    fn poller(now: u64) -> Option<u64> {
+        CALLS.fetch_add(1, SeqCst);
+        Some(now + 1_000_000)
+    }
+    CALLS.store(0, SeqCst);
+    register_poller(poller).expect("memory");
+    sleep_until(clock::monotonic() + 10_000_000);
+    assert!((10..40).contains(&CALLS.load(SeqCst)));
+}
+
+#[test]
+fn wait_queue_is_first_come_first_served() {
+    let _s = start();
+    log();
+    static QUEUE: Lock<WaitQueue> = Lock::new(WaitQueue::new());
+    fn waiter(arg: usize) {
+        let _off = preempt::off();
+        QUEUE.lock().enqueue_current();
+        park(None);
+        LOG.lock().push(arg);
+    }
+    for i in 0..3 {
+        spawn(waiter, i, 16 << 10).expect("memory");
+    }
+    yield_now();
+    assert!(QUEUE.lock().wake_one());
+    yield_now();
+    assert_eq!(log(), [0]);
+    QUEUE.lock().wake_all();
+    assert!(QUEUE.lock().is_empty());
+    yield_now();
+    assert_eq!(log(), [1, 2]);
+}

@@ -1,0 +1,254 @@
+//! Thread records, and the queue of those that can run.
+
+#![expect(unsafe_code, reason = "writes the first frame of a new stack")]
+// UNSAFETY: `Context::new` on a stack that was just made.
+
+use super::{Wake, futex::Waiting};
+use crate::{
+    errno::{Errno, Result},
+    thread::stack::Stack,
+};
+use alloc::{boxed::Box, vec::Vec};
+use donjon_base::{context::Context, preempt};
+
+/// Names a thread for as long as it exists; afterwards it names nobody.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ThreadId(u32);
+
+impl ThreadId {
+    /// The number that C code sees (`gettid`, `pthread_t`): positive as an `i32`; the first thread is 1.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The thread that this number names, if any.
+    pub const fn from_number(n: u32) -> ThreadId {
+        ThreadId(n)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// It runs now.
+    Running,
+    /// It is in the run queue.
+    Ready,
+    /// It waits for an unpark or its timer.
+    Parked,
+    /// It has ended.
+    Dead,
+}
+
+/// A thread.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    generation: u16,
+    pub state: State,
+    /// An unpark came while it did not park.
+    pub token: bool,
+    pub wake: Wake,
+    pub keep_record: bool,
+    pub context: Context,
+    pub tcb: usize,
+    /// Next in the run queue.
+    next: u32,
+    /// Position among the timers.
+    pub timer: Option<u32>,
+    /// The futex that it waits on.
+    pub waiting: Waiting,
+    pub stack: Option<Stack>,
+    entry: fn(usize),
+    arg: usize,
+    /// NUL-padded.
+    pub name: [u8; 16],
+    pub c: crate::thread::CThread,
+}
+
+fn nothing(_: usize) {}
+
+impl Thread {
+    /// The record of the thread that runs already.
+    pub fn main(tcb: usize) -> Thread {
+        Thread {
+            state: State::Running,
+            tcb,
+            name: *b"main\0\0\0\0\0\0\0\0\0\0\0\0",
+            ..Thread::blank(nothing, 0)
+        }
+    }
+
+    fn blank(entry: fn(usize), arg: usize) -> Thread {
+        Thread {
+            generation: 0,
+            state: State::Parked,
+            token: false,
+            wake: Wake::Unparked,
+            keep_record: false,
+            context: Context::running(),
+            tcb: 0,
+            next: NONE,
+            timer: None,
+            waiting: Waiting::default(),
+            stack: None,
+            entry,
+            arg,
+            name: [0; 16],
+            c: crate::thread::CThread::default(),
+        }
+    }
+}
+
+const NONE: u32 = u32::MAX;
+/// Slots fit into 16 bits of a thread number, generations into the 15 above.
+const SLOTS_MAX: usize = 0xfffe;
+
+/// All threads.
+#[derive(Debug)]
+pub struct Threads {
+    /// A box of one each: records must not move.
+    slots: Vec<Option<Box<[Thread]>>>,
+    generations: Vec<u16>,
+    count: usize,
+    first_ready: u32,
+    last_ready: u32,
+}
+
+impl Threads {
+    pub(crate) const fn new() -> Self {
+        Threads { slots: Vec::new(), generations: Vec::new(), count: 0, first_ready: NONE, last_ready: NONE }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Adds a record; returns its slot. EAGAIN if there are too many, ENOMEM without memory.
+    pub(crate) fn add(&mut self, mut t: Thread) -> Result<u32> {
+        let slot = match self.slots.iter().position(Option::is_none) {
+            Some(slot) => slot,
+            None if self.slots.len() >= SLOTS_MAX => return Err(Errno::EAGAIN),
+            None => {
+                self.slots.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                self.generations.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                self.slots.push(None);
+                self.generations.push(0);
+                self.slots.len() - 1
+            }
+        };
+        t.generation = self.generations[slot];
+        let mut one = Vec::new();
+        one.try_reserve_exact(1).map_err(|_| Errno::ENOMEM)?;
+        one.push(t);
+        self.slots[slot] = Some(one.into_boxed_slice());
+        self.count += 1;
+        Ok(slot as u32)
+    }
+
+    /// Adds a thread that will run `entry(arg)` on `stack`. On failure the stack is given back.
+    pub(crate) fn add_with(&mut self, stack: Stack, entry: fn(usize), arg: usize) -> Result<u32> {
+        let mut t = Thread::blank(entry, arg);
+        let slot = match self.add({
+            t.tcb = 0;
+            t
+        }) {
+            Ok(slot) => slot,
+            Err(e) => {
+                crate::thread::stack::give_back(stack);
+                return Err(e);
+            }
+        };
+        let id = self.id(slot);
+        let (tcb, top) = stack.prepare(id.number());
+        let t = self.get_mut(slot);
+        t.tcb = tcb;
+        // SAFETY: the stack is new, and `top` is 16-byte aligned with room below.
+        t.context = unsafe { Context::new(top, begin, &raw const *t as usize) };
+        t.stack = Some(stack);
+        Ok(slot)
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) {
+        self.slots[slot as usize] = None;
+        let g = &mut self.generations[slot as usize];
+        *g = (*g + 1) & 0x7fff;
+        self.count -= 1;
+    }
+
+    pub(crate) fn id(&self, slot: u32) -> ThreadId {
+        ThreadId(u32::from(self.get(slot).generation) << 16 | (slot + 1))
+    }
+
+    pub(crate) fn slot(&self, id: ThreadId) -> Option<u32> {
+        let slot = (id.0 & 0xffff).checked_sub(1)?;
+        let t = self.slots.get(slot as usize)?.as_ref()?;
+        (u32::from(t[0].generation) == id.0 >> 16).then_some(slot)
+    }
+
+    /// # Panics
+    /// If there is no thread in the slot: slots come from this table.
+    #[inline]
+    pub(crate) fn get(&self, slot: u32) -> &Thread {
+        match &self.slots[slot as usize] {
+            Some(t) => &t[0],
+            None => no_thread(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, slot: u32) -> &mut Thread {
+        match &mut self.slots[slot as usize] {
+            Some(t) => &mut t[0],
+            None => no_thread(),
+        }
+    }
+
+    /// Appends to the run queue.
+    pub(crate) fn push(&mut self, slot: u32) {
+        let last = self.last_ready;
+        let t = self.get_mut(slot);
+        t.state = State::Ready;
+        t.next = NONE;
+        if last == NONE {
+            self.first_ready = slot;
+        } else {
+            self.get_mut(last).next = slot;
+        }
+        self.last_ready = slot;
+    }
+
+    /// Takes the first of the run queue.
+    pub(crate) fn pop(&mut self) -> Option<u32> {
+        let slot = self.first_ready;
+        if slot == NONE {
+            return None;
+        }
+        self.first_ready = self.get(slot).next;
+        if self.first_ready == NONE {
+            self.last_ready = NONE;
+        }
+        Some(slot)
+    }
+
+    pub(crate) fn any_ready(&self) -> bool {
+        self.first_ready != NONE
+    }
+}
+
+#[cold]
+fn no_thread() -> ! {
+    panic!("library OS: no such thread")
+}
+
+/// First code of every thread but the first.
+extern "C" fn begin(record: usize) -> ! {
+    let (entry, arg) = {
+        // SAFETY: the record is boxed and exists as long as its thread runs.
+        let t = unsafe { &*(record as *const Thread) };
+        (t.entry, t.arg)
+    };
+    preempt::set_count(1);
+    super::reap();
+    preempt::set_count(0);
+    entry(arg);
+    super::exit_current(false)
+}

@@ -1,0 +1,169 @@
+//! Signals, as far as a machine with one process has any.
+//!
+//! What can be sent: SIGTERM by the host (`Ready::stop`), and whatever the program sends itself. A handler runs on an ordinary thread:
+//! on the sender's for `raise`, on a new one for the host's SIGTERM. Nothing interrupts a blocked call, so EINTR does not exist.
+
+use crate::{
+    errno::{Errno, Result},
+    exit, sched,
+};
+use donjon_base::{Lock, preempt};
+
+/// Broken pipe.
+pub const SIGPIPE: i32 = 13;
+/// Stop, please.
+pub const SIGTERM: i32 = 15;
+/// Abort.
+pub const SIGABRT: i32 = 6;
+
+/// What a signal does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Disposition {
+    /// Linux's default: ends the guest, or nothing (SIGCHLD, SIGURG, SIGWINCH, SIGCONT).
+    #[default]
+    Default,
+    /// Nothing.
+    Ignore,
+    /// Calls a function of the program.
+    Handler,
+}
+
+/// A signal's action, as sigaction(2) has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Action {
+    /// What happens.
+    pub disposition: Disposition,
+    /// Address of the handler.
+    pub handler: usize,
+    /// `sa_flags`, kept for the caller.
+    pub flags: u32,
+    /// `sa_mask`, kept for the caller.
+    pub mask: u64,
+}
+
+/// Calls a handler: in the libc door, which knows its type.
+pub type Deliver = fn(signal: i32, action: Action);
+
+struct Signals {
+    actions: [Action; 64],
+    /// Bit n-1 for a signal that waits until it is unblocked.
+    pending: u64,
+    deliver: Option<Deliver>,
+}
+
+static SIGNALS: Lock<Signals> = Lock::new(Signals {
+    actions: [Action { disposition: Disposition::Default, handler: 0, flags: 0, mask: 0 }; 64],
+    pending: 0,
+    deliver: None,
+});
+
+/// Says who calls handlers.
+pub fn init(deliver: Deliver) {
+    SIGNALS.lock().deliver = Some(deliver);
+}
+
+/// The action of a signal from 1 to 64.
+pub fn action(signal: i32) -> Result<Action> {
+    Ok(SIGNALS.lock().actions[index(signal)?])
+}
+
+/// Sets the action of a signal. Faults are always reported and end the guest, so SIGSEGV and its kin, like SIGKILL and SIGSTOP,
+/// cannot be handled: EINVAL.
+pub fn set_action(signal: i32, action: Action) -> Result<()> {
+    let i = index(signal)?;
+    if is_fixed(signal) {
+        return Err(Errno::EINVAL);
+    }
+    SIGNALS.lock().actions[i] = action;
+    Ok(())
+}
+
+/// Whether the signal's action cannot be changed: SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS.
+pub fn is_fixed(signal: i32) -> bool {
+    matches!(signal, 4 | 5 | 7 | 8 | 9 | 11 | 19 | 31)
+}
+
+fn index(signal: i32) -> Result<usize> {
+    if (1..=64).contains(&signal) { Ok(signal as usize - 1) } else { Err(Errno::EINVAL) }
+}
+
+/// The running thread's blocked signals.
+pub fn mask() -> u64 {
+    sched::with_thread(sched::current(), |t| t.c.mask).unwrap_or(0)
+}
+
+/// Sets the running thread's blocked signals; what was pending and is not blocked any more is delivered.
+pub fn set_mask(mask: u64) {
+    // SIGKILL and SIGSTOP cannot be blocked.
+    let mask = mask & !(1 << 8 | 1 << 18);
+    sched::with_thread(sched::current(), |t| t.c.mask = mask);
+    loop {
+        let signal = {
+            let mut s = SIGNALS.lock();
+            let ready = s.pending & !mask;
+            if ready == 0 {
+                return;
+            }
+            let bit = ready.trailing_zeros();
+            s.pending &= !(1 << bit);
+            bit as i32 + 1
+        };
+        deliver(signal);
+    }
+}
+
+/// Signals that wait until they are unblocked.
+pub fn pending() -> u64 {
+    SIGNALS.lock().pending
+}
+
+/// Sends a signal to the running thread: its handler has run when this returns, unless it is blocked.
+pub fn raise(signal: i32) -> Result<()> {
+    let i = index(signal)?;
+    if mask() >> i & 1 == 1 {
+        SIGNALS.lock().pending |= 1 << i;
+        return Ok(());
+    }
+    deliver(signal);
+    Ok(())
+}
+
+fn deliver(signal: i32) {
+    let (action, f) = {
+        let s = SIGNALS.lock();
+        (s.actions[signal as usize - 1], s.deliver)
+    };
+    match (action.disposition, f) {
+        (Disposition::Handler, Some(f)) => {
+            const SA_RESETHAND: u32 = 0x8000_0000;
+            if action.flags & SA_RESETHAND != 0 {
+                SIGNALS.lock().actions[signal as usize - 1] = Action::default();
+            }
+            f(signal, action);
+        }
+        (Disposition::Ignore, _) => {}
+        // SIGCHLD, SIGCONT, SIGURG, SIGWINCH: ignored by default.
+        (_, _) if matches!(signal, 17 | 18 | 23 | 28) => {}
+        (_, _) => exit(128 + signal),
+    }
+}
+
+/// The host asks the guest to stop. Called by the scheduler, with preemption off.
+pub(crate) fn stop_requested() {
+    let handled = SIGNALS.lock().actions[SIGTERM as usize - 1].disposition;
+    match handled {
+        Disposition::Ignore => {}
+        Disposition::Default => exit(128 + SIGTERM),
+        Disposition::Handler => {
+            let _off = preempt::off();
+            // Not on the thread that happens to look: it may hold a lock that the handler needs.
+            if sched::spawn(stop_thread, 0, crate::thread::STACK_MIN).is_err() {
+                exit(128 + SIGTERM);
+            }
+        }
+    }
+}
+
+fn stop_thread(_: usize) {
+    deliver(SIGTERM);
+}
