@@ -1,1 +1,17 @@
-#![cfg_attr(donjon_guest, no_std)]
+//! The ring-0 shim: serves the gate inside an image that a standard hypervisor boots.
+//!
+//! Everything that decides (page tables, frames, rings, tables of the firmware, command line) is safe code over
+//! [`phys::Phys`] and is tested on the host; `machine/` is what only ring 0 can do.
+#![cfg_attr(not(test), no_std)]
+
+pub mod calendar;
+pub mod cmdline;
+pub mod firmware;
+pub mod frames;
+pub mod image;
+#[cfg(donjon_guest)]
+pub mod machine;
+pub mod phys;
+pub mod space;
+pub mod strings;
+pub mod user;

@@ -1,0 +1,249 @@
+//! The kernel command line.
+//!
+//! Words are separated by blanks; `"` begins and ends a part in which blanks are literal, `\` makes the next character literal.
+//! Words up to the word `--` configure the machine, words after it are the program's arguments (and replace those in the manifest).
+//!
+//! | word | meaning | default |
+//! | --- | --- | --- |
+//! | `donjon.ip=A.B.C.D/P` or `dhcp` or `none` | IPv4 address | `dhcp` |
+//! | `donjon.gw=A.B.C.D` | IPv4 router | none |
+//! | `donjon.dns=A.B.C.D[,E.F.G.H]` | IPv4 resolvers | none |
+//! | `donjon.ip6=ADDRESS/P` or `auto` or `none` | IPv6 address | `auto` (router advertisements) |
+//! | `donjon.gw6=ADDRESS` | IPv6 router | none |
+//! | `donjon.dns6=ADDRESS` | IPv6 resolver | none |
+//! | `donjon.time=N` | wall clock, nanoseconds since 1970 | the machine's clock |
+//! | `donjon.env=NAME=VALUE` | environment entry, any number | manifest |
+//! | `virtio_mmio.device=SIZE@BASE:IRQ` | where a virtio device is (written by hypervisors) | fixed places |
+//!
+//! An unknown `donjon.` word is an error; other words are for other kernels and are passed over.
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+use donjon_abi::boot::{Net, net};
+
+/// Most places of virtio-mmio devices.
+pub const MMIO: usize = 8;
+
+/// A command line, cut into words.
+#[derive(Debug)]
+pub struct Words<'a> {
+    /// NUL-terminated words.
+    settings: &'a [u8],
+    arguments: Option<&'a [u8]>,
+}
+
+/// What is wrong with the command line: the word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadWord<'a>(pub &'a [u8]);
+
+/// What the words before `--` say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Addresses; `mac` and `mtu` are left alone.
+    pub net: Net,
+    /// Wall clock, ns since 1970.
+    pub time: Option<u64>,
+    /// Addresses of virtio-mmio devices; 0 in unused slots.
+    pub mmio: [u64; MMIO],
+}
+
+/// Cuts `text` (up to its first NUL) into words, in place. `None` if a quote is not closed.
+pub fn split(text: &mut [u8]) -> Option<Words<'_>> {
+    let (mut from, mut to, mut start) = (0, 0, 0);
+    let (mut quoted, mut literal, mut separator) = (false, false, None);
+    loop {
+        let c = text.get(from).copied().unwrap_or(0);
+        from += 1;
+        match c {
+            b'"' => {
+                quoted = !quoted;
+                literal = true;
+            }
+            b'\\' if text.get(from).is_some_and(|c| *c != 0) => {
+                *text.get_mut(to)? = *text.get(from)?;
+                to += 1;
+                from += 1;
+                literal = true;
+            }
+            0 | b' ' | b'\t' | b'\n' if !quoted || c == 0 => {
+                if quoted {
+                    return None;
+                }
+                if to > start || literal {
+                    let is_separator = !literal && separator.is_none() && text.get(start..to) == Some(b"--");
+                    *text.get_mut(to)? = 0;
+                    to += 1;
+                    if is_separator {
+                        separator = Some((start, to));
+                    }
+                    start = to;
+                }
+                literal = false;
+                if c == 0 {
+                    break;
+                }
+            }
+            _ => {
+                *text.get_mut(to)? = c;
+                to += 1;
+            }
+        }
+    }
+    let (end, arguments) = separator.map_or((to, None), |(end, next)| (end, Some(next)));
+    let arguments = match arguments {
+        Some(next) => Some(text.get(next..to)?),
+        None => None,
+    };
+    Some(Words { settings: text.get(..end)?, arguments })
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    // Each word ends with a NUL, so the last piece is empty and no word.
+    let trimmed = bytes.strip_suffix(&[0]);
+    trimmed.into_iter().flat_map(|b| b.split(|c| *c == 0))
+}
+
+impl<'a> Words<'a> {
+    /// The program's arguments, if there was a `--`.
+    pub fn arguments(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
+        self.arguments.map(words)
+    }
+
+    /// The environment entries.
+    pub fn env(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        words(self.settings).filter_map(|w| w.strip_prefix(b"donjon.env="))
+    }
+
+    /// All else.
+    pub fn settings(&self) -> Result<Settings, BadWord<'a>> {
+        let mut s = Settings { net: Net::default(), time: None, mmio: [0; MMIO] };
+        s.net.flags = net::DHCP | net::SLAAC;
+        let mut places = 0;
+        for word in words(self.settings) {
+            if let Some(device) = word.strip_prefix(b"virtio_mmio.device=") {
+                let place = s.mmio.get_mut(places).ok_or(BadWord(word))?;
+                *place = mmio(device).ok_or(BadWord(word))?;
+                places += 1;
+            } else if let Some(setting) = word.strip_prefix(b"donjon.") {
+                apply(&mut s, setting).ok_or(BadWord(word))?;
+            }
+        }
+        Ok(s)
+    }
+}
+
+fn apply(s: &mut Settings, setting: &[u8]) -> Option<()> {
+    let (key, value) = core::str::from_utf8(setting).ok()?.split_once('=')?;
+    match (key, value) {
+        ("ip", "dhcp") => s.net.flags |= net::DHCP,
+        ("ip", "none") => s.net.flags &= !net::DHCP,
+        ("ip", _) => {
+            let (address, prefix) = value.split_once('/')?;
+            s.net.ipv4 = v4(address)?;
+            s.net.ipv4_prefix = prefix.parse().ok().filter(|p| *p <= 32)?;
+            s.net.flags &= !net::DHCP;
+        }
+        ("gw", _) => s.net.ipv4_gateway = v4(value)?,
+        ("dns", _) => {
+            let (first, second) = value.split_once(',').unwrap_or((value, "0.0.0.0"));
+            s.net.ipv4_dns = [v4(first)?, v4(second)?];
+        }
+        ("ip6", "auto") => s.net.flags |= net::SLAAC,
+        ("ip6", "none") => s.net.flags &= !net::SLAAC,
+        ("ip6", _) => {
+            let (address, prefix) = value.split_once('/')?;
+            s.net.ipv6 = v6(address)?;
+            s.net.ipv6_prefix = prefix.parse().ok().filter(|p| *p <= 128)?;
+            s.net.flags &= !net::SLAAC;
+        }
+        ("gw6", _) => s.net.ipv6_gateway = v6(value)?,
+        ("dns6", _) => s.net.ipv6_dns = v6(value)?,
+        ("time", _) => s.time = Some(value.parse().ok()?),
+        ("env", _) => drop(value.split_once('=')?),
+        _ => return None,
+    }
+    Some(())
+}
+
+fn v4(text: &str) -> Option<[u8; 4]> {
+    Some(text.parse::<Ipv4Addr>().ok()?.octets())
+}
+
+fn v6(text: &str) -> Option<[u8; 16]> {
+    Some(text.parse::<Ipv6Addr>().ok()?.octets())
+}
+
+/// `SIZE@BASE:IRQ[:ID]`: the base (Linux, `virtio_mmio.c`).
+fn mmio(device: &[u8]) -> Option<u64> {
+    let (_, rest) = core::str::from_utf8(device).ok()?.split_once('@')?;
+    let (base, _) = rest.split_once(':')?;
+    let base = match base.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None => base.parse().ok()?,
+    };
+    (base != 0 && base.is_multiple_of(4)).then_some(base)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn check(line: &str, f: impl FnOnce(&Words<'_>)) {
+        let mut text = line.as_bytes().to_vec();
+        text.push(0);
+        f(&split(&mut text).unwrap());
+    }
+
+    fn strings<'a>(i: impl Iterator<Item = &'a [u8]>) -> Vec<&'a str> {
+        i.map(|w| core::str::from_utf8(w).unwrap()).collect()
+    }
+
+    #[test]
+    fn quoting_and_arguments() {
+        check(r#"quiet donjon.env=A=1 "donjon.env=B=x y" -- --port "80 80" a\"b "" -- \\"#, |w| {
+            assert_eq!(strings(w.env()), ["A=1", "B=x y"]);
+            assert_eq!(strings(w.arguments().unwrap()), ["--port", "80 80", "a\"b", "", "--", "\\"]);
+        });
+        check("  a  ", |w| assert!(w.arguments().is_none()));
+        check("", |w| assert!(w.arguments().is_none() && w.env().next().is_none()));
+        check("x --", |w| assert_eq!(w.arguments().unwrap().count(), 0));
+        check(r#""--" y"#, |w| assert!(w.arguments().is_none()));
+        assert!(split(&mut b"a \"b\0".to_vec()).is_none());
+        // A line that fills its buffer has no room for the last NUL.
+        assert!(split(&mut b"ab".to_vec()).is_none());
+    }
+
+    #[test]
+    fn addresses() {
+        check(
+            "donjon.ip=10.0.2.15/24 donjon.gw=10.0.2.2 donjon.dns=10.0.2.3 donjon.time=5 donjon.ip6=fe80::1/64",
+            |w| {
+                let s = w.settings().unwrap();
+                assert_eq!((s.net.ipv4, s.net.ipv4_prefix, s.net.ipv4_gateway), ([10, 0, 2, 15], 24, [10, 0, 2, 2]));
+                assert_eq!((s.net.ipv4_dns, s.time), ([[10, 0, 2, 3], [0; 4]], Some(5)));
+                assert_eq!((s.net.flags, s.net.ipv6_prefix, s.net.ipv6[15]), (0, 64, 1));
+            },
+        );
+        check("virtio_mmio.device=512@0xfeb00e00:12 console=ttyS0", |w| {
+            let s = w.settings().unwrap();
+            assert_eq!((s.mmio[0], s.mmio[1], s.net.flags), (0xfeb0_0e00, 0, net::DHCP | net::SLAAC));
+        });
+    }
+
+    #[test]
+    fn bad_words_are_named() {
+        for bad in [
+            "donjon.ip=10.0.2.15",
+            "donjon.ip=10.0.2.15/33",
+            "donjon.ip=10.0.2/24",
+            "donjon.nope=1",
+            "donjon.ip",
+            "donjon.env=A",
+            "donjon.time=x",
+            "virtio_mmio.device=512@0:1",
+            "virtio_mmio.device=512",
+        ] {
+            check(bad, |w| assert_eq!(w.settings(), Err(BadWord(bad.as_bytes()))));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The console: COM1, polled.
+
+use super::cpu::{inb, outb};
+
+const COM1: u16 = 0x3f8;
+/// Most polls of the line status before a byte is sent regardless: a port that is absent or stuck must not stop the guest.
+const PATIENCE: u32 = 100_000;
+
+/// 115200 baud, 8N1, FIFO on, interrupt at received bytes.
+pub fn init() {
+    for (register, value) in [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 0x0b), (1, 1)] {
+        outb(COM1 + register, value);
+    }
+}
+
+/// Writes bytes as they are.
+pub fn write(bytes: &[u8]) {
+    // The FIFO takes 16 bytes once the transmitter is empty.
+    for chunk in bytes.chunks(16) {
+        for _ in 0..PATIENCE {
+            if inb(COM1 + 5) & 0x20 != 0 {
+                break;
+            }
+        }
+        for b in chunk {
+            outb(COM1, *b);
+        }
+    }
+}
+
+/// A received byte, if there is one.
+pub fn read() -> Option<u8> {
+    let status = inb(COM1 + 5);
+    // 0xff: there is no port.
+    (status & 1 == 1 && status != 0xff).then(|| inb(COM1))
+}
+
+/// A piece of a message.
+pub enum Piece<'a> {
+    /// Text.
+    Text(&'a str),
+    /// Hexadecimal number.
+    Hex(u64),
+    /// Decimal number.
+    Dec(u64),
+}
+
+impl<'a> From<&'a str> for Piece<'a> {
+    fn from(text: &'a str) -> Self {
+        Piece::Text(text)
+    }
+}
+
+/// One line of the shim's own, `donjon: …`.
+pub fn say(pieces: &[Piece<'_>]) {
+    write(b"donjon: ");
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => write(text.as_bytes()),
+            Piece::Hex(n) => {
+                write(b"0x");
+                number(*n, 16);
+            }
+            Piece::Dec(n) => number(*n, 10),
+        }
+    }
+    write(b"\n");
+}
+
+fn number(mut n: u64, base: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        if let Some(d) = digits.get_mut(at) {
+            *d = b"0123456789abcdef"[(n % base) as usize];
+        }
+        n /= base;
+        if n == 0 || at == 0 {
+            break;
+        }
+    }
+    write(digits.get(at..).unwrap_or_default());
+}

@@ -1,0 +1,96 @@
+//! The gate's server side.
+#![expect(unsafe_code, reason = "entered from assembly; sets the guest's FS base")]
+// UNSAFETY: `shim_gate` is called by `trap.s` for each system call of ring 3.
+
+use super::shim::{Shim, current};
+use super::{console, cpu};
+use crate::space::{Access, Flush, Refused};
+use crate::user;
+use donjon_abi::{Call, Error, FAULT_MAX, PAGE, Prot};
+
+/// Most bytes that one call writes to the console: a port is slow, and interrupts are off meanwhile.
+const CONSOLE_MAX: u64 = 1024;
+const FS_BASE: u32 = 0xc000_0100;
+
+#[unsafe(no_mangle)]
+extern "C" fn shim_gate(call: u64, a: u64, b: u64, c: u64, _d: u64) -> i64 {
+    // SAFETY: an entry from ring 3.
+    let shim = unsafe { current() };
+    let Some(call) = Call::from_number(call) else { return -(Error::NoSuchCall as i64) };
+    match serve(shim, call, a, b, c) {
+        Ok(value) => value.cast_signed(),
+        Err(e) => -(e as i64),
+    }
+}
+
+fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Error> {
+    match call {
+        Call::Exit => shim.exit(a as u8),
+        Call::Fault => {
+            // What cannot be read is left out: the report is all that remains of the guest.
+            let shown = print(shim, a, b.min(FAULT_MAX));
+            if shown.is_err() {
+                console::say(&["the guest's crash report cannot be read".into()]);
+            }
+            shim.exit(c as u8)
+        }
+        Call::Console => {
+            let len = b.min(CONSOLE_MAX);
+            print(shim, a, len).map(|()| len)
+        }
+        Call::Wait => Ok(shim.wait(a)),
+        Call::NetSend | Call::NetRecv => Err(Error::NoSuchCall),
+        Call::Protect => {
+            let prot = Prot::from_number(c).ok_or(Error::Invalid)?;
+            change(shim, a, b, |shim| shim.space.protect(a, b, prot))
+        }
+        Call::Discard => change(shim, a, b, |shim| shim.space.discard(a, b)),
+        Call::SetTls => {
+            if a >= 1 << 47 {
+                return Err(Error::BadAddress);
+            }
+            // SAFETY: a canonical address in the guest's half; the shim uses no FS base.
+            unsafe { cpu::wrmsr(FS_BASE, a) };
+            Ok(0)
+        }
+    }
+}
+
+fn print(shim: &mut Shim, va: u64, len: u64) -> Result<(), Error> {
+    let mut chunk = [0; 256];
+    let shown = user::pieces(&mut shim.space, va, len, Access::Read, |space, at, n| {
+        for start in (0..n).step_by(chunk.len()) {
+            let part = &mut chunk[..(n - start).min(256)];
+            crate::phys::Phys::read(&space.mem, at.add(start as u64), part);
+            console::write(part);
+        }
+    });
+    shim.granted(shown).ok_or(Error::BadAddress)
+}
+
+fn change(
+    shim: &mut Shim,
+    va: u64,
+    len: u64,
+    f: impl FnOnce(&mut Shim) -> Result<Flush, Refused>,
+) -> Result<u64, Error> {
+    if !va.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
+        return Err(Error::Invalid);
+    }
+    let inside = va >= shim.reserve.start && va.checked_add(len).is_some_and(|end| end <= shim.reserve.end);
+    if !inside {
+        return Err(Error::BadAddress);
+    }
+    match f(shim) {
+        Ok(flush) => {
+            shim.flush(va, len, flush);
+            Ok(0)
+        }
+        Err(Refused::NoMemory) => {
+            // A part may have changed.
+            shim.flush(va, len, Flush::Range);
+            Err(Error::NoMemory)
+        }
+        Err(Refused::Rights) => Err(Error::BadAddress),
+    }
+}
