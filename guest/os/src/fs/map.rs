@@ -1,0 +1,37 @@
+//! What `mmap` of a file needs to know.
+
+use super::Node;
+use crate::errno::{Errno, Result};
+use crate::fd;
+
+/// Where the pages of a mapping come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapSource {
+    /// The file lies in the image, page-aligned: from the offset to the end of the file (the rest of its last page is other read-only
+    /// content of the image). A read-only mapping may use it as it is.
+    Static(&'static [u8]),
+    /// The content has to be copied with [`crate::fd::pread_into`].
+    Copy,
+}
+
+/// Where a private mapping of `len` bytes from `offset` on may get its pages.
+pub fn map_source(fd: i32, offset: u64, len: usize) -> Result<MapSource> {
+    let _guard = donjon_base::preempt::off();
+    let file = fd::get(fd)?;
+    file.ctl.readable().map_err(|_| Errno::EACCES)?;
+    if len == 0 || offset % donjon_base::PAGE as u64 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match file.obj.node().ok_or(Errno::ENODEV)? {
+        node if node.is_dir() => Err(Errno::ENODEV),
+        Node::Bundle(b) => {
+            let data = usize::try_from(offset).ok().and_then(|at| b.data().get(at..)).unwrap_or(&[]);
+            // A mapping that goes beyond the file's last page would show what is not the file's.
+            let whole = len.next_multiple_of(donjon_base::PAGE) <= data.len().next_multiple_of(donjon_base::PAGE);
+            let aligned = data.as_ptr().addr() % donjon_base::PAGE == 0;
+            Ok(if whole && aligned { MapSource::Static(data) } else { MapSource::Copy })
+        }
+        Node::Tmp(_) => Ok(MapSource::Copy),
+        Node::Dev(_) => Err(Errno::ENODEV),
+    }
+}

@@ -1,0 +1,506 @@
+//! The tmpfs at `/tmp`: files of 4 KiB blocks that exist only where something was written, within a limit.
+
+use super::stat::{Stat, Time, kind};
+use crate::errno::{Errno, Result};
+use crate::global::Global;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::rc::{Rc, Weak};
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use donjon_abi::manifest::{Tag, records};
+
+const BLOCK: usize = 4096;
+/// Buffer for copies between files.
+pub const COPY_CHUNK: usize = 16 * BLOCK;
+/// What a node costs apart from its content, for the limit: directories full of empty files must end somewhere, too.
+const NODE_COST: u64 = 256;
+/// Largest file; far below where arithmetic could overflow.
+const SIZE_MAX: u64 = 1 << 46;
+
+struct Space {
+    root: Option<Rc<TmpNode>>,
+    used: u64,
+    limit: u64,
+    next_ino: u64,
+}
+
+static SPACE: Global<Space> = Global::new(Space { root: None, used: 0, limit: 0, next_ino: 2 });
+
+/// The limit from the manifest, or an eighth of the memory.
+fn limit() -> u64 {
+    let manifest = donjon_base::bytes(donjon_base::boot().manifest);
+    let declared = records(manifest).filter_map(core::result::Result::ok).find(|(tag, _)| *tag == Tag::Tmpfs);
+    declared
+        .and_then(|(_, value)| Some(u64::from_le_bytes(value.try_into().ok()?)))
+        .unwrap_or(donjon_base::boot().memory / 8)
+}
+
+/// The directory `/tmp`.
+pub fn root() -> Rc<TmpNode> {
+    if let Some(root) = SPACE.with(|s| s.root.clone()) {
+        return root;
+    }
+    let dir = Kind::Dir { children: RefCell::new(BTreeMap::new()), parent: RefCell::new(Weak::new()) };
+    let now = now();
+    let root = Rc::new(TmpNode {
+        ino: 1,
+        kind: dir,
+        mode: Cell::new(0o1777),
+        nlink: Cell::new(2),
+        owner: Cell::new((0, 0)),
+        atime: Cell::new(now),
+        mtime: Cell::new(now),
+        ctime: Cell::new(now),
+    });
+    SPACE.with(|s| {
+        s.limit = limit();
+        s.root = Some(root.clone());
+    });
+    root
+}
+
+/// Bytes in use and the limit, for `statvfs`.
+pub fn usage() -> (u64, u64) {
+    root();
+    SPACE.with(|s| (s.used, s.limit))
+}
+
+fn charge(bytes: u64) -> Result<()> {
+    SPACE.with(|s| {
+        let used = s.used.checked_add(bytes).filter(|u| *u <= s.limit).ok_or(Errno::ENOSPC)?;
+        s.used = used;
+        Ok(())
+    })
+}
+
+fn refund(bytes: u64) {
+    SPACE.with(|s| s.used -= bytes);
+}
+
+fn now() -> u64 {
+    donjon_base::clock::realtime()
+}
+
+/// A file, directory, symbolic link or socket.
+pub struct TmpNode {
+    ino: u64,
+    kind: Kind,
+    mode: Cell<u32>,
+    nlink: Cell<u32>,
+    owner: Cell<(u32, u32)>,
+    atime: Cell<u64>,
+    mtime: Cell<u64>,
+    ctime: Cell<u64>,
+}
+
+enum Kind {
+    File(RefCell<Content>),
+    Dir { children: RefCell<BTreeMap<Box<[u8]>, Rc<TmpNode>>>, parent: RefCell<Weak<TmpNode>> },
+    Link(Box<[u8]>),
+    Socket(SocketNode),
+}
+
+/// What a path of a bound AF_UNIX socket leads to.
+pub type SocketNode = Weak<dyn core::any::Any>;
+
+#[derive(Default)]
+struct Content {
+    len: u64,
+    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+}
+
+impl Content {
+    fn block(&mut self, index: u64) -> Result<&mut [u8; BLOCK]> {
+        use alloc::collections::btree_map::Entry;
+        match self.blocks.entry(index) {
+            Entry::Occupied(e) => Ok(e.into_mut()),
+            Entry::Vacant(e) => {
+                charge(BLOCK as u64)?;
+                match zeroed_block() {
+                    Some(block) => Ok(e.insert(block)),
+                    None => {
+                        refund(BLOCK as u64);
+                        Err(Errno::ENOSPC)
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            let keep = len.div_ceil(BLOCK as u64);
+            let gone = self.blocks.split_off(&keep);
+            refund(gone.len() as u64 * BLOCK as u64);
+            let cut = (len % BLOCK as u64) as usize;
+            if cut != 0 {
+                if let Some(block) = self.blocks.get_mut(&(len / BLOCK as u64)) {
+                    block[cut..].fill(0);
+                }
+            }
+        }
+        self.len = len;
+    }
+}
+
+fn zeroed_block() -> Option<Box<[u8; BLOCK]>> {
+    let mut block = Vec::new();
+    block.try_reserve_exact(BLOCK).ok()?;
+    block.resize(BLOCK, 0);
+    block.into_boxed_slice().try_into().ok()
+}
+
+impl Drop for TmpNode {
+    fn drop(&mut self) {
+        let mut cost = NODE_COST;
+        if let Kind::File(content) = &self.kind {
+            cost += content.borrow().blocks.len() as u64 * BLOCK as u64;
+        }
+        if self.ino != 1 {
+            refund(cost);
+        }
+    }
+}
+
+impl TmpNode {
+    fn new(kind: Kind, mode: u32) -> Result<Rc<TmpNode>> {
+        crate::fd::headroom()?;
+        charge(NODE_COST)?;
+        let ino = SPACE.with(|s| {
+            s.next_ino += 1;
+            s.next_ino
+        });
+        let now = now();
+        let nlink = if matches!(kind, Kind::Dir { .. }) { 2 } else { 1 };
+        Ok(Rc::new(TmpNode {
+            ino,
+            kind,
+            mode: Cell::new(mode),
+            nlink: Cell::new(nlink),
+            owner: Cell::new((0, 0)),
+            atime: Cell::new(now),
+            mtime: Cell::new(now),
+            ctime: Cell::new(now),
+            }))
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.kind, Kind::Dir { .. })
+    }
+
+    /// Whether it is a socket.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.kind, Kind::Socket(_))
+    }
+
+    /// The socket, if it is one and it is still open.
+    pub fn socket(&self) -> Option<Rc<dyn core::any::Any>> {
+        match &self.kind {
+            Kind::Socket(socket) => socket.upgrade(),
+            _ => None,
+        }
+    }
+
+    /// Where a symbolic link leads.
+    pub fn link_target(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Link(target) => Some(target),
+            _ => None,
+        }
+    }
+
+    fn children(&self) -> Result<&RefCell<BTreeMap<Box<[u8]>, Rc<TmpNode>>>> {
+        match &self.kind {
+            Kind::Dir { children, .. } => Ok(children),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// The child of that name.
+    pub fn child(&self, name: &[u8]) -> Option<Rc<TmpNode>> {
+        self.children().ok()?.borrow().get(name).cloned()
+    }
+
+    /// The directory that a directory is in; `None` for `/tmp` itself and for removed ones.
+    pub fn parent(&self) -> Option<Rc<TmpNode>> {
+        match &self.kind {
+            Kind::Dir { parent, .. } => parent.borrow().upgrade(),
+            _ => None,
+        }
+    }
+
+    /// Name under which `child` is in this directory.
+    pub fn name_of(&self, child: &Rc<TmpNode>) -> Option<Vec<u8>> {
+        let children = self.children().ok()?.borrow();
+        children.iter().find(|(_, c)| Rc::ptr_eq(c, child)).map(|(n, _)| n.to_vec())
+    }
+
+    /// The first child whose name is behind `after` (all, if `None`).
+    pub fn next_child(&self, after: Option<&[u8]>) -> Option<(Vec<u8>, Rc<TmpNode>)> {
+        use core::ops::Bound::{Excluded, Unbounded};
+        let children = self.children().ok()?.borrow();
+        let from = after.map_or(Unbounded, Excluded);
+        children.range::<[u8], _>((from, Unbounded)).next().map(|(n, c)| (n.to_vec(), c.clone()))
+    }
+
+    /// Puts a node into this directory.
+    pub fn insert(self: &Rc<Self>, name: &[u8], node: Rc<TmpNode>) -> Result<()> {
+        if self.nlink.get() == 0 {
+            return Err(Errno::ENOENT);
+        }
+        if let Kind::Dir { parent, .. } = &node.kind {
+            *parent.borrow_mut() = Rc::downgrade(self);
+            self.nlink.set(self.nlink.get() + 1);
+        }
+        self.children()?.borrow_mut().insert(name.into(), node);
+        self.touch();
+        Ok(())
+    }
+
+    fn touch(&self) {
+        let now = now();
+        self.mtime.set(now);
+        self.ctime.set(now);
+    }
+
+    /// A new empty file.
+    pub fn create_file(self: &Rc<Self>, name: &[u8], mode: u32) -> Result<Rc<TmpNode>> {
+        let node = TmpNode::new(Kind::File(RefCell::default()), mode)?;
+        self.insert(name, node.clone())?;
+        Ok(node)
+    }
+
+    /// A new directory.
+    pub fn create_dir(self: &Rc<Self>, name: &[u8], mode: u32) -> Result<()> {
+        let kind = Kind::Dir { children: RefCell::new(BTreeMap::new()), parent: RefCell::new(Weak::new()) };
+        self.insert(name, TmpNode::new(kind, mode)?)
+    }
+
+    /// A new symbolic link.
+    pub fn create_symlink(self: &Rc<Self>, name: &[u8], target: &[u8]) -> Result<()> {
+        self.insert(name, TmpNode::new(Kind::Link(target.into()), 0o777)?)
+    }
+
+    /// A new socket.
+    pub fn create_socket(self: &Rc<Self>, name: &[u8], socket: SocketNode) -> Result<()> {
+        self.insert(name, TmpNode::new(Kind::Socket(socket), 0o755)?)
+    }
+
+    /// Removes an entry; a directory must be empty.
+    pub fn remove(&self, name: &[u8]) -> Result<()> {
+        let node = self.child(name).ok_or(Errno::ENOENT)?;
+        if let Kind::Dir { children, parent } = &node.kind {
+            if !children.borrow().is_empty() {
+                return Err(Errno::ENOTEMPTY);
+            }
+            *parent.borrow_mut() = Weak::new();
+            node.nlink.set(0);
+            self.nlink.set(self.nlink.get() - 1);
+        } else {
+            node.nlink.set(node.nlink.get().saturating_sub(1));
+        }
+        self.children()?.borrow_mut().remove(name);
+        node.ctime.set(now());
+        self.touch();
+        Ok(())
+    }
+
+    fn content(&self) -> Result<&RefCell<Content>> {
+        match &self.kind {
+            Kind::File(content) => Ok(content),
+            Kind::Dir { .. } => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Bytes of content.
+    pub fn len(&self) -> u64 {
+        match &self.kind {
+            Kind::File(content) => content.borrow().len,
+            Kind::Link(target) => target.len() as u64,
+            Kind::Dir { children, .. } => children.borrow().len() as u64 * 32,
+            Kind::Socket(_) => 0,
+        }
+    }
+
+    /// `truncate`: cuts, or makes a hole at the end.
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        if len > SIZE_MAX {
+            return Err(Errno::EFBIG);
+        }
+        self.content()?.borrow_mut().set_len(len);
+        self.touch();
+        Ok(())
+    }
+
+    /// `fallocate`: makes sure that the blocks exist.
+    pub fn allocate(&self, at: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = at.checked_add(len).filter(|e| *e <= SIZE_MAX).ok_or(Errno::EFBIG)?;
+        let mut content = self.content()?.borrow_mut();
+        for index in at / BLOCK as u64..end.div_ceil(BLOCK as u64) {
+            content.block(index)?;
+        }
+        if !keep_size {
+            content.len = content.len.max(end);
+        }
+        Ok(())
+    }
+
+    /// Reads at a position; holes are zeros.
+    pub fn read_at(&self, bufs: &mut [&mut [u8]], at: u64) -> Result<usize> {
+        let content = self.content()?.borrow();
+        let mut at = at;
+        let mut n = 0;
+        for buf in bufs {
+            let left = content.len.saturating_sub(at).min(buf.len() as u64) as usize;
+            let mut out = &mut buf[..left];
+            n += left;
+            while !out.is_empty() {
+                let within = (at % BLOCK as u64) as usize;
+                let (now, later) = out.split_at_mut((BLOCK - within).min(out.len()));
+                match content.blocks.get(&(at / BLOCK as u64)) {
+                    Some(block) => now.copy_from_slice(&block[within..within + now.len()]),
+                    None => now.fill(0),
+                }
+                at += now.len() as u64;
+                out = later;
+            }
+        }
+        Ok(n)
+    }
+
+    /// Writes at a position; what fits, or `ENOSPC` if nothing does.
+    pub fn write_at(&self, bufs: &[&[u8]], at: u64) -> Result<usize> {
+        let total: u64 = bufs.iter().map(|b| b.len() as u64).sum();
+        if at.checked_add(total).is_none_or(|end| end > SIZE_MAX) {
+            return Err(Errno::EFBIG);
+        }
+        let mut content = self.content()?.borrow_mut();
+        let mut at = at;
+        let mut n = 0;
+        'all: for buf in bufs {
+            let mut rest = *buf;
+            while !rest.is_empty() {
+                let within = (at % BLOCK as u64) as usize;
+                let (now, later) = rest.split_at((BLOCK - within).min(rest.len()));
+                match content.block(at / BLOCK as u64) {
+                    Ok(block) => block[within..within + now.len()].copy_from_slice(now),
+                    Err(_) if n > 0 => break 'all,
+                    Err(e) => return Err(e),
+                }
+                at += now.len() as u64;
+                n += now.len();
+                content.len = content.len.max(at);
+                rest = later;
+            }
+        }
+        drop(content);
+        if n > 0 {
+            self.touch();
+        }
+        Ok(n)
+    }
+
+    /// `chmod`.
+    pub fn set_mode(&self, mode: u32) {
+        self.mode.set(mode);
+        self.ctime.set(now());
+    }
+
+    /// `chown`.
+    pub fn set_owner(&self, uid: u32, gid: u32) {
+        let (u, g) = self.owner.get();
+        self.owner.set((if uid == u32::MAX { u } else { uid }, if gid == u32::MAX { g } else { gid }));
+        self.ctime.set(now());
+    }
+
+    /// `utimens`.
+    pub fn set_times(&self, atime: Option<u64>, mtime: Option<u64>) {
+        if let Some(t) = atime {
+            self.atime.set(t);
+        }
+        if let Some(t) = mtime {
+            self.mtime.set(t);
+        }
+        self.ctime.set(now());
+    }
+
+    /// Status.
+    pub fn stat(&self) -> Stat {
+        let (kind, used) = match &self.kind {
+            Kind::File(content) => (kind::FILE, content.borrow().blocks.len() as u64 * BLOCK as u64),
+            Kind::Dir { .. } => (kind::DIR, 0),
+            Kind::Link(_) => (kind::LINK, 0),
+            Kind::Socket(_) => (kind::SOCKET, 0),
+        };
+        let (uid, gid) = self.owner.get();
+        Stat {
+            dev: 2,
+            ino: self.ino,
+            mode: kind | self.mode.get(),
+            nlink: self.nlink.get(),
+            uid,
+            gid,
+            rdev: 0,
+            size: self.len(),
+            used,
+            atime: Time::from_ns(self.atime.get()),
+            mtime: Time::from_ns(self.mtime.get()),
+            ctime: Time::from_ns(self.ctime.get()),
+        }
+    }
+}
+
+/// `rename`. Both directories are in the tmpfs, and so is the node.
+pub fn rename(
+    from: &Rc<TmpNode>,
+    from_name: &[u8],
+    to: &Rc<TmpNode>,
+    to_name: &[u8],
+    replace: bool,
+) -> Result<()> {
+    let node = from.child(from_name).ok_or(Errno::ENOENT)?;
+    if let Some(old) = to.child(to_name) {
+        if !replace {
+            return Err(Errno::EEXIST);
+        }
+        if Rc::ptr_eq(&old, &node) {
+            return Ok(());
+        }
+        match (node.is_dir(), old.is_dir()) {
+            (true, false) => return Err(Errno::ENOTDIR),
+            (false, true) => return Err(Errno::EISDIR),
+            _ => {}
+        }
+    }
+    if node.is_dir() {
+        // Not into itself.
+        let mut up = Some(to.clone());
+        while let Some(dir) = up {
+            if Rc::ptr_eq(&dir, &node) {
+                return Err(Errno::EINVAL);
+            }
+            up = dir.parent();
+        }
+    }
+    if to.child(to_name).is_some() {
+        to.remove(to_name)?;
+    }
+    from.children()?.borrow_mut().remove(from_name);
+    if node.is_dir() {
+        from.nlink.set(from.nlink.get() - 1);
+    }
+    from.touch();
+    to.insert(to_name, node.clone())?;
+    node.ctime.set(now());
+    Ok(())
+}
+
+/// `link`: another name for a node that is no directory.
+pub fn link(node: &Rc<TmpNode>, to: &Rc<TmpNode>, name: &[u8]) -> Result<()> {
+    to.insert(name, node.clone())?;
+    node.nlink.set(node.nlink.get() + 1);
+    Ok(())
+}

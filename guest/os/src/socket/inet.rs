@@ -1,0 +1,67 @@
+//! `AF_INET` and `AF_INET6`: TCP and UDP over [`crate::netif`].
+
+mod tcp;
+mod udp;
+
+use super::addr::{AF_INET, Addr, mapped};
+use super::{SOCK_DGRAM, SOCK_STREAM};
+use crate::errno::{Errno, Result};
+use crate::fd::FileRef;
+use crate::netif;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use donjon_net::{Domain, Error};
+
+/// Makes a socket; starts the network if it is the first one.
+pub fn socket(domain: i32, kind: i32, protocol: i32, status: i32) -> Result<FileRef> {
+    use super::option::{IPPROTO_TCP, IPPROTO_UDP};
+    match (kind, protocol) {
+        (SOCK_STREAM, 0 | IPPROTO_TCP) => {
+            netif::start()?;
+            tcp::socket(domain, status)
+        }
+        (SOCK_DGRAM, 0 | IPPROTO_UDP) => {
+            netif::start()?;
+            udp::socket(domain, status)
+        }
+        (SOCK_STREAM | SOCK_DGRAM, _) => Err(Errno::EPROTONOSUPPORT),
+        // Raw packets would let a program forge what the stack promises.
+        (3, _) => Err(Errno::EPERM),
+        _ => Err(Errno::ESOCKTNOSUPPORT),
+    }
+}
+
+fn err(e: Error) -> Errno {
+    Errno(e.errno())
+}
+
+fn stack_domain(domain: i32) -> Domain {
+    if domain == AF_INET { Domain::V4 } else { Domain::V6 }
+}
+
+/// Checks that an address fits the socket's family.
+fn fitting(domain: i32, addr: &Addr) -> Result<SocketAddr> {
+    let addr = addr.inet()?;
+    match (domain == AF_INET, addr) {
+        (true, SocketAddr::V4(_)) | (false, SocketAddr::V6(_)) => Ok(addr),
+        _ => Err(Errno::EAFNOSUPPORT),
+    }
+}
+
+/// The destination that is meant: the wildcard address is this machine, as in Linux.
+fn destination(domain: i32, addr: &Addr) -> Result<SocketAddr> {
+    let mut addr = fitting(domain, addr)?;
+    if addr.ip().is_unspecified() {
+        addr.set_ip(if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    Ok(addr)
+}
+
+/// The address for the routing decision.
+fn plain(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+/// How the socket shows an address.
+fn shown(domain: i32, addr: SocketAddr) -> Addr {
+    Addr::Inet(if domain == AF_INET { addr } else { mapped(addr) })
+}
