@@ -75,9 +75,16 @@ pub struct Builder {
     options: Vec<String>,
     args: Vec<String>,
     wrapper: Vec<String>,
+    dns: Option<String>,
 }
 
 impl Builder {
+    /// The resolver of a TAP guest.
+    pub fn dns(mut self, address: &str) -> Self {
+        self.dns = Some(address.to_owned());
+        self
+    }
+
     /// Publishes a TCP port of the guest. The first one is where [`Guest::connect`] goes.
     pub fn port(mut self, port: u16) -> Self {
         self.ports.push(port);
@@ -132,12 +139,11 @@ impl Builder {
         command.args(&words[1..]).arg("run").arg(&self.image).args(self.engine.args()).args(&self.options);
         let mut ports = Vec::new();
         let mut udp_ports = Vec::new();
-        if let Some(ns) = &ns {
-            command.args(["--net", &format!("tap:{}", Netns::TAP), "--ip", &format!("{GUEST_IP}/24")]);
-            command.args(["--gateway", HOST_IP]);
+        if ns.is_some() {
+            let dns = self.dns.as_ref().map(|a| format!(",dns={a}")).unwrap_or_default();
+            command.args(["--net", &format!("tap:{},ip={GUEST_IP}/24,gw={HOST_IP}{dns}", Netns::TAP)]);
             ports.clone_from(&self.ports);
             udp_ports.clone_from(&self.udp_ports);
-            debug_assert!(!ns.name().is_empty());
         } else {
             for guest in &self.ports {
                 let host = free_tcp_port();
@@ -236,6 +242,7 @@ impl Guest {
             options: Vec::new(),
             args: Vec::new(),
             wrapper: Vec::new(),
+            dns: None,
         }
     }
 

@@ -8,6 +8,8 @@ mod guest;
 pub mod http;
 pub mod measure;
 mod netns;
+pub mod pattern;
+pub mod qemu;
 mod repo;
 mod skip;
 

@@ -1,0 +1,139 @@
+//! Booting: by QEMU alone, with little memory, with queues of any size, and when it must fail.
+
+use std::path::{Path, PathBuf};
+
+use donjon_tests::qemu::{Ended, Machine};
+use donjon_tests::{Engine, Guest, Need, PATIENCE, missing, target_dir, test_guest};
+
+/// Memory sizes in MiB: odd ones, and those at which others failed (Nanos between 68 and 74, and below 77 on microvm).
+const SIZES: &[u32] = &[4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 23, 32, 33, 48, 63, 64, 68, 70, 71, 74, 76, 77, 97, 128, 255];
+
+fn machine<'a>(image: &'a Path, machine: &'a str, memory: u32) -> Machine<'a> {
+    Machine { image, machine, memory, rx_queue: None, append: "-- exit", cpu: "max" }
+}
+
+fn run(machine: &Machine) -> Ended {
+    machine.run(PATIENCE).unwrap_or_else(|| panic!("{} with {} MiB does not end", machine.machine, machine.memory))
+}
+
+/// The guest's program ran and ended as it should.
+fn booted(ended: &Ended) -> bool {
+    ended.status == Some(42)
+}
+
+#[test]
+fn lowest_memory_is_monotonic() {
+    if missing("lowest_memory_is_monotonic", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    for name in ["microvm", "q35"] {
+        let mut lowest = None;
+        for memory in SIZES {
+            let ended = run(&machine(&image, name, *memory));
+            match (booted(&ended), lowest) {
+                (true, None) => lowest = Some(*memory),
+                (true, Some(_)) => {}
+                (false, Some(lowest)) => panic!("{name} boots with {lowest} MiB and not with {memory}:\n{ended:?}"),
+                // Too little: it must say so, and not end like a success.
+                (false, None) => {
+                    assert!(!ended.text.trim().is_empty(), "{name}, {memory} MiB: no boot and no word: {ended:?}");
+                    assert!(ended.status != Some(0), "{name}, {memory} MiB: {ended:?}");
+                }
+            }
+        }
+        println!("{name}: boots from {lowest:?} MiB on");
+        assert!(lowest.is_some_and(|m| m <= 8), "{name}: lowest memory that boots: {lowest:?} MiB");
+    }
+}
+
+#[test]
+fn queue_size_does_not_matter() {
+    if missing("queue_size_does_not_matter", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    for name in ["microvm", "q35"] {
+        for queue in [256, 512, 1024] {
+            let ended = run(&Machine { rx_queue: Some(queue), ..machine(&image, name, 8) });
+            assert!(booted(&ended), "{name}, queue of {queue}: {ended:?}");
+        }
+    }
+}
+
+#[test]
+fn arguments_from_the_kernel_command_line() {
+    if missing("arguments_from_the_kernel_command_line", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    let append = r#"donjon.env="DONJON_TEST=a value" -- environment one "two words" """#;
+    let ended = run(&Machine { append, ..machine(&image, "microvm", 32) });
+    assert!(ended.text.contains("PASS environment"), "{ended:?}");
+}
+
+#[test]
+fn no_source_of_entropy_is_an_error() {
+    if missing("no_source_of_entropy_is_an_error", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    for name in ["microvm", "q35"] {
+        let ended = run(&Machine { cpu: "max,-rdrand,-rdseed", ..machine(&image, name, 32) });
+        assert!(!booted(&ended) && ended.status != Some(0), "{ended:?}");
+        let text = ended.text.to_lowercase();
+        assert!(text.contains("entropy") || text.contains("random"), "{ended:?}");
+    }
+}
+
+/// A copy of the image with one byte changed at `offset`.
+fn damaged(image: &Path, offset: usize, name: &str) -> PathBuf {
+    let mut bytes = std::fs::read(image).unwrap();
+    bytes[offset] ^= 0x40;
+    let path = target_dir().join("images").join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn damaged_images_are_refused_by_the_shim() {
+    if missing("damaged_images_are_refused_by_the_shim", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    // Magic, version, a segment's place, and the middle of the program.
+    let middle = std::fs::metadata(&image).unwrap().len() as usize / 2;
+    for (what, offset) in [("magic", 4096), ("version", 4096 + 8), ("segment", 4096 + 300), ("program", middle)] {
+        let damaged = damaged(&image, offset, &format!("damaged-{what}.img"));
+        let ended = run(&machine(&damaged, "microvm", 32));
+        assert!(!booted(&ended) && ended.status != Some(0), "{what}: {ended:?}");
+        assert!(ended.text.contains("donjon"), "{what}: no word: {ended:?}");
+    }
+}
+
+#[test]
+fn an_unknown_option_on_the_command_line_is_an_error() {
+    if missing("an_unknown_option_on_the_command_line_is_an_error", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("limits");
+    let ended = run(&Machine { append: "donjon.nonsense=1 -- exit", ..machine(&image, "microvm", 32) });
+    assert!(!booted(&ended) && ended.text.contains("donjon.nonsense"), "{ended:?}");
+}
+
+#[test]
+fn little_memory_as_a_process() {
+    // The process engine counts the same budget: once enough, always enough.
+    let image = test_guest("limits");
+    let mut lowest = None;
+    for memory in ["256K", "512K", "1M", "1537K", "2M", "3M", "4M", "5M", "8M", "13M", "16M", "31M", "64M"] {
+        let exit = Guest::builder(&image, Engine::ProcessUser).memory(memory).args(["exit"]).run();
+        match (exit.code == Some(42), lowest) {
+            (true, None) => lowest = Some(memory),
+            (true, Some(_)) => {}
+            (false, Some(lowest)) => panic!("runs with {lowest} and not with {memory}:\n{exit}"),
+            (false, None) => assert!(!exit.stderr.trim().is_empty(), "{memory}: no word\n{exit}"),
+        }
+    }
+    assert!(lowest.is_some(), "does not run at all");
+}

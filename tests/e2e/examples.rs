@@ -1,0 +1,157 @@
+//! Every example, under every engine, with the client that a user would take.
+
+use std::io::BufReader;
+use std::process::Command;
+
+use donjon_tests::{Builder, Engine, Guest, example, have_program, http, pattern};
+
+crate::under_engines! {
+    hello_std: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    hello_axum: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    panicking_handler: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    echo_udp: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    keep_alive: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    load_with_wrk: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    stops_when_asked: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+}
+
+fn axum(engine: Engine) -> Builder {
+    Guest::builder(&example("hello-axum"), engine).port(8080)
+}
+
+fn hello_std(engine: Engine) {
+    let guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
+    let page = String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).into_owned();
+    assert!(page.contains("Hello"), "{page}");
+}
+
+fn hello_axum(engine: Engine) {
+    let mut guest = axum(engine).start_http("/");
+    let curl = |path: &str| String::from_utf8_lossy(&guest.curl(&[&guest.url(path)])).into_owned();
+    assert!(curl("/").contains("<html") || curl("/").contains("<!doctype"), "{}", curl("/"));
+    let json = curl("/json");
+    assert!(json.starts_with('{') && json.ends_with('}'), "{json}");
+    let head = String::from_utf8_lossy(&guest.curl(&["--head", &guest.url("/json")])).to_ascii_lowercase();
+    assert!(head.contains("content-type: application/json"), "{head}");
+
+    let before = std::time::Instant::now();
+    curl("/sleep?ms=150");
+    assert!(before.elapsed().as_millis() >= 150, "the timer fired early: {:?}", before.elapsed());
+
+    let bundled = donjon_tests::repo_root().join("examples/hello-axum");
+    let served = curl("/file");
+    assert!(!served.is_empty());
+    let found = walk(&bundled).into_iter().any(|f| std::fs::read_to_string(f).is_ok_and(|text| text == served));
+    assert!(found, "what /file serves is no file of the example: {served:?}");
+
+    assert!(curl("/tmp").starts_with("written"), "{}", curl("/tmp"));
+    assert_eq!(guest.get("/no-such-page").unwrap().status, 404);
+    guest.expect_alive();
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() && entry.file_name() != "target" {
+            out.extend(walk(&path));
+        } else if path.is_file() {
+            out.push(path);
+        }
+    }
+    out
+}
+
+fn panicking_handler(engine: Engine) {
+    let mut guest = axum(engine).start_http("/");
+    for _ in 0..20 {
+        assert_eq!(guest.get("/panic").unwrap().status, 500);
+        assert_eq!(guest.get("/json").unwrap().status, 200);
+    }
+    guest.expect_alive();
+    guest.wait_console("panicked at");
+}
+
+fn echo_udp(engine: Engine) {
+    let guest = Guest::builder(&example("echo-udp"), engine).udp_port(7777).start();
+    let socket = guest.udp().unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    let mut buffer = [0; 2048];
+    // A datagram may be lost, above all while the guest boots: ask until answered.
+    let echoed = |text: &[u8], buffer: &mut [u8]| {
+        donjon_tests::poll_until(donjon_tests::PATIENCE, || {
+            // Errors (refused while it boots) are as good as no answer.
+            let _ = socket.send(text);
+            socket.recv(buffer).ok().filter(|n| buffer[..*n] == *text)
+        })
+    };
+    assert!(echoed(b"hello", &mut buffer).is_some(), "no echo\n{}", guest.log());
+    for len in [0usize, 1, 512, 1400] {
+        let text = pattern::bytes(len);
+        assert!(echoed(&text, &mut buffer).is_some(), "no echo of {len} bytes\n{}", guest.log());
+    }
+}
+
+fn keep_alive(engine: Engine) {
+    let guest = axum(engine).start_http("/");
+    let mut stream = guest.connect().unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    for _ in 0..100 {
+        http::send_get_keep_alive(&mut stream, "/json").unwrap();
+        assert_eq!(http::read_response(&mut reader).unwrap().status, 200);
+    }
+    // Pipelined: three requests before the first answer is read.
+    for _ in 0..3 {
+        http::send_get_keep_alive(&mut stream, "/json").unwrap();
+    }
+    for _ in 0..3 {
+        assert_eq!(http::read_response(&mut reader).unwrap().status, 200);
+    }
+}
+
+fn load_with_wrk(engine: Engine) {
+    if donjon_tests::missing(&format!("load_with_wrk {engine}"), &[donjon_tests::Need::Program("wrk")]) {
+        return;
+    }
+    let mut guest = axum(engine).start_http("/");
+    let output = guest.command("wrk").args(["-t1", "-c16", "-d2s", &guest.url("/json")]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("Requests/sec"), "{text}");
+    // wrk prints these lines only if there were any.
+    assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}\n{}", guest.log());
+    guest.expect_alive();
+}
+
+fn stops_when_asked(engine: Engine) {
+    let guest = axum(engine).start_http("/");
+    let addr = guest.addr();
+    let exit = guest.stop();
+    assert!(matches!(exit.code, Some(0 | 130 | 143)), "{exit}");
+    if engine != Engine::ProcessTap {
+        // Nothing is left that holds the port.
+        std::net::TcpListener::bind(addr).unwrap();
+    }
+}
+
+#[test]
+fn examples_are_ordinary_programs() {
+    // The same source as a Linux program, with plain cargo.
+    let program = donjon_tests::host_program("hello-std");
+    assert!(have_program("curl"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = Command::new(program).env("PORT", port.to_string()).spawn().unwrap();
+    let page = donjon_tests::poll_until(donjon_tests::PATIENCE, || {
+        let output = Command::new("curl").args(["-s", &format!("http://127.0.0.1:{port}/")]).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(page.is_some_and(|p| p.contains("Hello")));
+}
+
+#[test]
+fn images_are_small() {
+    let size = |name| std::fs::metadata(example(name)).unwrap().len();
+    assert!(size("hello-std") < 500_000, "hello-std: {} bytes", size("hello-std"));
+    assert!(size("hello-axum") < 1_000_000, "hello-axum: {} bytes", size("hello-axum"));
+}

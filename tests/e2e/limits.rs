@@ -1,0 +1,104 @@
+//! Running out of things inside the guest is an error that the program sees, never the guest's end.
+
+use donjon_tests::{Engine, Guest, test_guest};
+
+crate::under_engines! {
+    out_of_memory: ProcessUser QemuMicrovm;
+    out_of_threads: ProcessUser QemuMicrovm;
+    out_of_sockets: ProcessUser QemuMicrovm;
+    out_of_files: ProcessUser QemuMicrovm;
+    full_tmpfs: ProcessUser QemuMicrovm;
+    honest_madvise: ProcessUser QemuMicrovm QemuQ35;
+    freed_memory_is_used_again: ProcessUser QemuMicrovm;
+    preemption: ProcessUser QemuMicrovm QemuQ35;
+    panics_unwind: ProcessUser QemuMicrovm QemuQ35;
+    clocks: ProcessUser QemuMicrovm QemuQ35;
+    refused_by_design: ProcessUser QemuMicrovm;
+    empty_stdin: ProcessUser QemuMicrovm;
+    arguments_and_environment: ProcessUser QemuMicrovm QemuQ35;
+    exit_codes: ProcessUser QemuMicrovm QemuQ35;
+    too_little_memory_says_how_much: ProcessUser QemuMicrovm;
+}
+
+fn pass(engine: Engine, case: &str, memory: &str) {
+    let exit = Guest::builder(&test_guest("limits"), engine).memory(memory).args([case]).run();
+    exit.expect_code(0).expect_text(&format!("PASS {case}"));
+}
+
+fn out_of_memory(engine: Engine) {
+    pass(engine, "memory", "32M");
+    pass(engine, "memory", "33M");
+}
+
+fn out_of_threads(engine: Engine) {
+    pass(engine, "threads", "32M");
+}
+
+fn out_of_sockets(engine: Engine) {
+    pass(engine, "sockets", "32M");
+}
+
+fn out_of_files(engine: Engine) {
+    pass(engine, "files", "32M");
+}
+
+fn full_tmpfs(engine: Engine) {
+    pass(engine, "tmpfs", "64M");
+}
+
+fn honest_madvise(engine: Engine) {
+    pass(engine, "madvise", "32M");
+}
+
+fn freed_memory_is_used_again(engine: Engine) {
+    pass(engine, "returned", "48M");
+}
+
+fn preemption(engine: Engine) {
+    pass(engine, "preemption", "32M");
+}
+
+fn panics_unwind(engine: Engine) {
+    pass(engine, "panic", "32M");
+}
+
+fn refused_by_design(engine: Engine) {
+    pass(engine, "refused", "32M");
+}
+
+fn empty_stdin(engine: Engine) {
+    pass(engine, "stdin", "32M");
+}
+
+fn clocks(engine: Engine) {
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let before = now();
+    let exit = Guest::builder(&test_guest("limits"), engine).args(["time"]).run();
+    exit.expect_code(0);
+    let wall = exit.stdout.split("wall=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    let wall: u64 = wall.unwrap_or_else(|| panic!("{exit}"));
+    assert!((before.saturating_sub(2)..=now() + 2).contains(&wall), "guest's clock {wall}, ours {}", now());
+}
+
+fn arguments_and_environment(engine: Engine) {
+    let exit = Guest::builder(&test_guest("limits"), engine)
+        .options(["--env", "DONJON_TEST=a value"])
+        .args(["environment", "one", "two words", ""])
+        .run();
+    exit.expect_code(0).expect_text("PASS environment");
+}
+
+fn exit_codes(engine: Engine) {
+    let run = |case: &str| Guest::builder(&test_guest("limits"), engine).args([case]).run();
+    run("exit").expect_code(42);
+    run("abort").expect_code(134);
+    run("main-panics").expect_code(101).expect_text("on purpose");
+    run("no-such-case").expect_code(1).expect_text("FAILURE no-such-case");
+}
+
+fn too_little_memory_says_how_much(engine: Engine) {
+    let exit = Guest::builder(&test_guest("limits"), engine).memory("64K").args(["exit"]).run();
+    assert!(!matches!(exit.code, Some(0 | 42) | None), "{exit}");
+    let text = exit.stderr.to_lowercase();
+    assert!(text.contains("memory") && text.contains("need"), "{exit}");
+}

@@ -1,0 +1,83 @@
+//! Many connections: at the same time, one after another, and before the guest is there.
+
+use std::io::BufReader;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use donjon_tests::{Engine, Guest, example, http, measure, poll_until};
+
+crate::under_engines! {
+    a_thousand_at_once: ProcessUser ProcessTap QemuMicrovm;
+    a_hundred_thousand_in_turn: ProcessUser ProcessTap QemuMicrovm;
+    syn_while_booting: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+}
+
+fn a_thousand_at_once(engine: Engine) {
+    raise_file_limit();
+    let mut guest = Guest::builder(&example("hello-axum"), engine).port(8080).start_http("/");
+    let count = 1000;
+    let mut connections: Vec<_> = (0..count)
+        .map(|i| guest.connect().unwrap_or_else(|e| panic!("connection {i}: {e}\n{}", guest.log())))
+        .collect();
+    for round in 0..3 {
+        for (i, stream) in connections.iter_mut().enumerate() {
+            http::send_get_keep_alive(stream, "/json").unwrap_or_else(|e| panic!("round {round}, {i}: {e}"));
+        }
+        for (i, stream) in connections.iter_mut().enumerate() {
+            let response = http::read_response(&mut BufReader::new(&mut *stream));
+            let response = response.unwrap_or_else(|e| panic!("round {round}, {i}: {e}\n{}", guest.log()));
+            assert_eq!(response.status, 200);
+        }
+    }
+    drop(connections);
+    assert_eq!(guest.get("/json").unwrap().status, 200);
+    guest.expect_alive();
+}
+
+fn a_hundred_thousand_in_turn(engine: Engine) {
+    // Under emulation fewer, to keep the run short; still ten times what stops others.
+    let total: u64 = if engine.is_qemu() { 10_000 } else { 100_000 };
+    let mut guest = Guest::builder(&example("hello-axum"), engine).port(8080).start_http("/");
+    let memory_early = measure::tree_pss(guest.pid()).unwrap();
+    let done = AtomicU64::new(0);
+    // Two clients, each with one connection at a time; each enters the guest's namespace once, not for every connection.
+    let client = || {
+        guest.run(|| {
+            while done.fetch_add(1, Ordering::Relaxed) < total {
+                let n = done.load(Ordering::Relaxed);
+                let failed = |e| panic!("connection {n}: {e}\n{}", guest.log());
+                let stream = TcpStream::connect(guest.addr()).unwrap_or_else(failed);
+                stream.set_read_timeout(Some(donjon_tests::PATIENCE)).unwrap();
+                let response = http::get(stream, "/json").unwrap_or_else(|e| panic!("connection {n}: {e}"));
+                assert_eq!(response.status, 200);
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(client);
+        scope.spawn(client);
+    });
+    guest.expect_alive();
+    // What a connection cost has been given back: this would be 100 MB at 1 KB each.
+    let memory_late = measure::tree_pss(guest.pid()).unwrap();
+    assert!(memory_late < memory_early + (40 << 20), "{memory_early} bytes before, {memory_late} after");
+}
+
+fn syn_while_booting(engine: Engine) {
+    let mut guest = Guest::builder(&example("hello-axum"), engine).port(8080).start();
+    // From the first moment on, with nobody there yet: refusals and hangs are fine. What must not happen is that the guest is
+    // unreachable afterwards.
+    let early = poll_until(donjon_tests::PATIENCE, || guest.connect().ok());
+    guest.wait_http("/json");
+    drop(early);
+    for _ in 0..20 {
+        assert_eq!(guest.get("/json").unwrap().status, 200);
+    }
+}
+
+/// Each of a thousand connections is an open file here.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).expect("raise own limit");
+}

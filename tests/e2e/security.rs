@@ -1,0 +1,79 @@
+//! One guest per forbidden thing: whoever survives prints FAILURE.
+
+use donjon_tests::{Engine, Exit, Guest, test_guest};
+
+crate::under_engines! {
+    writes_to_what_is_read_only: ProcessUser QemuMicrovm QemuQ35;
+    executes_what_is_writable: ProcessUser QemuMicrovm QemuQ35;
+    null_pointers: ProcessUser QemuMicrovm QemuQ35;
+    stack_overflow_hits_a_guard_page: ProcessUser QemuMicrovm QemuQ35;
+    rights_cannot_be_widened: ProcessUser QemuMicrovm QemuQ35;
+    raw_system_calls: ProcessUser QemuMicrovm QemuQ35;
+    privileged_instructions: ProcessUser QemuMicrovm QemuQ35;
+    crash_reports_name_what_happened: ProcessUser QemuMicrovm QemuQ35;
+}
+
+/// Runs the case and fails if the guest got away with it.
+fn attempt(engine: Engine, case: &str) -> Exit {
+    let exit = Guest::builder(&test_guest("security"), engine).args([case]).run();
+    exit.expect_text(&format!("trying {case}"));
+    assert!(!exit.stdout.contains("FAILURE") && exit.code != Some(0), "{engine}: {case} succeeded\n{exit}");
+    exit
+}
+
+/// The case must end the guest.
+fn ends(engine: Engine, case: &str) {
+    let exit = attempt(engine, case);
+    assert!(exit.code != Some(3), "{engine}: {case} was refused instead of ending the guest\n{exit}");
+    // Never silent: something on the error stream says that and why it ended.
+    assert!(!exit.stderr.trim().is_empty(), "{engine}: {case} ended without a word\n{exit}");
+}
+
+fn writes_to_what_is_read_only(engine: Engine) {
+    for case in ["write-text", "write-rodata", "write-relro"] {
+        ends(engine, case);
+    }
+}
+
+fn executes_what_is_writable(engine: Engine) {
+    for case in ["exec-heap", "exec-stack", "exec-data"] {
+        ends(engine, case);
+    }
+}
+
+fn null_pointers(engine: Engine) {
+    ends(engine, "null-read");
+    ends(engine, "null-call");
+}
+
+fn stack_overflow_hits_a_guard_page(engine: Engine) {
+    ends(engine, "stack-overflow");
+    ends(engine, "thread-stack-overflow");
+}
+
+fn rights_cannot_be_widened(engine: Engine) {
+    for case in ["mprotect-exec", "mprotect-text-write", "mprotect-wx", "mmap-exec"] {
+        attempt(engine, case).expect_code(3).expect_text("REFUSED");
+    }
+}
+
+fn raw_system_calls(engine: Engine) {
+    // Ended by the filter, or given the libc door's answer; never carried out.
+    for case in ["syscall-open", "syscall-socket", "syscall-execve", "syscall-mprotect", "int80"] {
+        attempt(engine, case);
+    }
+}
+
+fn privileged_instructions(engine: Engine) {
+    for case in ["hlt", "cr3", "out"] {
+        ends(engine, case);
+    }
+}
+
+fn crash_reports_name_what_happened(engine: Engine) {
+    let exit = attempt(engine, "null-read");
+    exit.expect_code(70);
+    let text = format!("{}{}", exit.stdout, exit.stderr).to_lowercase();
+    assert!(text.contains("page fault"), "{exit}");
+    assert!(text.contains("0x0") || text.contains("address 0"), "{exit}");
+}

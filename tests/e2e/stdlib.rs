@@ -1,0 +1,19 @@
+//! The standard library's promises, and C and assembly inside crates.
+
+use donjon_tests::{Engine, Guest, test_guest};
+
+crate::under_engines! {
+    sockets_over_loopback: ProcessUser QemuMicrovm QemuQ35;
+    c_and_assembly_in_crates: ProcessUser QemuMicrovm QemuQ35;
+}
+
+fn sockets_over_loopback(engine: Engine) {
+    let exit = Guest::builder(&test_guest("sockets"), engine).memory("64M").args(["selftest"]).run();
+    assert!(!exit.stdout.contains("FAILURE"), "{exit}");
+    exit.expect_code(0).expect_text(" passed, 0 failed");
+}
+
+fn c_and_assembly_in_crates(engine: Engine) {
+    let exit = Guest::builder(&test_guest("native-code"), engine).memory("128M").run();
+    exit.expect_code(0).expect_text("PASS native-code");
+}

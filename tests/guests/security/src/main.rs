@@ -1,0 +1,155 @@
+//! Tries one forbidden thing, named by the first argument. Whoever survives it prints FAILURE and ends with 0; the test expects that the
+//! guest is ended instead, with a crash report.
+//!
+//! An ordinary program: under plain Linux some of these survive, which shows that they do what they say.
+
+use std::arch::asm;
+use std::hint::black_box;
+
+unsafe extern "C" {
+    fn mprotect(addr: *mut u8, len: usize, prot: i32) -> i32;
+    fn mmap(addr: *mut u8, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
+}
+const PROT_WRITE: i32 = 2;
+const PROT_RW: i32 = 3;
+const PROT_RX: i32 = 5;
+const PROT_RWX: i32 = 7;
+const MAP_PRIVATE_ANON: i32 = 0x22;
+const PAGE: usize = 4096;
+/// `mov eax, 42; ret`
+const CODE: [u8; 6] = [0xb8, 42, 0, 0, 0, 0xc3];
+
+#[inline(never)]
+fn victim() -> u32 {
+    black_box(7)
+}
+
+static CONSTANT: [u64; 4] = [1, 2, 3, 4];
+/// Relocated, so it lies in the part that is read-only after relocation.
+static RELOCATED: [fn() -> u32; 1] = [victim];
+
+fn call(code: *const u8) -> u32 {
+    let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(code) };
+    f()
+}
+
+fn page_of<T>(at: *const T) -> *mut u8 {
+    (at as usize & !(PAGE - 1)) as *mut u8
+}
+
+/// Each case returns what it got away with.
+fn attempt(case: &str) -> String {
+    match case {
+        "write-text" => {
+            let at = victim as *mut u8;
+            unsafe { at.write_volatile(0xc3) };
+            "wrote to its own text".into()
+        }
+        "write-rodata" => {
+            unsafe { (&raw const CONSTANT).cast::<u64>().cast_mut().write_volatile(9) };
+            "wrote to a constant".into()
+        }
+        "write-relro" => {
+            unsafe { (&raw const RELOCATED).cast::<u64>().cast_mut().write_volatile(9) };
+            "wrote to a relocated constant".into()
+        }
+        "exec-heap" => {
+            let code = black_box(CODE.to_vec());
+            format!("executed the heap: {}", call(code.as_ptr()))
+        }
+        "exec-stack" => {
+            let code = black_box(CODE);
+            format!("executed the stack: {}", call(code.as_ptr()))
+        }
+        "exec-data" => {
+            static mut DATA: [u8; 6] = CODE;
+            format!("executed data: {}", call((&raw const DATA).cast()))
+        }
+        "null-read" => format!("read {} at 0", unsafe { black_box(std::ptr::null::<u8>()).read_volatile() }),
+        "null-call" => format!("called 0: {}", call(black_box(std::ptr::null()))),
+        "stack-overflow" => {
+            fn deeper(n: u64) -> u64 {
+                let frame = black_box([n; 64]);
+                if n == 0 { frame[0] } else { deeper(n - 1) + frame[1] }
+            }
+            format!("went {} deep", deeper(black_box(1 << 40)))
+        }
+        "thread-stack-overflow" => {
+            std::thread::spawn(|| attempt("stack-overflow")).join().unwrap_or_else(|_| "panicked instead".into())
+        }
+        // Here it is an errno that is expected, not an end: the guest reports REFUSED.
+        "mprotect-exec" | "mprotect-text-write" | "mmap-exec" | "mprotect-wx" => refusal(case),
+        // A raw system call: no engine may carry it out. `read`-only calls would prove little, so: open, socket, execve by number.
+        "syscall-open" => raw(2, c"/etc/passwd".as_ptr() as u64, 0, 0),
+        "syscall-socket" => raw(41, 2, 1, 0),
+        "syscall-execve" => raw(59, c"/bin/sh".as_ptr() as u64, 0, 0),
+        "syscall-mprotect" => {
+            let code = vec![0u8; 2 * PAGE];
+            raw(10, page_of(&raw const code[PAGE - 1]) as u64, PAGE as u64, PROT_RWX as u64)
+        }
+        "int80" => {
+            let result: u32;
+            // getpid of the 32-bit table.
+            unsafe {
+                asm!("int 0x80", inlateout("eax") 20u32 => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _)
+            };
+            format!("int 0x80 returned {}", result as i32)
+        }
+        "hlt" => {
+            unsafe { asm!("hlt") };
+            "halted the CPU".into()
+        }
+        "cr3" => {
+            let value: u64;
+            unsafe { asm!("mov {}, cr3", out(reg) value) };
+            format!("read cr3: {value:#x}")
+        }
+        "out" => {
+            unsafe { asm!("out dx, al", in("dx") 0xf4u16, in("al") 0u8) };
+            "wrote to an I/O port".into()
+        }
+        other => {
+            eprintln!("no such case: {other}");
+            std::process::exit(2)
+        }
+    }
+}
+
+fn raw(number: u64, a: u64, b: u64, c: u64) -> String {
+    let result: i64;
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, out("rcx") _, out("r11") _)
+    };
+    // An errno is a refusal too: where a raw system call can be bounced to the libc door, it gets the door's answer.
+    if result < 0 { refused(&format!("errno {}", -result)) } else { format!("system call {number} returned {result}") }
+}
+
+fn refused(how: &str) -> ! {
+    println!("REFUSED: {how}");
+    std::process::exit(3)
+}
+
+fn refusal(case: &str) -> String {
+    let heap = vec![0u8; 4 * PAGE];
+    let heap_page = unsafe { page_of(heap.as_ptr()).add(PAGE) };
+    let result = match case {
+        "mprotect-exec" => unsafe { mprotect(heap_page, PAGE, PROT_RX) },
+        "mprotect-wx" => unsafe { mprotect(heap_page, PAGE, PROT_RWX) },
+        "mprotect-text-write" => unsafe { mprotect(page_of(victim as *const u8), PAGE, PROT_RW | PROT_WRITE) },
+        _ => {
+            let at = unsafe { mmap(std::ptr::null_mut(), PAGE, PROT_RWX, MAP_PRIVATE_ANON, -1, 0) };
+            if at as isize == -1 { -1 } else { 0 }
+        }
+    };
+    if result == -1 {
+        refused(&std::io::Error::last_os_error().to_string());
+    }
+    format!("{case} succeeded")
+}
+
+fn main() {
+    let case = std::env::args().nth(1).unwrap_or_default();
+    println!("trying {case}");
+    let survived = attempt(&case);
+    println!("FAILURE: {survived}");
+}

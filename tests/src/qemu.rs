@@ -1,0 +1,69 @@
+//! QEMU without `donjon run` in between: the image must boot by itself with `-kernel`, and some tests turn knobs that users do not have.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::poll_until;
+
+/// A virtual machine to be run to its end.
+pub struct Machine<'a> {
+    /// The image.
+    pub image: &'a Path,
+    /// `microvm` or `q35`.
+    pub machine: &'a str,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Size of the receive queue.
+    pub rx_queue: Option<u32>,
+    /// Kernel command line.
+    pub append: &'a str,
+    /// CPU model.
+    pub cpu: &'a str,
+}
+
+/// How it ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// The guest's exit status, if it reported one: QEMU ends with `(status & 0x7f) << 1 | 1`.
+    pub status: Option<i32>,
+    /// Everything on the serial port, and QEMU's own messages.
+    pub text: String,
+}
+
+impl Machine<'_> {
+    /// Runs it; `None` if it does not end in that time.
+    pub fn run(&self, patience: Duration) -> Option<Ended> {
+        let queue = self.rx_queue.map(|n| format!(",rx_queue_size={n}")).unwrap_or_default();
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-accel", "tcg", "-no-reboot", "-nodefaults", "-display", "none", "-serial", "stdio"]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-netdev", "user,id=n0"]);
+        if self.machine == "microvm" {
+            command.args(["-M", "microvm,pit=off,pic=off,rtc=off", "-global", "virtio-mmio.force-legacy=false"]);
+            command.args(["-device", &format!("virtio-net-device,netdev=n0{queue}")]);
+        } else {
+            command.args(["-M", self.machine, "-device", &format!("virtio-net-pci,netdev=n0,romfile={queue}")]);
+        }
+        command.args(["-cpu", self.cpu, "-m", &self.memory.to_string(), "-append", self.append]);
+        command.arg("-kernel").arg(self.image);
+        let scratch = std::env::temp_dir().join(format!("donjon-qemu-{}-{:p}", std::process::id(), self));
+        let output = std::fs::File::create(&scratch).expect("scratch file");
+        let errors = output.try_clone().expect("scratch file");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+        let status = poll_until(patience, || child.try_wait().expect("own child"));
+        if status.is_none() {
+            // Still our child, so the id is still its own.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let text = String::from_utf8_lossy(&std::fs::read(&scratch).unwrap_or_default()).into_owned();
+        let _ = std::fs::remove_file(&scratch);
+        let code = status?.code();
+        Some(Ended { status: code.filter(|c| c & 1 == 1).map(|c| c >> 1), text })
+    }
+}
