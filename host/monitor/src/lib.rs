@@ -1,1 +1,44 @@
-//! TODO
+//! Engines that run a Donjon image, and the devices they give it.
+//!
+//! [`run`] takes an image file and [`RunOptions`], runs the guest to its end and says how it ended.
+//!
+//! - [`process`](mod@process): the guest as a host process behind a seccomp filter. Needs neither KVM nor root.
+//! - [`qemu`]: the guest as a virtual machine in QEMU.
+//! - [`usernet`]: TCP and UDP of the guest end here and go on as ordinary sockets of the host.
+//! - [`tap`]: the guest's frames go to a TAP device of the host.
+
+mod console;
+mod error;
+mod exit;
+mod net;
+mod options;
+mod probe;
+pub mod process;
+mod reactor;
+mod signals;
+mod source;
+pub mod symbols;
+
+pub use donjon_image::Protocol;
+pub use error::Error;
+pub use exit::ExitStatus;
+pub use options::{Engine, Machine, NetMode, OptionError, Publish, QemuOptions, RunOptions, TapOptions};
+pub use probe::{Fitness, Probe, probe};
+
+use std::path::Path;
+
+/// Runs the image at `path` to its end.
+///
+/// Guest output goes to this process's standard output and standard error. SIGINT and SIGTERM are taken over while the guest runs: the first
+/// asks it to stop, the second (or [`RunOptions::stop_timeout`]) ends it.
+pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
+    let source = source::Source::open(path)?;
+    match options.engine {
+        Engine::Auto | Engine::Process => process::run(source, options),
+        Engine::Qemu(_) => Err(Error::EngineUnavailable {
+            engine: "qemu",
+            reason: "not built in yet".into(),
+            hint: "use --engine process",
+        }),
+    }
+}

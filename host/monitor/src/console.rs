@@ -1,0 +1,274 @@
+//! The guest's console: from its pipes to the monitor's standard output and standard error.
+//!
+//! The monitor never blocks on its own output: it holds [`HELD_MAX`] bytes, then the pipe fills, then the guest's console call takes fewer
+//! bytes. Control characters do not reach a terminal.
+
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::reactor::{Interest, Reactor, Token};
+
+/// Most bytes that the monitor holds per stream.
+const HELD_MAX: usize = 64 * 1024;
+/// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
+const WRITE_MAX: usize = 4096;
+
+/// One of the monitor's own streams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stream {
+    Output,
+    Errors,
+}
+
+impl Stream {
+    fn fd(self) -> BorrowedFd<'static> {
+        match self {
+            Stream::Output => rustix::stdio::stdout(),
+            Stream::Errors => rustix::stdio::stderr(),
+        }
+    }
+}
+
+/// A pipe from the guest and where it goes.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    from: Option<OwnedFd>,
+    stream: Stream,
+    tokens: (Token, Token),
+    filter: Option<Filter>,
+    held: Vec<u8>,
+    reading: bool,
+    writing: bool,
+    broken: bool,
+}
+
+impl Relay {
+    /// Relays `from`, a non-blocking pipe, to `stream`. `tokens` are for the pipe and for the stream.
+    pub fn new(from: OwnedFd, stream: Stream, tokens: (Token, Token), reactor: &Reactor) -> rustix::io::Result<Relay> {
+        reactor.add(&from, tokens.0, Interest::READ)?;
+        let terminal = match stream {
+            Stream::Output => std::io::stdout().is_terminal(),
+            Stream::Errors => std::io::stderr().is_terminal(),
+        };
+        Ok(Relay {
+            from: Some(from),
+            stream,
+            tokens,
+            filter: terminal.then(Filter::default),
+            held: Vec::new(),
+            reading: true,
+            writing: false,
+            broken: false,
+        })
+    }
+
+    /// Moves what can be moved without blocking.
+    pub fn pump(&mut self, reactor: &Reactor) {
+        let mut blocked = false;
+        loop {
+            while !self.held.is_empty() && !blocked {
+                blocked = !self.writable() || !self.write();
+            }
+            if self.held.len() >= HELD_MAX || !self.read() {
+                break;
+            }
+        }
+        self.listen(reactor, blocked);
+    }
+
+    /// After the guest's end: moves everything that is left, waiting for the stream if it must.
+    pub fn finish(mut self) {
+        loop {
+            while !self.held.is_empty() && self.write() {}
+            if !self.read() {
+                break;
+            }
+        }
+    }
+
+    /// Whether the stream takes bytes now. Files always do.
+    fn writable(&self) -> bool {
+        let fd = self.stream.fd();
+        let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
+        matches!(poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
+    }
+
+    /// Writes a part of what is held; false if the stream did not take it now.
+    fn write(&mut self) -> bool {
+        let part = &self.held[..self.held.len().min(WRITE_MAX)];
+        match rustix::io::write(self.stream.fd(), part) {
+            Ok(n) => {
+                self.held.drain(..n);
+                true
+            }
+            Err(Errno::INTR) => true,
+            Err(Errno::AGAIN) => false,
+            Err(_) => {
+                // Nobody reads any more. The guest goes on without.
+                self.broken = true;
+                self.held.clear();
+                true
+            }
+        }
+    }
+
+    /// Reads a part; false if there is none now.
+    fn read(&mut self) -> bool {
+        let Some(from) = &self.from else { return false };
+        let mut part = [0; 8192];
+        match rustix::io::read(from, &mut part) {
+            Ok(0) => {
+                self.from = None;
+                false
+            }
+            Ok(n) => {
+                if !self.broken {
+                    match &mut self.filter {
+                        Some(filter) => filter.push(&part[..n], &mut self.held),
+                        None => self.held.extend_from_slice(&part[..n]),
+                    }
+                }
+                true
+            }
+            Err(Errno::INTR) => true,
+            Err(Errno::AGAIN) => false,
+            Err(_) => {
+                self.from = None;
+                false
+            }
+        }
+    }
+
+    fn listen(&mut self, reactor: &Reactor, blocked: bool) {
+        let reading = self.held.len() < HELD_MAX;
+        if let Some(from) = &self.from
+            && reading != self.reading
+        {
+            let _ = reactor.modify(from, self.tokens.0, Interest { read: reading, write: false });
+            self.reading = reading;
+        }
+        if blocked != self.writing {
+            if blocked {
+                // Some streams cannot be waited for (files); these are never blocked either.
+                let _ = reactor.add(self.stream.fd(), self.tokens.1, Interest { read: false, write: true });
+            } else {
+                reactor.remove(self.stream.fd());
+            }
+            self.writing = blocked;
+        }
+    }
+}
+
+impl AsFd for Relay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.from.as_ref().map_or_else(|| self.stream.fd(), AsFd::as_fd)
+    }
+}
+
+/// Keeps control characters from a terminal: they could hide text, change the title, or type answers. Line feeds, tabs, carriage returns and
+/// colours (`ESC [ numbers m`) pass; other control characters are shown as `^X`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filter {
+    state: FilterState,
+    /// A colour sequence so far, without its ESC.
+    sequence: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum FilterState {
+    #[default]
+    Text,
+    Escape,
+    /// After byte 0xc2, the first of U+0080 to U+00BF, whose first half are control characters too.
+    Latin,
+}
+
+impl Filter {
+    /// Longest colour sequence that passes.
+    const SEQUENCE_MAX: usize = 24;
+
+    /// Filters `bytes` into `out`.
+    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        for &b in bytes {
+            self.byte(b, out);
+        }
+    }
+
+    fn byte(&mut self, b: u8, out: &mut Vec<u8>) {
+        match self.state {
+            FilterState::Text => match b {
+                0x1b => self.state = FilterState::Escape,
+                0xc2 => self.state = FilterState::Latin,
+                b'\n' | b'\t' | b'\r' | 0x20..=0x7e | 0x80.. => out.push(b),
+                _ => out.extend([b'^', b ^ 0x40]),
+            },
+            FilterState::Latin => {
+                self.state = FilterState::Text;
+                match b {
+                    0x80..=0x9f => out.push(b'?'),
+                    _ => {
+                        out.push(0xc2);
+                        self.byte(b, out);
+                    }
+                }
+            }
+            FilterState::Escape => {
+                let first = self.sequence.is_empty();
+                let inside = if first { b == b'[' } else { matches!(b, b'0'..=b'9' | b';') };
+                if inside && self.sequence.len() < Self::SEQUENCE_MAX {
+                    self.sequence.push(b);
+                    return;
+                }
+                self.state = FilterState::Text;
+                let sequence = std::mem::take(&mut self.sequence);
+                let colour = !first && b == b'm';
+                out.extend_from_slice(if colour { b"\x1b" } else { b"^[" });
+                out.extend_from_slice(&sequence);
+                if colour { out.push(b) } else { self.byte(b, out) }
+            }
+        }
+    }
+}
+
+/// `bytes` as text that is safe on a terminal.
+pub(crate) fn harmless(bytes: &[u8]) -> String {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut filter = Filter::default();
+    filter.push(bytes, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filtered(s: &str) -> String {
+        // One byte at a time: the state must survive any split.
+        let (mut filter, mut out) = (Filter::default(), vec![]);
+        s.bytes().for_each(|b| filter.push(&[b], &mut out));
+        assert_eq!(String::from_utf8_lossy(&out), harmless(s.as_bytes()));
+        String::from_utf8_lossy(&out).into_owned()
+    }
+
+    #[test]
+    fn text_and_colours_pass() {
+        for s in ["plain\n\ttext\r\n", "\x1b[31mred\x1b[0m", "\x1b[1;38;5;200mx\x1b[m", "größe ü £ 日本"] {
+            assert_eq!(filtered(s), s);
+        }
+    }
+
+    #[test]
+    fn control_does_not() {
+        assert_eq!(filtered("\x1b]0;title\x07"), "^[]0;title^G");
+        assert_eq!(filtered("\x1b[2J"), "^[[2J");
+        assert_eq!(filtered("\x1b[6n"), "^[[6n");
+        assert_eq!(filtered("a\x08\x7f\0b"), "a^H^?^@b");
+        assert_eq!(filtered("\u{9b}2J"), "?2J");
+        assert_eq!(filtered("\x1b\x1b[31mx"), "^[\x1b[31mx");
+        let long = format!("\x1b[{}m", "1;".repeat(100));
+        assert!(!filtered(&long).contains('\x1b'));
+    }
+}

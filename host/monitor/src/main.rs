@@ -1,0 +1,64 @@
+//! A bare launcher: `donjon-monitor IMAGE [-p PUBLISH]… [--net NET] [-m MIB] [-e NAME=VALUE]… [-- ARG…]`. The `donjon` command does the same with more comfort.
+
+use std::process::ExitCode;
+
+use donjon_monitor::{Engine, QemuOptions, RunOptions, run};
+
+fn main() -> ExitCode {
+    let (image, options) = match parse(std::env::args().skip(1)) {
+        Ok(parsed) => parsed,
+        Err(e) => {
+            eprintln!("donjon-monitor: {e}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(image.as_ref(), &options) {
+        Ok(status) => {
+            if !matches!(status, donjon_monitor::ExitStatus::Exited(_)) {
+                eprintln!("{status}");
+            }
+            ExitCode::from(status.code())
+        }
+        Err(e) => {
+            eprintln!("donjon-monitor: {e}");
+            if let Some(hint) = e.hint() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions), String> {
+    let mut options = RunOptions::default();
+    let mut image = None;
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+        match arg.as_str() {
+            "-p" => options.publish.push(value()?.parse().map_err(|e| format!("{e}"))?),
+            "--net" => options.net = value()?.parse().map_err(|e| format!("{e}"))?,
+            "--engine" => {
+                options.engine = match value()?.as_str() {
+                    "process" => Engine::Process,
+                    "qemu" => Engine::Qemu(QemuOptions::default()),
+                    other => return Err(format!("there is no engine {other}; expected process or qemu")),
+                }
+            }
+            "--machine" => {
+                let machine = value()?.parse().map_err(|e| format!("{e}"))?;
+                options.engine = Engine::Qemu(QemuOptions { machine, ..QemuOptions::default() });
+            }
+            "-m" => options.memory = Some(value()?.parse::<u64>().map_err(|e| format!("-m: {e}"))? << 20),
+            "-e" => options.env.push(value()?),
+            "-v" => options.verbose = true,
+            "--stop-timeout-ms" => {
+                options.stop_timeout = std::time::Duration::from_millis(value()?.parse().map_err(|e| format!("{e}"))?)
+            }
+            "--" => options.args = Some(args.by_ref().collect()),
+            _ if arg.starts_with('-') => return Err(format!("unknown option {arg}")),
+            _ if image.is_none() => image = Some(arg),
+            _ => return Err(format!("unexpected {arg}")),
+        }
+    }
+    Ok((image.ok_or("no image given")?, options))
+}

@@ -1,0 +1,131 @@
+//! Where everything of a guest is in its address space.
+
+use donjon_abi::PAGE;
+use donjon_abi::boot::Range;
+
+/// First address that a guest may use.
+const LOWEST: u64 = 0x0100_0000_0000;
+/// End of the addresses that a guest may use. Above it are the monitor's own program, libraries and stack (Linux maps
+/// position-independent programs from two thirds of the user half up), which the child still has while it maps the guest.
+const HIGHEST: u64 = 0x5400_0000_0000;
+/// Pages that are never mapped between two ranges.
+const GAP: u64 = 16 * PAGE;
+/// End of the user half (4-level paging, one page less: `TASK_SIZE`).
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+
+/// The signal stack: kernel frames with AMX state take 11 KiB.
+const SIGNAL_STACK: u64 = 32 * 1024;
+const FAULT_STACK: u64 = 64 * 1024;
+/// The first stack. Touched pages are what it costs.
+const STACK: u64 = 8 << 20;
+
+/// Lengths that depend on image and options.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    pub image: u64,
+    pub bundle: u64,
+    pub boot: u64,
+    pub stub: u64,
+    pub reserve: u64,
+}
+
+/// Address ranges, none overlapping another, each at its own random place.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub image: Range,
+    pub bundle: Range,
+    pub boot: Range,
+    pub stub: Range,
+    pub reserve: Range,
+    pub stack: Range,
+    pub fault_stack: Range,
+    pub signal_stack: Range,
+}
+
+impl Layout {
+    /// Chooses places with `random`, which gives 64 random bits per call.
+    pub fn choose(lengths: Lengths, mut random: impl FnMut() -> u64) -> Layout {
+        let mut taken: Vec<Range> = Vec::with_capacity(8);
+        let mut place = |len: u64| {
+            if len == 0 {
+                return Range::default();
+            }
+            let len = len.next_multiple_of(PAGE);
+            // 2^34.3 pages to choose from; at most a few GiB are taken, so this ends at the first or second try.
+            loop {
+                let pages = (HIGHEST - LOWEST - len) / PAGE;
+                let range = Range { base: LOWEST + random() % pages * PAGE, len };
+                let free = |t: &Range| range.base >= t.base + t.len + GAP || range.base + len + GAP <= t.base;
+                if taken.iter().all(free) {
+                    taken.push(range);
+                    return range;
+                }
+            }
+        };
+        Layout {
+            image: place(lengths.image),
+            bundle: place(lengths.bundle),
+            boot: place(lengths.boot),
+            stub: place(lengths.stub),
+            reserve: place(lengths.reserve),
+            stack: place(STACK),
+            fault_stack: place(FAULT_STACK),
+            signal_stack: place(SIGNAL_STACK),
+        }
+    }
+
+    /// Everything that is the guest's.
+    pub fn all(&self) -> [Range; 8] {
+        [self.image, self.bundle, self.boot, self.stub, self.reserve, self.stack, self.fault_stack, self.signal_stack]
+    }
+}
+
+/// What lies between the ranges that are kept, from 0 to the end of the user half.
+pub fn gaps(keep: impl IntoIterator<Item = Range>) -> Vec<Range> {
+    let mut keep: Vec<Range> = keep.into_iter().filter(|r| r.len > 0).collect();
+    keep.sort_by_key(|r| r.base);
+    let mut out = Vec::with_capacity(keep.len() + 1);
+    let mut at = 0;
+    for r in keep {
+        if r.base > at {
+            out.push(Range { base: at, len: r.base - at });
+        }
+        at = at.max(r.base + r.len);
+    }
+    if at < USER_END {
+        out.push(Range { base: at, len: USER_END - at });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_do_not_overlap_and_use_the_bits() {
+        let mut state = 1u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state ^ state >> 29
+        };
+        let lengths = Lengths { image: 1 << 20, bundle: 0, boot: 4096, stub: 3 * 4096, reserve: 1 << 40 };
+        let mut seen_bits = 0;
+        for _ in 0..2000 {
+            let l = Layout::choose(lengths, &mut next);
+            let mut all: Vec<_> = l.all().into_iter().filter(|r| r.len > 0).collect();
+            all.sort_by_key(|r| r.base);
+            assert!(all.iter().all(|r| r.base % PAGE == 0 && r.base >= LOWEST && r.base + r.len <= HIGHEST));
+            assert!(all.windows(2).all(|w| w[0].base + w[0].len + GAP <= w[1].base), "{l:x?}");
+            seen_bits |= l.image.base;
+        }
+        assert!((12..40).all(|bit| seen_bits >> bit & 1 == 1), "28 bits vary");
+    }
+
+    #[test]
+    fn gaps_are_the_complement() {
+        let r = |base, len| Range { base, len };
+        assert_eq!(gaps([r(8192, 4096), r(4096, 4096), r(0, 0)]), [r(0, 4096), r(12288, USER_END - 12288)]);
+        assert_eq!(gaps([]), [r(0, USER_END)]);
+    }
+}

@@ -1,0 +1,515 @@
+//! The process engine: the guest is a process of this host that can do nothing but what the gate offers.
+//!
+//! The monitor prepares everything ([`layout`], [`child::Plan`]), clones itself, and serves console and user-mode networking until
+//! the child ends. The child maps the guest at random addresses, unmaps all else, and puts a seccomp filter on
+//! ([`seccomp`]) before the guest's first instruction. Gate calls are system calls made by a page of assembly ([`stub`]).
+
+mod child;
+mod layout;
+pub mod seccomp;
+mod stub;
+mod sys;
+mod vdso;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use donjon_abi::boot::{BootPage, Clock, Range, flags};
+use donjon_abi::{FAULT_MAX, PAGE};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::console::{Relay, Stream, harmless};
+use crate::error::Error;
+use crate::exit::ExitStatus;
+use crate::net::Link;
+use crate::options::RunOptions;
+use crate::reactor::{Interest, Reactor, Ready, Token};
+use crate::signals::{CPU_TIMER, CpuTimer, Signals};
+use crate::source::Source;
+use child::{Plan, Rseq, Step};
+use layout::{Layout, Lengths};
+use stub::Config;
+
+const SIGNALS: Token = 0;
+const CHILD: Token = 1;
+const OUTPUT: (Token, Token) = (2, 3);
+const ERRORS: (Token, Token) = (4, 5);
+/// Tokens from here on are the network's.
+pub(crate) const NETWORK: Token = 16;
+
+/// The guest is asked to stop again after this time (see the stub's `wait`: one signal can be slept through).
+const STOP_AGAIN: Duration = Duration::from_millis(250);
+/// Processor time of the guest between two looks at its memory.
+const MEMORY_PERIOD_NS: i64 = 20_000_000;
+/// What a guest may use beyond its budget before it is ended: stacks of the gate, and what the kernel counts late.
+const MEMORY_SLACK: u64 = 1 << 20;
+/// Least reserve that a guest can start with.
+const MEMORY_LEAST: u64 = 1 << 20;
+
+/// Why this engine cannot run here, if it cannot.
+pub fn unfit() -> Option<String> {
+    if !fsgsbase() {
+        return Some("the processor or kernel does not let programs set their FS base (FSGSBASE, Linux 5.9)".into());
+    }
+    None
+}
+
+/// Runs the guest to its end.
+pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Error> {
+    if let Some(reason) = unfit() {
+        return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
+    }
+    let link = Link::open(options, &source.manifest)?;
+    let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
+    let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
+    reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
+
+    let (guest, pipes) = start(&source, options, &link)?;
+    let image = source.path.clone();
+    drop(source);
+    let mut run = Running {
+        output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
+            .map_err(Error::host("cannot watch the console"))?,
+        errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
+            .map_err(Error::host("cannot watch the console"))?,
+        report: pipes.report,
+        link: link.into_running(&reactor)?,
+        guest,
+        stop: None,
+        killed: None,
+        options,
+    };
+    reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
+    let mut ready = Vec::new();
+    loop {
+        let timeout = run.timeout();
+        reactor.wait(timeout, &mut ready).map_err(Error::host("cannot wait for events"))?;
+        if run.handle(&ready, &signals, &reactor)? {
+            break;
+        }
+    }
+    drop(signals);
+    run.end(&reactor, &image)
+}
+
+/// A started guest.
+struct Guest {
+    pidfd: OwnedFd,
+    /// Open `/proc/PID/statm`.
+    statm: Option<File>,
+    /// Anonymous memory that it may have, bytes.
+    limit: u64,
+    _timer: Option<CpuTimer>,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // On every way out, the early ones too: no guest outlives its run.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        let _ = wait(&self.pidfd);
+    }
+}
+
+struct Pipes {
+    output: OwnedFd,
+    errors: OwnedFd,
+    report: OwnedFd,
+}
+
+struct Running<'a> {
+    output: Relay,
+    errors: Relay,
+    report: OwnedFd,
+    link: crate::net::RunningLink,
+    guest: Guest,
+    stop: Option<Stop>,
+    killed: Option<ExitStatus>,
+    options: &'a RunOptions,
+}
+
+/// The guest has been asked to stop.
+struct Stop {
+    signal: i32,
+    kill_at: Instant,
+    again_at: Instant,
+}
+
+impl Running<'_> {
+    fn timeout(&self) -> Option<Duration> {
+        let stop = self.stop.as_ref().filter(|_| self.killed.is_none()).map(|s| s.kill_at.min(s.again_at));
+        let at = [stop, self.link.deadline()].into_iter().flatten().min()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Handles events; true when the guest has ended.
+    fn handle(&mut self, ready: &[Ready], signals: &Signals, reactor: &Reactor) -> Result<bool, Error> {
+        let mut ended = false;
+        for r in ready {
+            match r.token {
+                SIGNALS => {
+                    while let Some(signal) = signals.next() {
+                        self.signal(signal);
+                    }
+                }
+                CHILD => ended = true,
+                t if t == OUTPUT.0 || t == OUTPUT.1 => self.output.pump(reactor),
+                t if t == ERRORS.0 || t == ERRORS.1 => self.errors.pump(reactor),
+                _ => self.link.ready(*r, reactor),
+            }
+        }
+        self.link.work(reactor);
+        self.stop_timers();
+        Ok(ended)
+    }
+
+    fn signal(&mut self, signal: i32) {
+        match (signal, &self.stop) {
+            (CPU_TIMER, _) => self.check_memory(),
+            (_, None) => {
+                let now = Instant::now();
+                if signal == libc::SIGINT && self.options.verbose {
+                    eprintln!("stopping the guest; once more ends it at once");
+                }
+                self.stop = Some(Stop { signal, kill_at: now + self.options.stop_timeout, again_at: now });
+            }
+            (signal, Some(_)) => self.kill(ExitStatus::Stopped { signal }),
+        }
+    }
+
+    fn stop_timers(&mut self) {
+        let Some(stop) = &mut self.stop else { return };
+        let now = Instant::now();
+        if now >= stop.kill_at {
+            let signal = stop.signal;
+            self.kill(ExitStatus::Stopped { signal });
+        } else if now >= stop.again_at {
+            stop.again_at = now + STOP_AGAIN;
+            let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::TERM);
+        }
+    }
+
+    fn kill(&mut self, why: ExitStatus) {
+        if self.killed.is_none() {
+            let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::KILL);
+            self.killed = Some(why);
+        }
+    }
+
+    fn check_memory(&mut self) {
+        let Some(used) = self.guest.statm.as_ref().and_then(anonymous) else { return };
+        if used > self.guest.limit + MEMORY_SLACK {
+            let limit = self.guest.limit;
+            self.kill(ExitStatus::Killed {
+                reason: format!(
+                    "it touched {} KiB of memory, its budget is {} KiB (--memory or `memory` in Donjon.toml raises it)",
+                    used / 1024,
+                    limit / 1024
+                ),
+            });
+        }
+    }
+
+    /// Collects what the guest has left behind.
+    fn end(mut self, reactor: &Reactor, image: &std::path::Path) -> Result<ExitStatus, Error> {
+        self.link.finish(reactor);
+        self.output.finish();
+        self.errors.finish();
+        let report = read_report(&self.report);
+        let status = wait(&self.guest.pidfd).map_err(Error::host("cannot learn how the guest ended"))?;
+        if let Some([step, e0, e1, e2, e3]) = report.strip_prefix(&stub::SETUP_FAILED) {
+            let errno = i32::from_ne_bytes([*e0, *e1, *e2, *e3]);
+            return Err(Error::Host { what: Step::describe(*step), source: io::Error::from_raw_os_error(errno) });
+        }
+        let annotated = || crate::symbols::annotate(&harmless(&report), image);
+        Ok(match (status, self.killed) {
+            (End::Exited(code), _) if !report.is_empty() => ExitStatus::Fault { code, report: annotated() },
+            (End::Exited(code), _) => ExitStatus::Exited(code),
+            (End::Signal(_), Some(why)) => why,
+            (End::Signal(libc::SIGSYS), None) => ExitStatus::Killed {
+                reason: "it made a system call that the gate does not have (ended by seccomp)".into(),
+            },
+            (End::Signal(libc::SIGKILL), None) => {
+                ExitStatus::Killed { reason: "somebody sent it SIGKILL; the host may be out of memory".into() }
+            }
+            (End::Signal(signal), None) => ExitStatus::Fault {
+                code: 70,
+                report: format!(
+                    "{} where the guest could not handle it (a second fault, or none of its own stack left)\n{}",
+                    signal_name(signal),
+                    annotated()
+                ),
+            },
+        })
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    match signal {
+        libc::SIGSEGV => "segmentation fault".into(),
+        libc::SIGBUS => "bus error".into(),
+        libc::SIGILL => "illegal instruction".into(),
+        libc::SIGFPE => "arithmetic fault".into(),
+        libc::SIGTRAP => "breakpoint".into(),
+        other => format!("signal {other}"),
+    }
+}
+
+enum End {
+    Exited(u8),
+    Signal(i32),
+}
+
+fn wait(pidfd: &OwnedFd) -> io::Result<End> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let status = loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => break status,
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    };
+    Ok(match status.exit_status() {
+        Some(code) => End::Exited(code as u8),
+        None => End::Signal(status.terminating_signal().unwrap_or(0)),
+    })
+}
+
+/// Private anonymous memory of a process, bytes (proc(5): resident minus file-backed and shared pages).
+fn anonymous(statm: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let n = statm.read_at(&mut text, 0).ok()?;
+    let mut numbers = std::str::from_utf8(&text[..n]).ok()?.split(' ').skip(1).map(str::parse::<u64>);
+    let (resident, shared) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(resident.saturating_sub(shared) * PAGE)
+}
+
+fn read_report(pipe: &OwnedFd) -> Vec<u8> {
+    let mut report = vec![0; FAULT_MAX as usize];
+    let n = rustix::io::read(pipe, &mut report).unwrap_or(0);
+    report.truncate(n);
+    report
+}
+
+fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, Pipes), Error> {
+    let memory = options.memory.unwrap_or(source.manifest.memory);
+    let private = source.private_len();
+    let least = private + MEMORY_LEAST;
+    if memory < least {
+        return Err(Error::Usage {
+            what: format!(
+                "{} KiB of memory are too little: this image needs at least {} KiB",
+                memory / 1024,
+                least.div_ceil(1024)
+            ),
+            hint: "give it more with --memory, or in Donjon.toml",
+        });
+    }
+    let strings = Strings::new(source, options)?;
+    let vdso = vdso::find().map_err(Error::host("cannot read /proc/self/maps"))?;
+    if vdso.clock_gettime == 0 {
+        return Err(Error::EngineUnavailable {
+            engine: "process",
+            reason: "the kernel offers no vDSO clock".into(),
+            hint: "use --engine qemu",
+        });
+    }
+    let layout = Layout::choose(
+        Lengths {
+            image: source.header.span,
+            bundle: Source::pages(source.header.bundle),
+            boot: PAGE + strings.bytes.len() as u64,
+            stub: stub::PAGES * PAGE,
+            reserve: (8 * memory).max(4 << 30),
+        },
+        random,
+    );
+    let boot = boot_page(source, link, memory - private, &layout, &strings, vdso.clock_gettime);
+    let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
+    let config = config(source, link, &layout, &vdso, &seccomp::filter(&rules, layout.reserve));
+
+    let pipe = |flags| pipe_with(flags).map_err(Error::host("cannot create a pipe"));
+    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+    let ((output, guest_output), (errors, guest_errors), (report, guest_report)) =
+        (pipe(flags)?, pipe(flags)?, pipe(flags)?);
+    let mut name = [0; 16];
+    let text = source.manifest.name.as_bytes();
+    let n = text.len().min(15);
+    name[..n].copy_from_slice(&text[..n]);
+    let plan = Plan {
+        header: &source.header,
+        relocations: &source.relocations,
+        layout,
+        boot,
+        boot_tail: &strings.bytes,
+        config,
+        offsets: stub::offsets(),
+        image_fd: source.file.as_raw_fd(),
+        fds: [
+            guest_output.as_raw_fd(),
+            guest_errors.as_raw_fd(),
+            guest_report.as_raw_fd(),
+            link.guest_fd().map_or(-1, |fd| fd.as_raw_fd()),
+        ],
+        parent: u64::from(std::process::id()),
+        rseq: rseq(),
+        name,
+    };
+    let (pid, pidfd) = clone(&plan)?;
+    let guest = Guest {
+        statm: File::open(format!("/proc/{pid}/statm")).ok(),
+        limit: memory + layout.stack.len.min(64 * 1024),
+        _timer: CpuTimer::new(pid, MEMORY_PERIOD_NS).ok(),
+        pidfd,
+    };
+    Ok((guest, Pipes { output, errors, report }))
+}
+
+/// What follows the boot page.
+struct Strings {
+    bytes: Vec<u8>,
+    manifest: Range,
+    args: Range,
+    env: Range,
+}
+
+impl Strings {
+    /// Ranges are relative to the page after the boot page.
+    fn new(source: &Source, options: &RunOptions) -> Result<Strings, Error> {
+        let mut bytes = source.manifest_bytes.clone();
+        let manifest = Range { base: 0, len: bytes.len() as u64 };
+        let (args, env) = crate::net::strings(source, options)?;
+        let mut list = |strings: &[String]| {
+            let base = bytes.len() as u64;
+            for s in strings {
+                bytes.extend_from_slice(s.as_bytes());
+                bytes.push(0);
+            }
+            Range { base, len: bytes.len() as u64 - base }
+        };
+        let (args, env) = (list(&args), list(&env));
+        Ok(Strings { bytes, manifest, args, env })
+    }
+}
+
+fn boot_page(source: &Source, link: &Link, memory: u64, layout: &Layout, strings: &Strings, clock: u64) -> BootPage {
+    let at = |r: Range| Range { base: layout.boot.base + PAGE + r.base, len: r.len };
+    let mut boot = BootPage::empty();
+    boot.flags = flags::FSGSBASE;
+    if let Some(net) = link.boot() {
+        boot.flags |= flags::NET;
+        boot.net = net;
+    }
+    if std::arch::is_x86_feature_detected!("rdrand") {
+        boot.flags |= flags::RDRAND;
+    }
+    boot.gate = layout.stub.base + stub::offsets().gate;
+    boot.image = Range { base: layout.image.base, len: source.header.span };
+    boot.manifest = at(strings.manifest);
+    boot.bundle = Range { base: layout.bundle.base, len: source.header.bundle.len };
+    boot.reserve = layout.reserve;
+    boot.memory = memory;
+    boot.stack = layout.stack;
+    boot.fault_stack = layout.fault_stack;
+    boot.args = at(strings.args);
+    boot.env = at(strings.env);
+    boot.clock = Clock { vdso: clock, ..Clock::default() };
+    boot.engine[..7].copy_from_slice(b"process");
+    for word in boot.entropy.chunks_exact_mut(8) {
+        word.copy_from_slice(&random().to_ne_bytes());
+    }
+    boot
+}
+
+fn config(source: &Source, link: &Link, layout: &Layout, vdso: &vdso::Vdso, filter: &[u64]) -> Config {
+    let mut config = Config {
+        reserve_base: layout.reserve.base,
+        reserve_end: layout.reserve.base + layout.reserve.len,
+        upcall: layout.image.base + source.header.upcall,
+        fault: layout.image.base + source.header.fault,
+        fault_stack: layout.fault_stack.base + layout.fault_stack.len,
+        net: u64::from(link.guest_fd().is_some()),
+        frame: child::frame_at(layout),
+        filter_len: filter.len() as u64,
+        filter_at: layout.stub.base + PAGE + std::mem::offset_of!(Config, filter) as u64,
+        gap_count: 0,
+        gaps: [[0; 2]; stub::GAPS_MAX],
+        filter: [0; stub::FILTER_MAX],
+    };
+    config.filter[..filter.len()].copy_from_slice(filter);
+    let keep = layout.all().into_iter().chain(vdso.keep.iter().copied());
+    for (slot, gap) in config.gaps.iter_mut().zip(layout::gaps(keep)) {
+        *slot = [gap.base, gap.len];
+        config.gap_count += 1;
+    }
+    config
+}
+
+/// 64 bits of the kernel's generator.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Cannot fail for 8 bytes once the generator is seeded; before that it blocks.
+    while rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {}
+    u64::from_ne_bytes(bytes)
+}
+
+fn clone(plan: &Plan<'_>) -> Result<(i32, OwnedFd), Error> {
+    use sys::{Errno, syscall};
+    let mut pidfd = -1i32;
+    let flags = libc::CLONE_PIDFD as u64 | libc::SIGCHLD as u64;
+    let everything: [u64; 1] = [!0];
+    let mut before = [0u64; 1];
+    // SAFETY: 1. like fork: the child has a copy of this thread and its memory, and runs `child::main` only, which makes system calls and
+    // touches nothing that a lock protects, 2. its signals stay blocked until the guest starts.
+    #[expect(unsafe_code, reason = "UNSAFETY: starts the child")]
+    let pid = unsafe {
+        let mask =
+            |set: u64, old: u64| syscall(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as u64, set, old, 8, 0, 0]);
+        let _ = mask(everything.as_ptr() as u64, before.as_mut_ptr() as u64);
+        let pid = syscall(libc::SYS_clone, [flags, 0, (&raw mut pidfd) as u64, 0, 0, 0]);
+        if pid == Ok(0) {
+            child::main(plan);
+        }
+        let _ = mask(before.as_ptr() as u64, 0);
+        pid
+    };
+    let pid = pid
+        .map_err(|Errno(e)| Error::Host { what: "cannot start a process", source: io::Error::from_raw_os_error(e) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    #[expect(unsafe_code, reason = "UNSAFETY: takes a new descriptor over")]
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((pid as i32, pidfd))
+}
+
+/// Finds the area that libc has registered for this thread (`__rseq_offset`, glibc 2.35).
+fn rseq() -> Rseq {
+    #[expect(unsafe_code, reason = "UNSAFETY: reads two constants of libc, if it has them, and the FS base")]
+    // SAFETY: 1. dlsym with a NUL-terminated name, 2. glibc documents `__rseq_offset` as ptrdiff_t and `__rseq_size` as unsigned int, both constant,
+    // 3. the word at FS base 0 is the thread pointer itself (x86-64 psABI).
+    unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
+        if offset.is_null() || size.is_null() || size.read() == 0 {
+            return Rseq::default();
+        }
+        let thread: u64;
+        std::arch::asm!("mov {}, fs:[0]", out(reg) thread, options(nostack, readonly, preserves_flags));
+        // getauxval(AT_RSEQ_FEATURE_SIZE): the registered length may follow the kernel's.
+        let feature = libc::getauxval(27) as u32;
+        Rseq {
+            address: thread.wrapping_add_signed(offset.read() as i64),
+            // The original structure, what libc says, and the kernel's feature size rounded up to its alignment.
+            lengths: [32, size.read(), feature, feature.next_multiple_of(32)],
+        }
+    }
+}
+
+/// Whether `wrfsbase` works in user mode (`HWCAP2_FSGSBASE`).
+fn fsgsbase() -> bool {
+    // SAFETY: reads the auxiliary vector.
+    #[expect(unsafe_code, reason = "UNSAFETY: a call into libc without pointers")]
+    let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
+    hwcap2 & 2 != 0
+}

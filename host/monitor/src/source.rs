@@ -1,0 +1,133 @@
+//! The image file, opened and checked, without keeping its bytes in memory.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
+use donjon_image::{Image, Manifest, OpenError};
+
+/// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub path: PathBuf,
+    pub file: File,
+    pub header: ImageHeader,
+    pub manifest: Manifest,
+    /// The manifest as it is in the file, for the guest.
+    pub manifest_bytes: Vec<u8>,
+    /// Offsets from the image base of the words to relocate. Each word lies within one writable segment.
+    pub relocations: Vec<u32>,
+}
+
+impl Source {
+    /// Opens and checks. The file is opened once, so that what was checked is what is mapped. (Who may write to the file
+    /// may still change it afterwards: mapped pages are the page cache's.)
+    pub fn open(path: &Path) -> Result<Source, OpenError> {
+        let io = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::NotFound => OpenError::Missing(path.into()),
+            _ => OpenError::Io(path.into(), e),
+        };
+        let mut file = File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if !meta.is_file() {
+            return Err(OpenError::NotAnImage(path.into(), ": it is not a regular file"));
+        }
+        let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
+        file.read_to_end(&mut bytes).map_err(io)?;
+        let image = Image::from_bytes(bytes, path)?;
+        let header = *image.header();
+        Ok(Source {
+            path: path.into(),
+            relocations: relocations(&header, image.extent(header.relr))
+                .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?,
+            manifest_bytes: image.extent(header.manifest).to_vec(),
+            manifest: image.manifest().clone(),
+            header,
+            file,
+        })
+    }
+
+    /// Bytes that the image's own writable memory takes at most.
+    pub fn private_len(&self) -> u64 {
+        self.header
+            .segments()
+            .filter(|(_, p)| matches!(p, SegmentProt::ReadWrite | SegmentProt::ReadAfterRelocation))
+            .map(|(s, _)| s.mem_len)
+            .sum()
+    }
+
+    /// Length of the extent in whole pages.
+    pub fn pages(e: Extent) -> u64 {
+        e.len.next_multiple_of(donjon_abi::PAGE)
+    }
+}
+
+/// Decodes the relocations, or `None` if one lies outside of the writable segments. The count is bounded by the writable bytes.
+fn relocations(header: &ImageHeader, relr: &[u8]) -> Option<Vec<u32>> {
+    let writable: Vec<(u64, u64)> = header
+        .segments()
+        .filter(|(_, p)| matches!(p, SegmentProt::ReadWrite | SegmentProt::ReadAfterRelocation))
+        .map(|(s, _)| (s.mem_offset, s.mem_offset + s.mem_len))
+        .collect();
+    let words = relr.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+    let mut out = Vec::new();
+    for at in relr_offsets(words) {
+        let end = at.checked_add(8)?;
+        if !writable.iter().any(|(from, to)| at >= *from && end <= *to) {
+            return None;
+        }
+        out.push(u32::try_from(at).ok()?);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use donjon_abi::image::{MAGIC, SEGMENTS_MAX, Segment};
+
+    fn header() -> ImageHeader {
+        let mut segments = [Segment::default(); SEGMENTS_MAX];
+        let seg = |mem_offset, mem_len, prot: SegmentProt| Segment {
+            file: Extent { offset: 8192, len: 0 },
+            mem_offset,
+            mem_len,
+            prot: prot as u32,
+            _pad: 0,
+        };
+        segments[0] = seg(0, 4096, SegmentProt::ReadExecute);
+        segments[1] = seg(4096, 4096, SegmentProt::ReadWrite);
+        ImageHeader {
+            magic: MAGIC,
+            version: donjon_abi::VERSION,
+            segment_count: 2,
+            file_len: 8192,
+            hash: [0; 32],
+            span: 8192,
+            entry: 0,
+            upcall: 0,
+            fault: 0,
+            relr: Extent::default(),
+            manifest: Extent::default(),
+            bundle: Extent::default(),
+            shim: Extent::default(),
+            segments,
+        }
+    }
+
+    #[test]
+    fn relocations_stay_in_writable_segments() {
+        let decode = |words: &[u64]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            relocations(&header(), &bytes)
+        };
+        assert_eq!(decode(&[4096, 3]), Some(vec![4096, 4104]));
+        assert_eq!(decode(&[8184]), Some(vec![8184]));
+        assert_eq!(decode(&[0]), None, "text");
+        assert_eq!(decode(&[8192]), None, "past the end");
+        assert_eq!(decode(&[8190]), None, "across the end");
+        assert_eq!(decode(&[u64::MAX - 1]), None, "wraps");
+        assert_eq!(decode(&[8184, 3]), None, "bitmap past the end");
+    }
+}
