@@ -56,9 +56,43 @@ pub fn bundle(root: &Path, files: &[Files]) -> Result<Vec<u8>, BundleError> {
     tree.encode()
 }
 
+/// Bundles files from anywhere: guest paths (absolute or not) and where their content comes from.
+pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Result<Vec<u8>, BundleError> {
+    let mut tree = Tree { root: PathBuf::new(), nodes: BTreeMap::new() };
+    for (path, source) in files {
+        let guest = guest_path(&path)?;
+        if guest.is_empty() {
+            return Err(BundleError::Name(path.into()));
+        }
+        tree.parents(&guest, Path::new(&path))?;
+        if tree.nodes.insert(guest.clone(), Node::File(source)).is_some() {
+            return Err(BundleError::Twice(guest, path.clone().into(), path.into()));
+        }
+    }
+    tree.encode()
+}
+
+/// Where a file's content comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A file of the host.
+    Path(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Source {
+    fn name(&self) -> PathBuf {
+        match self {
+            Source::Path(path) => path.clone(),
+            Source::Bytes(_) => "generated content".into(),
+        }
+    }
+}
+
 enum Node {
     Dir,
-    File(PathBuf),
+    File(Source),
 }
 
 struct Tree {
@@ -112,8 +146,8 @@ impl Tree {
                 return Err(BundleError::Name(path.into()));
             }
             self.parents(&guest, path)?;
-            return match self.nodes.insert(guest.clone(), Node::File(real.clone())) {
-                Some(Node::File(other)) if other != real => Err(BundleError::Twice(guest, other, real)),
+            return match self.nodes.insert(guest.clone(), Node::File(Source::Path(real.clone()))) {
+                Some(Node::File(other)) if other.name() != real => Err(BundleError::Twice(guest, other.name(), real)),
                 Some(Node::Dir) => Err(BundleError::Twice(guest, path.into(), real)),
                 _ => Ok(()),
             };
@@ -142,7 +176,7 @@ impl Tree {
     fn dir(&mut self, guest: &str, path: &Path) -> Result<(), BundleError> {
         match self.nodes.entry(guest.into()).or_insert(Node::Dir) {
             Node::Dir => Ok(()),
-            Node::File(other) => Err(BundleError::Twice(guest.into(), other.clone(), path.into())),
+            Node::File(other) => Err(BundleError::Twice(guest.into(), other.name(), path.into())),
         }
     }
 
@@ -161,7 +195,10 @@ impl Tree {
         for (name, node) in &self.nodes {
             let (kind, data) = match node {
                 Node::Dir => (Kind::Dir, Vec::new()),
-                Node::File(path) => (Kind::File, fs::read(path).map_err(|e| BundleError::Io(path.clone(), e))?),
+                Node::File(Source::Bytes(bytes)) => (Kind::File, bytes.clone()),
+                Node::File(Source::Path(path)) => {
+                    (Kind::File, fs::read(path).map_err(|e| BundleError::Io(path.clone(), e))?)
+                }
             };
             let align = if data.len() as u64 >= ALIGN_FROM { PAGE as usize } else { 16 };
             if !data.is_empty() {

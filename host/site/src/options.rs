@@ -1,0 +1,276 @@
+//! What a user may say about a site.
+
+use crate::Error;
+use donjon_web_format as format;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The options of a site: the `[web]` table of `Donjon.toml`, and the flags of `donjon serve` of the same names.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Directory of the content, relative to `Donjon.toml`. Default: `public`.
+    pub root: Option<PathBuf>,
+    /// Port inside the guest for plain HTTP. Default 80; 0 turns it off.
+    pub http: Option<u16>,
+    /// Port inside the guest for HTTPS, with `tls`. Default 443.
+    pub https: Option<u16>,
+    /// Certificates; the first is the default, others are chosen by server name.
+    pub tls: Vec<Tls>,
+    /// Redirect plain HTTP to HTTPS.
+    pub redirect: bool,
+    /// The port that clients know for HTTPS, if it is published under another than `https`.
+    pub redirect_port: Option<u16>,
+    /// Seconds for Strict-Transport-Security.
+    pub hsts: Option<u32>,
+    /// List directories without an index page.
+    pub listing: bool,
+    /// Page for "not found".
+    pub not_found: Option<String>,
+    /// Page for every path that does not exist (single-page applications).
+    pub spa: Option<String>,
+    /// Extra headers.
+    pub headers: Vec<Rule>,
+    /// Cache-Control by pattern.
+    pub cache: BTreeMap<String, String>,
+    /// Areas with a password.
+    pub auth: Vec<Auth>,
+    /// Virtual hosts: name to directory. `*` is for all other names.
+    pub hosts: BTreeMap<String, PathBuf>,
+    /// Paths that are forwarded.
+    pub proxy: Vec<Proxy>,
+    /// Access log as JSON lines on the console.
+    pub log: bool,
+    /// Port for Prometheus metrics.
+    pub metrics: Option<u16>,
+    /// Most open connections.
+    pub connections: Option<u32>,
+    /// Largest request head, bytes.
+    pub header_bytes: Option<u32>,
+    /// Longest time for a request head, seconds.
+    pub header_seconds: Option<u32>,
+    /// Largest request body, bytes.
+    pub body_bytes: Option<u64>,
+    /// Longest pause within a transfer, seconds.
+    pub stall_seconds: Option<u32>,
+    /// Longest pause between requests, seconds.
+    pub idle_seconds: Option<u32>,
+    /// Longest time for requests in progress after a stop, seconds.
+    pub drain_seconds: Option<u32>,
+}
+
+/// A certificate.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate and its chain.
+    pub cert: PathBuf,
+    /// PEM file with the private key. It is *not* put into the image: it is handed over at every start, under the name `secret`.
+    pub key: PathBuf,
+    /// Name of the secret. Default: `tls-key`, `tls-key-2`, …
+    pub secret: Option<String>,
+    /// Server names that choose this certificate.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Put the private key into the image, where everybody who can read the image can read it.
+    #[serde(default)]
+    pub key_in_image: bool,
+}
+
+/// A header by pattern.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Paths; `*` matches any run of characters. Default: all.
+    #[serde(default = "all")]
+    pub path: String,
+    /// Header name.
+    pub name: String,
+    /// Header value.
+    pub value: String,
+}
+
+/// An area with a password.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// Paths; default: all.
+    #[serde(default = "all")]
+    pub path: String,
+    /// Shown by the browser. Default: `Restricted`.
+    pub realm: Option<String>,
+    /// User name.
+    pub user: String,
+    /// Password. Only a derived key is put into the image.
+    pub password: String,
+}
+
+/// A path that is forwarded.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    /// Path prefix.
+    pub path: String,
+    /// `ADDRESS:PORT` or `NAME:PORT`.
+    pub to: String,
+}
+
+fn all() -> String {
+    "*".into()
+}
+
+/// PBKDF2 rounds: a compromise between an attacker who has the image and a first request on a small machine.
+const ROUNDS: u32 = 200_000;
+
+impl Options {
+    /// The server's configuration. `hosts` are the virtual hosts with the numbers of their content roots.
+    pub(crate) fn config(&self, hosts: Vec<format::Host>) -> Result<format::Config, Error> {
+        let option = |option, problem: &str| Err(Error::Option { option, problem: problem.into() });
+        let tls = !self.tls.is_empty();
+        if self.redirect && !tls {
+            return option("redirect", "there is nothing to redirect to without `tls`");
+        }
+        if self.hsts.is_some() && !tls {
+            return option("hsts", "it means something over HTTPS only: add `tls`");
+        }
+        let http = self.http.or(Some(80)).filter(|p| *p != 0);
+        let https = tls.then(|| self.https.unwrap_or(443));
+        if http.is_none() && https.is_none() {
+            return option("http", "0 turns the only port off");
+        }
+        let ports = [http, https, self.metrics];
+        for (i, port) in ports.iter().enumerate() {
+            if port.is_some() && ports[..i].contains(port) {
+                return option("metrics", "every port can be used once only");
+            }
+        }
+        let limits = format::Limits::default();
+        Ok(format::Config {
+            http,
+            https,
+            redirect: self.redirect.then(|| self.redirect_port.or(self.https).unwrap_or(443)),
+            metrics: self.metrics,
+            hsts: self.hsts,
+            listing: self.listing,
+            log: self.log,
+            not_found: page("not_found", &self.not_found)?,
+            spa: page("spa", &self.spa)?,
+            headers: self.headers.iter().map(header).collect::<Result<_, _>>()?,
+            cache: self
+                .cache
+                .iter()
+                .map(|(path, value)| rule(path, "cache-control", value, "cache"))
+                .collect::<Result<_, _>>()?,
+            auth: self.auth.iter().map(auth).collect::<Result<_, _>>()?,
+            hosts,
+            proxies: self.proxy.iter().map(proxy).collect::<Result<_, _>>()?,
+            certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
+            limits: format::Limits {
+                connections: self.connections.unwrap_or(limits.connections),
+                header_bytes: self.header_bytes.unwrap_or(limits.header_bytes),
+                header_seconds: self.header_seconds.unwrap_or(limits.header_seconds),
+                body_bytes: self.body_bytes.unwrap_or(limits.body_bytes),
+                stall_seconds: self.stall_seconds.unwrap_or(limits.stall_seconds),
+                idle_seconds: self.idle_seconds.unwrap_or(limits.idle_seconds),
+                drain_seconds: self.drain_seconds.unwrap_or(limits.drain_seconds),
+            },
+        })
+    }
+}
+
+impl Tls {
+    /// Name of the secret under which the key is handed over, for the certificate at this position.
+    pub fn secret_name(&self, index: usize) -> String {
+        self.secret.clone().unwrap_or_else(|| match index {
+            0 => "tls-key".into(),
+            n => format!("tls-key-{}", n + 1),
+        })
+    }
+
+    /// Where the chain lies in the bundle.
+    pub(crate) fn chain_path(index: usize) -> String {
+        format!("/.donjon/tls/{index}.pem")
+    }
+
+    /// Where the key lies in the bundle, if it does.
+    pub(crate) fn key_path(index: usize) -> String {
+        format!("/.donjon/tls/{index}.key")
+    }
+}
+
+fn certificate((index, tls): (usize, &Tls)) -> Result<format::Certificate, Error> {
+    let secret = tls.secret_name(index);
+    if secret.is_empty() || !secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Err(Error::Option {
+            option: "tls.secret",
+            problem: format!("`{secret}` is no name: use letters, digits, - _ ."),
+        });
+    }
+    let key = if tls.key_in_image { Tls::key_path(index) } else { format!("secret:{secret}") };
+    Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(",") })
+}
+
+fn page(option: &'static str, path: &Option<String>) -> Result<Option<String>, Error> {
+    match path {
+        Some(p) if !p.starts_with('/') => {
+            Err(Error::Option { option, problem: format!("`{p}` must start with / (a path of the site)") })
+        }
+        other => Ok(other.clone()),
+    }
+}
+
+fn header(r: &Rule) -> Result<format::Rule, Error> {
+    rule(&r.path, &r.name, &r.value, "headers")
+}
+
+fn rule(path: &str, name: &str, value: &str, option: &'static str) -> Result<format::Rule, Error> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(Error::Option { option, problem: format!("`{name}` is not the name of a header") });
+    }
+    if value.chars().any(char::is_control) {
+        return Err(Error::Option { option, problem: format!("the value of `{name}` contains control characters") });
+    }
+    // The server sets these from the content; another value would make the response wrong.
+    const OWN: [&str; 5] = ["content-length", "transfer-encoding", "content-encoding", "content-range", "connection"];
+    if OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
+        return Err(Error::Option { option, problem: format!("`{name}` is set by the server") });
+    }
+    Ok(format::Rule { pattern: path.into(), name: name.to_ascii_lowercase(), value: value.into() })
+}
+
+fn auth(a: &Auth) -> Result<format::Auth, Error> {
+    if a.user.is_empty() || a.user.contains(':') || a.password.is_empty() {
+        let problem = "needs a user (without a colon) and a password".into();
+        return Err(Error::Option { option: "auth", problem });
+    }
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).map_err(|e| Error::Option { option: "auth", problem: format!("no randomness: {e}") })?;
+    let mut key = [0; 32];
+    pbkdf2::pbkdf2_hmac::<sha2::Sha256>(a.password.as_bytes(), &salt, ROUNDS, &mut key);
+    Ok(format::Auth {
+        pattern: a.path.clone(),
+        realm: a.realm.clone().unwrap_or("Restricted".into()),
+        user: a.user.clone(),
+        rounds: ROUNDS,
+        salt: hex(&salt),
+        key: hex(&key),
+    })
+}
+
+fn proxy(p: &Proxy) -> Result<format::Proxy, Error> {
+    let bad = |problem| Err(Error::Option { option: "proxy", problem });
+    if !p.path.starts_with('/') {
+        return bad(format!("the path `{}` must start with /", p.path));
+    }
+    let port = p.to.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
+    match port {
+        Some(port) if port > 0 => Ok(format::Proxy { prefix: p.path.clone(), upstream: p.to.clone() }),
+        _ => bad(format!("`{}` is not ADDRESS:PORT", p.to)),
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
