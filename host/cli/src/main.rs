@@ -1,13 +1,38 @@
-//! `donjon`: thin over `donjon-image` and `donjon-monitor`.
-fn main() -> std::process::ExitCode {
+//! `donjon`: builds, runs, tests and inspects images. Thin over `donjon-image` and `donjon-monitor`.
+//!
+//! Standard output is data (the guest's own output, `--json`), standard error is talk.
+
+mod args;
+mod build;
+mod failure;
+mod inspect;
+mod new;
+mod run;
+mod test;
+mod ui;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    // rustc calls us as its linker while `donjon build` runs.
     if let Some(status) = donjon_image::linker::run_if_linker() {
         return status.into();
     }
-    let p = donjon_image::project::Project::load(std::path::Path::new(&std::env::args().nth(2).unwrap())).unwrap();
-    match p.build(&donjon_image::project::Options { allow_undefined: std::env::var_os("DONJON_ALLOW_UNDEFINED").is_some(), ..Default::default() }, None) {
-        Ok(b) => println!("{b:?}"),
-        Err(donjon_image::project::BuildError::Link(d)) => donjon_image::project::explain(&d).iter().for_each(|l| println!("{l}")),
-        Err(e) => println!("{e}"),
+    let done = match Cli::parse().command {
+        Command::New(args) => new::new(&args),
+        Command::Build(args) => build::build(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Test(args) => test::test(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+    };
+    match done {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            failure.print();
+            failure.code.into()
+        }
     }
-    0.into()
 }

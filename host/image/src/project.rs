@@ -130,8 +130,6 @@ pub struct Built {
     pub debug: PathBuf,
     /// Bytes in the image.
     pub bytes: u64,
-    /// What the user should know.
-    pub warnings: Vec<String>,
 }
 
 /// A program that cargo has made.
@@ -168,17 +166,22 @@ struct Target {
     kind: Vec<String>,
 }
 
+impl Target {
+    fn is(&self, kind: &str) -> bool {
+        self.kind.iter().any(|k| k == kind)
+    }
+}
+
 impl Project {
     /// Finds the package in `dir`.
-    pub fn load(dir: &Path) -> Result<Project, BuildError> {
-        let manifest = dir.join("Cargo.toml");
-        if !manifest.is_file() {
-            return Err(BuildError::NoProject(dir.into()));
-        }
+    pub fn load(given: &Path) -> Result<Project, BuildError> {
+        let none = |_| BuildError::NoProject(given.into());
+        let dir = given.canonicalize().map_err(none)?;
+        let manifest = dir.join("Cargo.toml").canonicalize().map_err(none)?;
         let output = Command::new(cargo())
             .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
             .arg(&manifest)
-            .current_dir(dir)
+            .current_dir(&dir)
             .args(["--color", "never"])
             .output()
             .map_err(|e| BuildError::Tool("cargo", e))?;
@@ -188,25 +191,24 @@ impl Project {
         }
         let Metadata { mut packages, target_directory, workspace_root, workspace_default_members } =
             serde_json::from_slice(&output.stdout).map_err(|e| BuildError::Metadata(e.to_string()))?;
-        let here = manifest.canonicalize().map_err(|e| BuildError::Io(manifest.clone(), e))?;
-        let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == here);
+        let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == manifest);
         if packages.iter().any(is_here) {
             packages.retain(is_here);
         } else {
-            let runs = |p: &Package| p.targets.iter().any(|t| t.kind.iter().any(|k| k == "bin"));
+            let runs = |p: &Package| p.targets.iter().any(|t| t.is("bin"));
             packages.retain(|p| workspace_default_members.contains(&p.id) && runs(p));
         }
         if packages.len() != 1 {
             let list: Vec<_> = packages.iter().filter_map(|p| p.manifest_path.parent()).map(|p| p.display().to_string()).collect();
-            return Err(BuildError::Packages(dir.into(), list.join(", ")));
+            return Err(BuildError::Packages(given.into(), list.join(", ")));
         }
         let package = packages.remove(0);
-        let dir = package.manifest_path.parent().unwrap_or(dir).to_owned();
+        let dir = package.manifest_path.parent().map_or(dir, Path::to_owned);
         Ok(Project {
             config: Config::load(&dir)?,
             package: package.name,
             dir,
-            bins: package.targets.into_iter().filter(|t| t.kind.iter().any(|k| k == "bin")).map(|t| t.name).collect(),
+            bins: package.targets.into_iter().filter(|t| t.is("bin")).map(|t| t.name).collect(),
             default_run: package.default_run,
             version: package.version,
             target_dir: target_directory.join("donjon"),
@@ -219,7 +221,7 @@ impl Project {
         let bin = self.choose(options.bin.as_deref())?;
         let mut args = vec!["build".into(), "--release".into(), "--bin".into(), bin.clone()];
         args.extend(self.profile(options.optimize.unwrap_or(self.config.optimize)));
-        let programs = self.cargo(args, options, |t| t.kind.iter().any(|k| k == "bin") && t.name == bin)?;
+        let programs = self.cargo(args, options, |t, test| !test && t.is("bin") && t.name == bin)?;
         let program = programs.into_iter().next().ok_or(BuildError::Cargo)?;
         let name = self.config.name.clone().unwrap_or_else(|| bin.clone());
         let default = self.target_dir.join(format!("{name}.img"));
@@ -230,7 +232,7 @@ impl Project {
     pub fn tests(&self, args: &[String], options: &Options) -> Result<Vec<Program>, BuildError> {
         let mut all = vec!["test".to_owned(), "--no-run".into()];
         all.extend(args.iter().cloned());
-        self.cargo(all, options, |_| true)
+        self.cargo(all, options, |_, test| test)
     }
 
     /// Makes the image of a program that cargo has made.
@@ -257,7 +259,6 @@ impl Project {
             image: out.into(),
             debug,
             bytes: image.len() as u64,
-            warnings: Vec::new(),
         })
     }
 
@@ -309,7 +310,7 @@ impl Project {
         &self,
         args: Vec<String>,
         options: &Options,
-        wanted: impl Fn(&Target) -> bool,
+        wanted: impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec = self.spec(options)?;
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
@@ -351,7 +352,7 @@ impl Project {
                     Message::CompilerMessage { message } if spec.diagnosis().is_none() || !message.is_link_error() => {
                         eprint!("{}", message.rendered.unwrap_or_default());
                     }
-                    Message::CompilerArtifact { target, executable: Some(path) } if wanted(&target) => {
+                    Message::CompilerArtifact { target, executable: Some(path), profile } if wanted(&target, profile.test) => {
                         programs.push(Program { name: target.name, path });
                     }
                     _ => {}
@@ -405,9 +406,15 @@ enum Message {
     CompilerArtifact {
         target: Target,
         executable: Option<PathBuf>,
+        profile: Profile,
     },
     #[serde(other)]
     Other,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 #[derive(Deserialize)]

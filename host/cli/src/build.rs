@@ -1,0 +1,37 @@
+//! `donjon build`.
+
+use std::path::Path;
+
+use donjon_image::{
+    config::Optimize,
+    project::{Built, Options, Project},
+};
+
+use crate::{args::BuildArgs, failure::Failure, ui};
+
+pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
+    let options = Options {
+        bin: args.bin.clone(),
+        optimize: args.speed.then_some(Optimize::Speed),
+        cargo: args.compile.cargo(),
+        plain: !ui::colour(),
+        allow_undefined: args.allow_undefined,
+    };
+    let built = project(&args.dir, &options, args.output.as_deref())?;
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "name": built.name, "image": built.image, "debug": built.debug, "bytes": built.bytes,
+            })
+        );
+    } else {
+        eprintln!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
+    }
+    Ok(0)
+}
+
+/// Builds the project in `dir`.
+pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<Built, Failure> {
+    Ok(Project::load(dir)?.build(options, output)?)
+}

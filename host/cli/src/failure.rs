@@ -1,0 +1,134 @@
+//! What went wrong, what to do about it, and the exit code that says so.
+
+use std::path::Path;
+
+use donjon_image::{OpenError, bundle::BundleError, config::ConfigError, project::{self, BuildError}};
+use donjon_monitor::Error as RunError;
+
+/// The exit codes of `donjon` (after BSD's sysexits).
+pub mod code {
+    /// The project does not compile, or a test failed.
+    pub const FAILED: u8 = 1;
+    /// The command line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// The input is damaged or wrong.
+    pub const DATA: u8 = 65;
+    /// A file is missing.
+    pub const NO_INPUT: u8 = 66;
+    /// This host lacks something.
+    pub const UNAVAILABLE: u8 = 69;
+    /// The host's system refused something.
+    pub const OS: u8 = 71;
+}
+
+/// An error for the user.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+    /// The next command, or what to change.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(code: u8, message: impl std::fmt::Display, hint: impl Into<Option<String>>) -> Failure {
+        Failure { code, message: message.to_string(), hint: hint.into() }
+    }
+
+    pub fn print(&self) {
+        let (red, cyan, off) = if crate::ui::colour() { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
+        eprintln!("{red}error{off}: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("{cyan}hint{off}: {hint}");
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+impl From<BuildError> for Failure {
+    fn from(e: BuildError) -> Failure {
+        let text = e.to_string();
+        match e {
+            BuildError::NoProject(dir) => Failure::new(
+                code::NO_INPUT,
+                text,
+                format!("`donjon new {}` makes a project", if dir == Path::new(".") { "NAME".into() } else { shown(&dir) }),
+            ),
+            BuildError::Tool("cc", _) | BuildError::Libgcc(_) => Failure::new(
+                code::UNAVAILABLE,
+                text,
+                "a C compiler is needed, as for Rust itself: `apt-get install gcc`, or set CC".to_owned(),
+            ),
+            BuildError::Tool("donjon", _) => Failure::new(code::OS, text, None),
+            BuildError::Tool(..) => {
+                Failure::new(code::UNAVAILABLE, text, "install Rust (rustup), and see that cargo is on the PATH".to_owned())
+            }
+            BuildError::Toolchain(_) => {
+                Failure::new(code::UNAVAILABLE, text, format!("`rustup target add {}`", project::TARGET))
+            }
+            BuildError::Packages(..) => Failure::new(code::USAGE, text, "name one of them: `donjon build DIR`".to_owned()),
+            BuildError::Programs { ref programs, .. } if programs.is_empty() => Failure::new(
+                code::DATA,
+                text,
+                "add a src/main.rs; `donjon test` runs the tests of a library".to_owned(),
+            ),
+            BuildError::Programs { .. } | BuildError::NoProgram { .. } => {
+                Failure::new(code::USAGE, text, "name one with `--bin NAME`, or with `bin` in Donjon.toml".to_owned())
+            }
+            BuildError::Cargo => Failure::new(code::FAILED, text, None),
+            BuildError::Link(d) => {
+                let lines: String = project::explain(&d).iter().map(|l| format!("\n  {l}")).collect();
+                let hint = "`cargo tree -i CRATE` shows what brings a crate in; docs/compatibility.md lists what exists";
+                Failure::new(code::DATA, format!("{text}{lines}"), hint.to_owned())
+            }
+            BuildError::Config(ConfigError::Key { .. }) => {
+                let keys = donjon_image::config::KEYS.join(", ");
+                Failure::new(code::DATA, text, format!("the keys are {keys}"))
+            }
+            BuildError::Bundle(BundleError::Missing(_) | BundleError::NoMatch(_)) => {
+                Failure::new(code::NO_INPUT, text, "paths in `files` are relative to the directory of Donjon.toml".to_owned())
+            }
+            BuildError::Bundle(BundleError::Outside(_)) => {
+                Failure::new(code::DATA, text, "copy the file into the project".to_owned())
+            }
+            BuildError::Bundle(BundleError::Io(..)) | BuildError::Io(..) => Failure::new(code::OS, text, None),
+            _ => Failure::new(code::DATA, text, None),
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(e: OpenError) -> Failure {
+        let text = e.to_string();
+        match e {
+            OpenError::Missing(_) => Failure::new(code::NO_INPUT, text, "`donjon build DIR -o IMAGE` makes one".to_owned()),
+            OpenError::Io(..) => Failure::new(code::OS, text, None),
+            OpenError::NotAnImage(..) => Failure::new(code::DATA, text, "`donjon build DIR -o IMAGE` makes one".to_owned()),
+            _ => Failure::new(code::DATA, text, "build it again: `donjon build DIR -o IMAGE`".to_owned()),
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(e: RunError) -> Failure {
+        let text = e.to_string();
+        match e {
+            RunError::Image(e) => e.into(),
+            RunError::Usage { hint, .. } => Failure::new(code::USAGE, text, hint.to_owned()),
+            RunError::Publish { addr, .. } => {
+                let hint = if addr.port() < 1024 { "ports below 1024 need rights: try 8080:80" } else { "take another port of the host, or end what uses this one" };
+                Failure::new(code::UNAVAILABLE, text, hint.to_owned())
+            }
+            RunError::Tap { .. } => Failure::new(
+                code::UNAVAILABLE,
+                text,
+                "`ip tuntap add mode tap vnet_hdr user $USER NAME` makes one (as root); `--net user` needs none".to_owned(),
+            ),
+            RunError::EngineUnavailable { hint, .. } => Failure::new(code::UNAVAILABLE, text, hint.to_owned()),
+            _ => Failure::new(code::OS, text, None),
+        }
+    }
+}

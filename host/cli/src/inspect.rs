@@ -1,0 +1,113 @@
+//! `donjon inspect`.
+
+use std::{fs, io::Write as _};
+
+use donjon_abi::image::{SegmentProt, relr_offsets};
+use donjon_image::{Image, config::show_egress, project};
+use serde_json::{Value, json};
+
+use crate::{
+    args::InspectArgs,
+    failure::{Failure, code},
+    ui::bytes,
+};
+
+pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
+    let image = Image::open(&args.image)?;
+    let mut about = describe(&image);
+    if args.crates {
+        let debug = args.image.with_added_extension("debug");
+        let elf = fs::read(&debug).map_err(|e| {
+            let hint = "it is made beside the image by `donjon build`".to_owned();
+            Failure::new(code::NO_INPUT, format!("cannot read {}: {e}", debug.display()), hint)
+        })?;
+        about["crates"] = json!(project::sizes_by_crate(&elf));
+    }
+    let text = if args.json { format!("{about:#}\n") } else { human(&about) };
+    // A reader that has enough (`| head`) is no error.
+    _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(0)
+}
+
+fn describe(image: &Image) -> Value {
+    let (h, m) = (image.header(), image.manifest());
+    let segments: Vec<Value> = h
+        .segments()
+        .map(|(s, prot)| {
+            let rights = match prot {
+                SegmentProt::Read => "r--",
+                SegmentProt::ReadWrite => "rw-",
+                SegmentProt::ReadExecute => "r-x",
+                SegmentProt::ReadAfterRelocation => "r-- after relocation",
+            };
+            json!({"rights": rights, "offset": s.mem_offset, "file_bytes": s.file.len, "memory_bytes": s.mem_len})
+        })
+        .collect();
+    let words = image.extent(h.relr).as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+    let bundle = image.bundle();
+    let files: Vec<Value> = (0..bundle.len())
+        .filter_map(|i| bundle.get(i))
+        .filter(|e| e.kind == donjon_abi::bundle::Kind::File)
+        .map(|e| json!({"path": format!("/{}", e.path), "bytes": e.data.len()}))
+        .collect();
+    json!({
+        "name": m.name,
+        "bytes": h.file_len,
+        "blake3": h.hash.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+        "gate_version": h.version,
+        "made_by": m.tool,
+        "memory": m.memory,
+        "tmpfs": m.tmpfs,
+        "listen": m.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "egress": m.egress.iter().map(show_egress).collect::<Vec<_>>(),
+        "args": m.args,
+        "env": m.env,
+        "segments": segments,
+        "relocations": relr_offsets(words).count(),
+        "sections": {"bundle": h.bundle.len, "shim": h.shim.len, "manifest": h.manifest.len},
+        "bootable": h.shim.len > 0,
+        "files": files,
+    })
+}
+
+fn human(about: &Value) -> String {
+    let text = |key: &str| about[key].as_str().unwrap_or_default().to_owned();
+    let number = |v: &Value| bytes(v.as_u64().unwrap_or_default());
+    let list = |key: &str| -> String {
+        let items = about[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+        if items.is_empty() { "none".into() } else { items.join(", ") }
+    };
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| out += &format!("{name:<14}{value}\n");
+    line("name", text("name"));
+    line("size", format!("{} bytes", number(&about["bytes"])));
+    line("blake3", text("blake3"));
+    line("made by", format!("{}, gate version {}", text("made_by"), about["gate_version"]));
+    line("memory", format!("{} bytes", number(&about["memory"])));
+    if !about["tmpfs"].is_null() {
+        line("/tmp", format!("at most {} bytes", number(&about["tmpfs"])));
+    }
+    line("listens on", list("listen"));
+    line("may reach", list("egress"));
+    line("arguments", list("args"));
+    line("environment", list("env"));
+    line("relocations", number(&about["relocations"]));
+    let shim = &about["sections"]["shim"];
+    line("hypervisors", if about["bootable"] == true { format!("PVH, by a shim of {} bytes", number(shim)) } else { "no".into() });
+    for s in about["segments"].as_array().into_iter().flatten() {
+        let rights = s["rights"].as_str().unwrap_or_default();
+        line("segment", format!("{:>10} bytes in file, {:>10} in memory, {rights}", number(&s["file_bytes"]), number(&s["memory_bytes"])));
+    }
+    for f in about["files"].as_array().into_iter().flatten() {
+        line("file", format!("{:>10} bytes  {}", number(&f["bytes"]), f["path"].as_str().unwrap_or_default()));
+    }
+    if let Some(crates) = about["crates"].as_object() {
+        let mut crates: Vec<_> = crates.iter().map(|(name, n)| (n.as_u64().unwrap_or_default(), name)).collect();
+        crates.sort_unstable_by(|a, b| b.cmp(a));
+        for (n, name) in crates {
+            line("crate", format!("{:>10} bytes  {name}", bytes(n)));
+        }
+    }
+    out
+}
