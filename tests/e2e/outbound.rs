@@ -25,6 +25,7 @@ fn http_client_over_tap() {
     let ns = Netns::with_tap();
     let listener = ns.run(|| TcpListener::bind((HOST_IP, 8000)).unwrap());
     let guest = Guest::builder(&example("outbound"), Engine::ProcessTap)
+        .options(["--egress-any"])
         .args([format!("http://{HOST_IP}:8000/path")])
         .start_in(Some(ns));
     serve_once(&listener);
@@ -36,7 +37,10 @@ fn refused_connection_is_an_error() {
     if missing("refused_connection_is_an_error", &[Need::Tap]) {
         return;
     }
-    let exit = Guest::builder(&example("outbound"), Engine::ProcessTap).args([format!("http://{HOST_IP}:1/")]).run();
+    let exit = Guest::builder(&example("outbound"), Engine::ProcessTap)
+        .options(["--egress-any"])
+        .args([format!("http://{HOST_IP}:1/")])
+        .run();
     exit.expect_code(1).expect_text("refused");
 }
 
@@ -68,6 +72,7 @@ fn dns_lookup_over_tap() {
     });
     let guest = Guest::builder(&example("outbound"), Engine::ProcessTap)
         .dns(HOST_IP)
+        .options(["--egress-any"])
         .args(["dns", "named.test"])
         .start_in(Some(ns));
     guest.wait().expect_code(0).expect_text("10.9.8.7");
@@ -84,7 +89,10 @@ fn http_client_over_user_networking() {
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let guest = Guest::builder(&example("outbound"), engine).args([format!("http://10.0.2.2:{port}/path")]).start();
+        let guest = Guest::builder(&example("outbound"), engine)
+            .options(["--egress-any"])
+            .args([format!("http://10.0.2.2:{port}/path")])
+            .start();
         serve_once(&listener);
         guest.wait().expect_code(0).expect_text("from a host");
     }

@@ -126,7 +126,7 @@ impl Builder {
         self.start_in(ns)
     }
 
-    /// Starts it; a TAP guest goes into the given namespace.
+    /// Starts it in the given namespace, which for a TAP guest has a TAP.
     pub fn start_in(&self, ns: Option<Netns>) -> Guest {
         // Made first: may have to build the program, which must not count as the guest's time.
         let donjon = donjon_command();
@@ -139,7 +139,8 @@ impl Builder {
         command.args(&words[1..]).arg("run").arg(&self.image).args(self.engine.args()).args(&self.options);
         let mut ports = Vec::new();
         let mut udp_ports = Vec::new();
-        if ns.is_some() {
+        let tap = self.engine == Engine::ProcessTap;
+        if tap {
             let dns = self.dns.as_ref().map(|a| format!(",dns={a}")).unwrap_or_default();
             command.args(["--net", &format!("tap:{},ip={GUEST_IP}/24,gw={HOST_IP}{dns}", Netns::TAP)]);
             ports.clone_from(&self.ports);
@@ -159,16 +160,8 @@ impl Builder {
         if !self.args.is_empty() {
             command.arg("--").args(&self.args);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let started = Instant::now();
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
-        let console = Arc::new(Console::default());
-        let readers = vec![
-            console.follow(child.stdout.take().expect("piped"), Stream::Out),
-            console.follow(child.stderr.take().expect("piped"), Stream::Err),
-        ];
-        let address = if ns.is_some() { GUEST_IP.parse().expect("an address") } else { Ipv4Addr::LOCALHOST };
-        Guest { child, engine: self.engine, address, ports, udp_ports, ns, console, readers, started, exit: None }
+        let address = if tap { GUEST_IP.parse().expect("an address") } else { Ipv4Addr::LOCALHOST };
+        Guest::spawn(self.engine.to_string(), command, address, ports, udp_ports, ns)
     }
 
     /// Starts it and waits until `GET path` on the first port is answered with 200.
@@ -220,7 +213,7 @@ impl fmt::Display for Exit {
 /// A running guest; ended, with all that belongs to it, when dropped.
 pub struct Guest {
     child: Child,
-    engine: Engine,
+    label: String,
     address: Ipv4Addr,
     ports: Vec<u16>,
     udp_ports: Vec<u16>,
@@ -246,9 +239,28 @@ impl Guest {
         }
     }
 
-    /// Its engine.
-    pub fn engine(&self) -> Engine {
-        self.engine
+    /// An ordinary program in the place of a guest, for comparisons: `command` serves TCP at `address`, which is reached from `ns`.
+    pub fn program(label: &str, command: Command, address: SocketAddrV4, ns: Option<Netns>) -> Guest {
+        Self::spawn(label.to_owned(), command, *address.ip(), vec![address.port()], Vec::new(), ns)
+    }
+
+    fn spawn(
+        label: String,
+        mut command: Command,
+        address: Ipv4Addr,
+        ports: Vec<u16>,
+        udp_ports: Vec<u16>,
+        ns: Option<Netns>,
+    ) -> Guest {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+        let console = Arc::new(Console::default());
+        let readers = vec![
+            console.follow(child.stdout.take().expect("piped"), Stream::Out),
+            console.follow(child.stderr.take().expect("piped"), Stream::Err),
+        ];
+        Guest { child, label, address, ports, udp_ports, ns, console, readers, started, exit: None }
     }
 
     /// Process id of `donjon run`.
@@ -357,14 +369,14 @@ impl Guest {
             }
             None
         });
-        assert!(ready == Some(true), "{}: no 200 for {path}: {last}\n{}", self.engine, self.log());
+        assert!(ready == Some(true), "{}: no 200 for {path}: {last}\n{}", self.label, self.log());
     }
 
     /// Waits until the console (output and errors) contains `text`.
     #[track_caller]
     pub fn wait_console(&mut self, text: &str) {
         if !self.console.wait_for(text, PATIENCE) {
-            panic!("{}: no {text:?} on the console\n{}", self.engine, self.log());
+            panic!("{}: no {text:?} on the console\n{}", self.label, self.log());
         }
     }
 
@@ -372,7 +384,7 @@ impl Guest {
     pub fn log(&self) -> String {
         let text = self.console.lock();
         let [out, err] = [&text.out, &text.err].map(|b| String::from_utf8_lossy(b));
-        format!("--- {} stdout\n{out}\n--- stderr\n{err}", self.engine)
+        format!("--- {} stdout\n{out}\n--- stderr\n{err}", self.label)
     }
 
     /// Whether it has ended.
@@ -387,7 +399,7 @@ impl Guest {
     #[track_caller]
     pub fn expect_alive(&mut self) {
         if let Some(status) = self.exit_status() {
-            panic!("{} ended: {status}\n{}", self.engine, self.log());
+            panic!("{} ended: {status}\n{}", self.label, self.log());
         }
     }
 
@@ -416,7 +428,7 @@ impl Guest {
     #[track_caller]
     fn wait_within(&mut self, patience: Duration) -> Exit {
         let status = poll_until(patience, || self.exit_status());
-        let Some(status) = status else { panic!("{} does not end\n{}", self.engine, self.log()) };
+        let Some(status) = status else { panic!("{} does not end\n{}", self.label, self.log()) };
         // The pipes close with the last process that holds them: after this the text is complete.
         for reader in self.readers.drain(..) {
             reader.join().expect("console reader");

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::{Builder, Guest, PATIENCE, http};
+use crate::{Guest, PATIENCE, http};
 
 /// Memory of one process, from `/proc/PID/smaps_rollup`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,8 +68,8 @@ pub fn mapping_resident(pid: u32, name: &str) -> io::Result<u64> {
 /// A guest that is not up yet refuses connections, or leaves one hanging: QEMU's user network accepts for the guest and retransmits a
 /// lost SYN only seconds later. So a new attempt starts every `spacing`, whatever became of those before, and the first answer counts.
 #[track_caller]
-pub fn first_answer(builder: &Builder, path: &str, spacing: Duration) -> (Guest, Duration) {
-    let guest = builder.start();
+pub fn first_answer(start: impl FnOnce() -> Guest, path: &str, spacing: Duration) -> (Guest, Duration) {
+    let guest = start();
     let (sender, answers) = mpsc::channel();
     let took = std::thread::scope(|scope| {
         loop {

@@ -52,6 +52,30 @@ impl Netns {
         Self::make(true)
     }
 
+    /// Two namespaces that a veth pair joins: the first at [`HOST_IP`], the second at [`GUEST_IP`].
+    pub fn veth_pair() -> (Netns, Netns) {
+        let (host, guest) = (Self::make(false), Self::make(false));
+        ip(&[
+            "link",
+            "add",
+            "veth0",
+            "netns",
+            host.name(),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "veth1",
+            "netns",
+            guest.name(),
+        ]);
+        for (ns, device, address) in [(&host, "veth0", HOST_IP), (&guest, "veth1", GUEST_IP)] {
+            ns.ip(&["addr", "add", &format!("{address}/24"), "dev", device]);
+            ns.ip(&["link", "set", device, "up"]);
+        }
+        (host, guest)
+    }
+
     /// The namespace's name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.0.name

@@ -51,7 +51,7 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
     say(&format!("booting it ({engine}) and waiting for its first answer"));
     let builder = Guest::builder(&image, engine).port(PORT);
     let spacing = if engine.is_qemu() { Duration::from_millis(5) } else { Duration::from_millis(1) };
-    let (mut guest, first) = measure::first_answer(&builder, "/", spacing);
+    let (mut guest, first) = measure::first_answer(|| builder.start(), "/", spacing);
 
     say(&format!("fetching {} with curl", guest.url("/")));
     let page = String::from_utf8_lossy(&guest.curl(&["--include", &guest.url("/")])).into_owned();
