@@ -15,6 +15,7 @@ pub mod pack;
 #[cfg(feature = "guest")]
 pub mod project;
 mod shim;
+mod trim;
 
 pub use image::{Image, OpenError};
 pub use manifest::{Manifest, Port, Protocol};

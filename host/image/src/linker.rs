@@ -13,6 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::trim::cut_symboliser;
+
 /// Names the [`Spec`]; its presence makes the `donjon` program a linker.
 pub const SPEC_VAR: &str = "DONJON_LINK_SPEC";
 
@@ -170,7 +172,10 @@ fn keep(kept: &Path, index: usize, arg: String) -> io::Result<String> {
     // The file's own name stays: it says which crate a symbol comes from.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let copy = kept.join(format!("{index}.{name}"));
-    if fs::hard_link(path, &copy).is_err() {
+    let mut bytes = fs::read(path)?;
+    if cut_symboliser(&mut bytes) {
+        fs::write(&copy, bytes)?;
+    } else if fs::hard_link(path, &copy).is_err() {
         fs::copy(path, &copy)?;
     }
     Ok(copy.to_string_lossy().into_owned())

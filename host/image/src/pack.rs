@@ -186,8 +186,12 @@ impl Program {
         };
         program.relocate(file, headers)?;
         for s in &mut program.segments {
-            let len = s.bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-            s.bytes.truncate(len);
+            let used = s.bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+            // Words that a host relocates are whole in the file.
+            let end = s.mem_offset + s.bytes.len() as u64;
+            let last = program.relocations.iter().rev().find(|at| (s.mem_offset..end).contains(at));
+            let relocated = last.map_or(0, |at| (at - s.mem_offset) as usize + 8);
+            s.bytes.truncate(used.max(relocated));
         }
         Ok(program)
     }

@@ -1,0 +1,155 @@
+//! Takes code out of a program that cannot work in an image, before it is linked.
+//!
+//! std's panic handler symbolises backtraces inside the process: it opens the program's own file and decodes DWARF, for which it
+//! carries a decoder of more than 100 KB. In an image there is no such file; our hosts symbolise from the `.debug` file
+//! instead. `lld` cannot know that, so we cut the one call that leads there: the function gets the body `ret` and
+//! loses its relocations, and `--gc-sections` does the rest. A backtrace then has addresses without names, as it would have had.
+//!
+//! Where the function is not found (another std, no LTO), nothing changes.
+
+/// Parts of the mangled name of `std::backtrace_rs::symbolize::gimli::Cache::with_global`, which returns nothing.
+const SYMBOLISER: [&str; 2] = ["12backtrace_rs9symbolize5gimli", "5Cache11with_global"];
+const RET: u8 = 0xc3;
+
+const SHT_SYMTAB: u32 = 2;
+const SHT_RELA: u32 = 4;
+const STT_FUNC: u8 = 2;
+
+/// Cuts std's symboliser out of a relocatable object. Returns whether there was one.
+pub fn cut_symboliser(object: &mut [u8]) -> bool {
+    let found = functions(object, |name| SYMBOLISER.iter().all(|part| name.contains(part))).unwrap_or_default();
+    found.iter().map(|f| empty(object, f).is_some()).fold(false, |any, one| any | one)
+}
+
+/// A function that has a section to itself.
+struct Function {
+    /// File offset of its symbol table entry.
+    symbol: usize,
+    /// File offset of its section's header.
+    section: usize,
+    /// That section's number.
+    index: u32,
+}
+
+fn functions(b: &[u8], wanted: impl Fn(&str) -> bool) -> Option<Vec<Function>> {
+    if b.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let mut out = Vec::new();
+    let sections: Vec<usize> = headers(b)?.collect();
+    for &symtab in sections.iter().filter(|&&s| u32_at(b, s + 4) == Some(SHT_SYMTAB)) {
+        let strtab = *sections.get(u32_at(b, symtab + 40)? as usize)?;
+        let (names, at, len) = (u64_at(b, strtab + 24)?, u64_at(b, symtab + 24)?, u64_at(b, symtab + 32)?);
+        for symbol in (at..at.checked_add(len)?).step_by(24) {
+            let (info, index) = (*b.get(symbol + 4)?, u32::from(u16_at(b, symbol + 6)?));
+            let Some(&section) = sections.get(index as usize).filter(|_| info & 15 == STT_FUNC && index != 0) else {
+                continue;
+            };
+            let alone = u64_at(b, symbol + 8)? == 0 && u64_at(b, symbol + 16)? == u64_at(b, section + 32)?;
+            let name = b.get(names.checked_add(u32_at(b, symbol)? as usize)?..)?;
+            let name = name.split(|&c| c == 0).next().and_then(|n| std::str::from_utf8(n).ok())?;
+            if alone && wanted(name) {
+                out.push(Function { symbol, section, index });
+            }
+        }
+    }
+    Some(out)
+}
+
+fn empty(b: &mut [u8], f: &Function) -> Option<()> {
+    let code = u64_at(b, f.section + 24)?;
+    *b.get_mut(code)? = RET;
+    for size in [f.section + 32, f.symbol + 16] {
+        b.get_mut(size..size + 8)?.copy_from_slice(&1u64.to_le_bytes());
+    }
+    let relocations: Vec<usize> = headers(b)?
+        .filter(|&s| u32_at(b, s + 4) == Some(SHT_RELA) && u32_at(b, s + 44) == Some(f.index))
+        .collect();
+    for s in relocations {
+        b.get_mut(s + 32..s + 40)?.fill(0);
+    }
+    Some(())
+}
+
+/// File offsets of the section headers.
+fn headers(b: &[u8]) -> Option<impl Iterator<Item = usize> + use<>> {
+    let at = u64_at(b, 40)?;
+    let count = match u16_at(b, 60)? {
+        0 => u64_at(b, at.checked_add(32)?)?, // more than fit: the first header says how many
+        n => n as usize,
+    };
+    let end = at.checked_add(count.checked_mul(64)?)?;
+    (end <= b.len()).then(|| (at..end).step_by(64))
+}
+
+fn u16_at(b: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*b.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(b: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*b.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(b: &[u8], at: usize) -> Option<usize> {
+    usize::try_from(u64::from_le_bytes(*b.get(at..)?.first_chunk()?)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object::{
+        Architecture, BinaryFormat, Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolFlags,
+        SymbolKind, SymbolScope,
+        write::{Object, Relocation, StandardSection, Symbol, SymbolSection},
+    };
+
+    fn sample(name: &str) -> Vec<u8> {
+        let mut o = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+        let mut symbols = Vec::new();
+        for name in ["other", name] {
+            let section = o.add_subsection(StandardSection::Text, name.as_bytes());
+            let symbol = o.add_symbol(Symbol {
+                name: name.into(),
+                value: 0,
+                size: 0,
+                kind: SymbolKind::Text,
+                scope: SymbolScope::Compilation,
+                weak: false,
+                section: SymbolSection::Undefined,
+                flags: SymbolFlags::None,
+            });
+            o.add_symbol_data(symbol, section, &[0x90; 20], 16);
+            symbols.push((section, symbol));
+        }
+        let call = object::write::RelocationFlags::Elf { r_type: object::elf::R_X86_64_PLT32 };
+        o.add_relocation(symbols[1].0, Relocation { offset: 4, symbol: symbols[0].1, addend: -4, flags: call }).unwrap();
+        o.write().unwrap()
+    }
+
+    #[test]
+    fn the_symboliser_is_cut_and_nothing_else() {
+        let name = "_RINvMs0_NtNtNtCs1_3std12backtrace_rs9symbolize5gimliNtB6_5Cache11with_globalE";
+        let mut bytes = sample(name);
+        assert!(cut_symboliser(&mut bytes));
+        let o = object::File::parse(&*bytes).unwrap();
+        let section = |n: &str| {
+            let symbol = o.symbols().find(|s| s.name() == Ok(n)).unwrap();
+            (o.section_by_index(symbol.section_index().unwrap()).unwrap(), symbol.size())
+        };
+        let (cut, size) = section(name);
+        assert_eq!((cut.data().unwrap(), size, cut.relocations().count()), (&[RET][..], 1, 0));
+        assert_eq!(section("other").0.data().unwrap(), [0x90; 20]);
+        let mut bytes = sample("_ZN4user4main");
+        let before = bytes.clone();
+        assert!(!cut_symboliser(&mut bytes));
+        assert_eq!(bytes, before);
+    }
+
+    #[test]
+    fn damaged_objects_are_left_alone() {
+        let bytes = sample("5Cache11with_global12backtrace_rs9symbolize5gimli");
+        for n in 0..bytes.len() {
+            cut_symboliser(&mut bytes[..n].to_vec());
+        }
+    }
+}
