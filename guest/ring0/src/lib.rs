@@ -11,7 +11,12 @@ pub mod frames;
 pub mod image;
 #[cfg(donjon_guest)]
 pub mod machine;
+pub mod nic;
+pub mod pci;
 pub mod phys;
+pub mod rng;
 pub mod space;
 pub mod strings;
+pub mod transport;
 pub mod user;
+pub mod virtq;

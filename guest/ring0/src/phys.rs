@@ -19,6 +19,10 @@ impl PhysAddr {
 /// Addresses come from the frame allocator, from page-table entries that the shim wrote, or were checked against the
 /// machine's memory map; never from the guest.
 pub trait Phys {
+    /// Reads a byte.
+    fn read_u8(&self, at: PhysAddr) -> u8;
+    /// Writes a byte.
+    fn write_u8(&mut self, at: PhysAddr, value: u8);
     /// Reads a little-endian 16-bit word.
     fn read_u16(&self, at: PhysAddr) -> u16;
     /// Reads a little-endian 32-bit word.
@@ -92,6 +96,14 @@ mod direct {
     }
 
     impl Phys for Direct {
+        fn read_u8(&self, at: PhysAddr) -> u8 {
+            // SAFETY: module premise.
+            unsafe { (at.0 as *const u8).read_volatile() }
+        }
+        fn write_u8(&mut self, at: PhysAddr, value: u8) {
+            // SAFETY: module premise.
+            unsafe { (at.0 as *mut u8).write_volatile(value) }
+        }
         fn read_u16(&self, at: PhysAddr) -> u16 {
             // SAFETY: module premise.
             unsafe { (at.0 as *const u16).read_volatile() }
@@ -165,6 +177,12 @@ impl Fake {
 
 #[cfg(test)]
 impl Phys for Fake {
+    fn read_u8(&self, at: PhysAddr) -> u8 {
+        self.get::<1>(at)[0]
+    }
+    fn write_u8(&mut self, at: PhysAddr, value: u8) {
+        self.write(at, &[value]);
+    }
     fn read_u16(&self, at: PhysAddr) -> u16 {
         u16::from_le_bytes(self.get(at))
     }

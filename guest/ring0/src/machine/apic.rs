@@ -6,6 +6,7 @@ use crate::firmware::IOAPICS;
 use crate::phys::{Direct, Phys, PhysAddr};
 
 const LAPIC: PhysAddr = PhysAddr(0xfee0_0000);
+const ID: u32 = 0x20;
 const EOI: u32 = 0xb0;
 const SPURIOUS: u32 = 0xf0;
 const TIMER: u32 = 0x320;
@@ -68,6 +69,12 @@ impl Apic {
         }
     }
 
+    /// This CPU's number, for interrupt messages.
+    pub fn id(&self, mem: &Direct) -> u32 {
+        let id = self.read(mem, ID);
+        if self.x2 { id } else { id >> 24 }
+    }
+
     /// The interrupt in service is done.
     pub fn end(&self, mem: &mut Direct) {
         self.write(mem, EOI, 0);
@@ -98,7 +105,7 @@ pub enum Lines {
 /// Routes lines of the I/O APICs, whose registers are mapped, to this CPU, edge-triggered. Which pin a virtio-mmio device has stands in
 /// ACPI's byte code; instead of interpreting that, all pins above the legacy devices lead to one vector, and a handler of
 /// that vector asks every device.
-pub fn route(mem: &mut Direct, ioapics: &[u32; IOAPICS], lines: Lines) {
+pub fn route(mem: &mut Direct, ioapics: &[u32; IOAPICS], lines: Lines, apic_id: u32) {
     for (number, base) in ioapics.iter().enumerate().filter(|(_, b)| **b != 0) {
         let base = PhysAddr(u64::from(*base));
         mem.write_u32(base, 1);
@@ -111,7 +118,7 @@ pub fn route(mem: &mut Direct, ioapics: &[u32; IOAPICS], lines: Lines) {
                 _ => MASKED,
             };
             mem.write_u32(base, 0x11 + 2 * pin);
-            mem.write_u32(base.add(16), 0);
+            mem.write_u32(base.add(16), apic_id << 24);
             mem.write_u32(base, 0x10 + 2 * pin);
             mem.write_u32(base.add(16), vector);
         }

@@ -4,6 +4,7 @@
 
 use super::shim::{Shim, current};
 use super::{console, cpu};
+use crate::nic::Failure;
 use crate::space::{Access, Flush, Refused};
 use crate::user;
 use donjon_abi::{Call, Error, FAULT_MAX, PAGE, Prot};
@@ -39,7 +40,19 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
             print(shim, a, len).map(|()| len)
         }
         Call::Wait => Ok(shim.wait(a)),
-        Call::NetSend | Call::NetRecv => Err(Error::NoSuchCall),
+        Call::NetSend | Call::NetRecv => {
+            let nic = shim.nic.as_mut().ok_or(Error::NoSuchCall)?;
+            let done = match call {
+                Call::NetSend => nic.send(&mut shim.space, a, b),
+                _ => nic.receive(&mut shim.space, a, b),
+            };
+            done.map_err(|failure| match failure {
+                Failure::User(Refused::Rights) => Error::BadAddress,
+                Failure::User(Refused::NoMemory) => shim.out_of_memory(),
+                Failure::Invalid => Error::Invalid,
+                Failure::Device(lie) => shim.device_lied(lie),
+            })
+        }
         Call::Protect => {
             let prot = Prot::from_number(c).ok_or(Error::Invalid)?;
             change(shim, a, b, |shim| shim.space.protect(a, b, prot))

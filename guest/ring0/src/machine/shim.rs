@@ -11,12 +11,17 @@ use super::exit;
 use super::segments::{DEVICE, SERIAL, TIMER};
 use crate::firmware::Power;
 use crate::frames::Span;
+use crate::nic::Nic;
 use crate::phys::Direct;
 use crate::say;
 use crate::space::{Flush, Refused, Space};
+use crate::virtq::Lie;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use donjon_abi::{TICK_NS, ready};
+
+/// Most looks at the send queue until the last frames are gone.
+const DRAIN: u32 = 1_000_000;
 
 /// All that the traps and the gate work on.
 pub struct Shim {
@@ -40,6 +45,8 @@ pub struct Shim {
     pub fault_stack: u64,
     /// Memory of the machine in bytes, for messages.
     pub total: u64,
+    /// Network device.
+    pub nic: Option<Nic>,
     /// The host wants the guest to stop, and it was not told yet.
     pub stop: bool,
 }
@@ -75,8 +82,14 @@ impl Shim {
     /// Sleeps until something is ready or the time has passed; the gate's `wait`.
     pub fn wait(&mut self, timeout: u64) -> u64 {
         let deadline = self.clock.now().saturating_add(timeout);
+        let mut armed = false;
         let found = loop {
-            let found = self.ready();
+            let mut found = self.ready();
+            if found == 0 && timeout != 0 {
+                // Interrupts on, then look again: what came before is seen, what comes later wakes.
+                self.interrupts(true);
+                found = self.ready();
+            }
             if found != 0 || timeout == 0 {
                 break found;
             }
@@ -85,12 +98,16 @@ impl Shim {
                 break 0;
             }
             self.arm(deadline - now);
+            armed = true;
             // SAFETY: interrupts are off; they come on together with the `hlt`, so none is missed in between.
             let vector = unsafe { shim_halt() };
             self.interrupt(vector);
         };
         if timeout != 0 {
-            self.arm(TICK_NS);
+            self.interrupts(false);
+            if armed {
+                self.arm(TICK_NS);
+            }
         }
         found
     }
@@ -105,7 +122,11 @@ impl Shim {
     pub fn interrupt(&mut self, vector: u64) -> bool {
         match vector {
             TIMER => {}
-            DEVICE => {}
+            DEVICE => {
+                if let Some(nic) = &self.nic {
+                    nic.acknowledge(&mut self.space);
+                }
+            }
             SERIAL => {
                 while let Some(byte) = console::read() {
                     self.stop |= byte == 3;
@@ -123,11 +144,32 @@ impl Shim {
         if core::mem::take(&mut self.stop) {
             found |= ready::STOP;
         }
+        match self.nic.as_mut().map_or(Ok(false), |nic| nic.ready(&mut self.space)) {
+            Ok(true) => found |= ready::NET,
+            Ok(false) => {}
+            Err(lie) => self.device_lied(lie),
+        }
         found
+    }
+
+    fn interrupts(&mut self, on: bool) {
+        if let Some(nic) = &self.nic {
+            nic.interrupts(&mut self.space, on);
+        }
+    }
+
+    /// Ends the machine because the network device broke the rules.
+    pub fn device_lied(&mut self, lie: Lie) -> ! {
+        say!("the network device breaks the rules of virtio: ", lie.0);
+        self.nic = None;
+        self.exit(exit::UNFIT)
     }
 
     /// Ends the machine.
     pub fn exit(&mut self, status: u8) -> ! {
+        if let Some(nic) = &mut self.nic {
+            nic.stop(&mut self.space, DRAIN);
+        }
         exit::exit(Some((&mut self.space.mem, self.power)), status)
     }
 

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "builds the first address space and leaves ring 0")]
 // UNSAFETY: runs once, alone, on memory that the frame allocator has just given it.
 
-use super::apic::{self, Apic};
+use super::apic::{self, Apic, Lines};
 use super::clock::{Calibration, wall};
 use super::console::Piece::{Dec, Hex};
 use super::cpu::{self, Features};
+use super::devices::Devices;
+use super::random::Random;
 use super::segments::{self, USER_CODE, USER_DATA};
 use super::shim::{Shim, install};
 use super::trap::Frame;
@@ -14,10 +16,12 @@ use crate::cmdline::{self, Words};
 use crate::firmware::{self, Machine, Power, Protocol};
 use crate::frames::{Frames, Span};
 use crate::image::{self, LoadError, Places, map_range, payload_end, physical};
+use crate::nic::Nic;
 use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
 use crate::space::{Device, Refused, Rights, Space, bits};
 use crate::strings::{STRINGS_MAX, Strings, StringsError};
+use crate::virtq::Lie;
 use donjon_abi::boot::{BootPage, Range, flags};
 use donjon_abi::image::{HeaderError, ImageHeader, PAYLOAD_PADDR, SHIM_PADDR};
 use donjon_abi::manifest::{Tag, records};
@@ -56,6 +60,7 @@ enum Stop {
     LongLine,
     Strings,
     NoEntropy,
+    Device(Lie),
     NoClock,
     NoMemory,
 }
@@ -120,6 +125,10 @@ extern "C" fn shim_start(protocol: u64, info: u64) -> ! {
              (QEMU: -device virtio-rng-device on microvm, -device virtio-rng-pci elsewhere)",
             exit::UNFIT,
         ),
+        Stop::Device(lie) => {
+            say!("the network device cannot be used: ", lie.0);
+            exit::UNFIT
+        }
         Stop::NoClock => told("no clock of known speed (APIC timer, PIT or CPUID leaf 0x15)", exit::UNFIT),
         Stop::Beyond | Stop::NoMemory => {
             say!("too little memory: this image needs at least ", Dec(needed.div_ceil(1 << 20)), " MiB");
@@ -177,7 +186,6 @@ fn boot(
     if let Power::SleepMemory(at) = acpi.power {
         space.map_shim(at, 1, Device::Yes)?;
     }
-    apic::route(&mut space.mem, &acpi.ioapics, apic::Lines::Serial);
     let scratch = space.frames.alloc(&mut space.mem).ok_or(Stop::NoMemory)?;
 
     let line = command_line(&mut space, machine.command_line)?;
@@ -189,7 +197,16 @@ fn boot(
         Stop::Word
     })?;
 
-    let mut random = || cpu::random(&features);
+    let apic_id = apic.id(&space.mem);
+    let devices = Devices::find(&mut space, &settings.mmio, apic_id);
+    let lines = if devices.lines { Lines::All } else { Lines::Serial };
+    apic::route(&mut space.mem, &acpi.ioapics, lines, apic_id);
+
+    let mut pool = Random::new(&features);
+    if let Some(transport) = devices.rng {
+        pool.fill(&mut space, &transport);
+    }
+    let mut random = || pool.next(&features);
     let mut page = BootPage::empty();
     for chunk in page.entropy.chunks_exact_mut(8) {
         chunk.copy_from_slice(&random().ok_or(Stop::NoEntropy)?.to_le_bytes());
@@ -212,6 +229,17 @@ fn boot(
     write_strings(&mut space, &header, &words, boot_page + PAGE, &mut page)?;
 
     page.flags = if features.fsgsbase { flags::FSGSBASE } else { 0 } | if features.rdrand { flags::RDRAND } else { 0 };
+    page.net = settings.net;
+    let nic = match devices.net {
+        None => None,
+        Some(transport) => {
+            let [a, b, c, d, e, f, ..] = random().ok_or(Stop::NoEntropy)?.to_le_bytes();
+            // A locally administered address, for a device that has none.
+            page.net.mac = [a & 0xfc | 2, b, c, d, e, f];
+            page.flags |= flags::NET;
+            Some(Nic::start(&mut space, transport, &mut page.net).map_err(Stop::Device)?)
+        }
+    };
     page.engine[..4].copy_from_slice(b"shim");
     let boot_frame = space.frames.alloc(&mut space.mem).ok_or(Stop::NoMemory)?;
     space.map(boot_page, boot_frame, Rights::Read)?;
@@ -252,6 +280,7 @@ fn boot(
         fault_entry: Some(page.image.base + header.fault),
         fault_stack: page.fault_stack.base + page.fault_stack.len,
         total: machine.total(),
+        nic,
         stop: false,
     };
     // SAFETY: called once, here, before ring 3 starts.

@@ -1,0 +1,458 @@
+//! The network device: virtio-net (virtio 1.3 §5.1) below the gate.
+//!
+//! Descriptors name the shim's own buffers only (ADR 0003). There are few of them, however long the device's queues are, and they get
+//! memory when they are first used.
+
+use crate::phys::{Phys, PhysAddr};
+use crate::space::{Access, Refused, Space};
+use crate::transport::Transport;
+use crate::user;
+use crate::virtq::{Lie, Queue, SIZE_MAX, Writer};
+use donjon_abi::boot::{self, net};
+use donjon_abi::{FRAME_IOV_MAX, FRAME_MAX, IoVec, NET_HDR_LEN, NetHdr, PAGE, net_hdr};
+
+/// Bits of the feature word (§5.1.3).
+mod feature {
+    pub const CSUM: u64 = 1;
+    pub const GUEST_CSUM: u64 = 1 << 1;
+    pub const MTU: u64 = 1 << 3;
+    pub const MAC: u64 = 1 << 5;
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    pub const GUEST_TSO6: u64 = 1 << 8;
+    pub const HOST_TSO4: u64 = 1 << 11;
+    pub const HOST_TSO6: u64 = 1 << 12;
+    pub const MRG_RXBUF: u64 = 1 << 15;
+    pub const WANTED: u64 = CSUM | GUEST_CSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF;
+}
+
+/// Bytes of a receive buffer: a whole Ethernet frame.
+const RX_SIZE: u32 = 2048;
+/// Receive buffers that the device gets at first, and each time it has run out of them.
+const RX_STEP: u16 = 16;
+/// Most receive buffers.
+const RX_MAX: u16 = 64;
+const RX: u16 = 0;
+const TX: u16 = 1;
+/// Most frames in one call.
+const BATCH_MAX: u64 = 4096;
+
+/// Why a call failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// The guest's pointers.
+    User(Refused),
+    /// The guest's numbers.
+    Invalid,
+    /// The device broke the rules.
+    Device(Lie),
+}
+
+impl From<Refused> for Failure {
+    fn from(r: Refused) -> Self {
+        Failure::User(r)
+    }
+}
+
+impl From<Lie> for Failure {
+    fn from(l: Lie) -> Self {
+        Failure::Device(l)
+    }
+}
+
+/// Pages that a queue's descriptors name.
+struct Pool {
+    /// 0: none yet.
+    pages: [PhysAddr; SIZE_MAX as usize],
+    size: u32,
+}
+
+impl Pool {
+    const fn new(size: u32) -> Pool {
+        Pool { pages: [PhysAddr(0); SIZE_MAX as usize], size }
+    }
+
+    const fn at(&self, index: u16) -> PhysAddr {
+        let each = PAGE / self.size as u64;
+        self.pages[(index as u64 / each) as usize].add(index as u64 % each * self.size as u64)
+    }
+
+    /// Gives the buffer memory if it has none.
+    fn back<M: Phys>(&mut self, space: &mut Space<M>, index: u16) -> Option<PhysAddr> {
+        let each = PAGE / u64::from(self.size);
+        let page = self.pages.get_mut((u64::from(index) / each) as usize)?;
+        if *page == PhysAddr(0) {
+            *page = space.frames.alloc(&mut space.mem)?;
+        }
+        Some(self.at(index))
+    }
+}
+
+/// A running network device.
+pub struct Nic {
+    transport: Transport,
+    rx: Queue,
+    tx: Queue,
+    notify: [PhysAddr; 2],
+    rx_pool: Pool,
+    tx_pool: Pool,
+    features: u64,
+    /// Receive buffers that the device has got so far.
+    posted: u16,
+    /// The last `send` found the device full.
+    full: bool,
+}
+
+impl Nic {
+    /// Starts the device and fills in its part of the boot page (`mac` only if the device has one).
+    pub fn start<M: Phys>(space: &mut Space<M>, transport: Transport, out: &mut boot::Net) -> Result<Nic, Lie> {
+        let mem = &mut space.mem;
+        let mut wanted = feature::WANTED;
+        let mut features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
+        // Large frames are received in merged buffers only, and neither side of segmentation works without its checksums.
+        let mut forgo = 0;
+        if features & feature::MRG_RXBUF == 0 || features & feature::GUEST_CSUM == 0 {
+            forgo |= feature::GUEST_TSO4 | feature::GUEST_TSO6;
+        }
+        if features & feature::CSUM == 0 {
+            forgo |= feature::HOST_TSO4 | feature::HOST_TSO6;
+        }
+        if features & forgo != 0 {
+            wanted &= !forgo;
+            features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
+        }
+        let maximum = [RX, TX].map(|q| transport.queue_max(mem, q));
+        let mut frame = || space.frames.alloc(&mut space.mem).ok_or(Lie("there is no memory for its queues"));
+        let (rx_page, tx_page) = (frame()?, frame()?);
+        let short = Lie("its queues are too short");
+        let rx = Queue::new(rx_page, maximum[0], RX_MAX).ok_or(short)?;
+        let tx = Queue::new(tx_page, maximum[1], SIZE_MAX).ok_or(short)?;
+        let mem = &mut space.mem;
+        transport.set_queue(mem, RX, &rx);
+        transport.set_queue(mem, TX, &tx);
+        let outside = Lie("its notification address is out of range");
+        let notify =
+            [transport.notify_address(mem, RX).ok_or(outside)?, transport.notify_address(mem, TX).ok_or(outside)?];
+        rx.interrupts(mem, false);
+        tx.interrupts(mem, false);
+        describe(&transport, mem, features, out);
+        let segments = features & (feature::HOST_TSO4 | feature::HOST_TSO6) != 0;
+        let tx_pool = Pool::new(if segments { PAGE as u32 } else { RX_SIZE });
+        let mut nic =
+            Nic { transport, rx, tx, notify, rx_pool: Pool::new(RX_SIZE), tx_pool, features, posted: 0, full: false };
+        nic.post(space, RX_STEP);
+        if nic.posted == 0 {
+            return Err(Lie("there is no memory for its buffers"));
+        }
+        transport.start(&mut space.mem);
+        nic.rx.publish(&mut space.mem);
+        transport.notify(&mut space.mem, nic.notify[0], RX);
+        Ok(nic)
+    }
+
+    /// Whether frames can be received, or can be sent again.
+    pub fn ready<M: Phys>(&mut self, space: &mut Space<M>) -> Result<bool, Lie> {
+        if self.full && self.tx.pending(&space.mem)? > 0 {
+            self.full = false;
+            return Ok(true);
+        }
+        Ok(self.rx.pending(&space.mem)? > 0)
+    }
+
+    /// Switches the device's interrupts on (before sleeping) or off.
+    pub fn interrupts<M: Phys>(&self, space: &mut Space<M>, on: bool) {
+        self.rx.interrupts(&mut space.mem, on);
+        self.tx.interrupts(&mut space.mem, on && self.full);
+    }
+
+    /// Acknowledges an interrupt.
+    pub fn acknowledge<M: Phys>(&self, space: &mut Space<M>) {
+        self.transport.acknowledge(&mut space.mem);
+    }
+
+    /// Stops the device when it has sent what it was given, or after `patience` looks at it.
+    pub fn stop<M: Phys>(&mut self, space: &mut Space<M>, patience: u32) {
+        for _ in 0..patience {
+            if self.reclaim(&space.mem).is_err() || self.tx.flying() == 0 {
+                break;
+            }
+        }
+        self.transport.reset(&mut space.mem);
+    }
+
+    /// The gate's `net_send`.
+    pub fn send<M: Phys>(&mut self, space: &mut Space<M>, frames: u64, count: u64) -> Result<u64, Failure> {
+        if count > BATCH_MAX {
+            return Err(Failure::Invalid);
+        }
+        self.reclaim(&space.mem)?;
+        let mut sent = 0;
+        let mut outcome = Ok(true);
+        while sent < count {
+            outcome = self.send_one(space, frames.wrapping_add(sent * 16));
+            if outcome != Ok(true) {
+                break;
+            }
+            sent += 1;
+        }
+        self.full = outcome == Ok(false);
+        if self.tx.publish(&mut space.mem) {
+            self.transport.notify(&mut space.mem, self.notify[1], TX);
+        }
+        match outcome {
+            Err(e) if sent == 0 => Err(e),
+            _ => Ok(sent),
+        }
+    }
+
+    /// Whether the frame was taken (sent or dropped); `false` if the device is full.
+    fn send_one<M: Phys>(&mut self, space: &mut Space<M>, frame: u64) -> Result<bool, Failure> {
+        let mut iov = Iov::read(space, frame)?;
+        let total = iov.total;
+        let well_formed = iov.pieces[0].len == NET_HDR_LEN as u64 && total > NET_HDR_LEN as u64 + 14;
+        if !well_formed || total > FRAME_MAX as u64 {
+            return Ok(true);
+        }
+        let size = self.tx_pool.size;
+        let needed = (total as u32).div_ceil(size) as u16;
+        if needed > self.tx.size() {
+            return Ok(true);
+        }
+        if self.tx.free() < needed && (self.reclaim(&space.mem).is_err() || self.tx.free() < needed) {
+            return Ok(false);
+        }
+        let mut chain = [(0, PhysAddr(0), 0); SIZE_MAX as usize];
+        let mut taken = 0;
+        let mut left = total as u32;
+        let mut result = Ok(true);
+        for slot in chain.iter_mut().take(needed.into()) {
+            let Some(index) = self.tx.take() else { break };
+            let Some(at) = self.tx_pool.back(space, index) else {
+                self.tx.give(index);
+                // Frames that are under way give their buffers back.
+                result = if self.tx.flying() > 0 { Ok(false) } else { Err(Failure::User(Refused::NoMemory)) };
+                break;
+            };
+            *slot = (index, at, left.min(size));
+            left -= slot.2;
+            taken += 1;
+        }
+        let chain = chain.get(..taken).unwrap_or_default();
+        if left == 0 {
+            result = chain
+                .iter()
+                .try_for_each(|(_, at, len)| iov.copy(space, *at, *len, Access::Read))
+                .map(|()| true)
+                .map_err(Failure::User);
+        }
+        let sound = result == Ok(true) && chain.first().is_some_and(|c| self.check_header(&mut space.mem, c.1, total));
+        if sound {
+            self.tx.push(&mut space.mem, chain.iter().copied(), Writer::Driver);
+        } else {
+            chain.iter().rev().for_each(|c| self.tx.give(c.0));
+        }
+        result
+    }
+
+    /// Checks the offload header, which is the shim's own copy, against what was negotiated.
+    fn check_header(&self, mem: &mut impl Phys, at: PhysAddr, total: u64) -> bool {
+        let mut bytes = [0; NET_HDR_LEN];
+        mem.read(at, &mut bytes);
+        let mut header = NetHdr::from_bytes(bytes);
+        let has = |f| self.features & f != 0;
+        let len = total - NET_HDR_LEN as u64;
+        let partial = header.flags & net_hdr::NEEDS_CSUM != 0;
+        let sum_at = u64::from(header.csum_start) + u64::from(header.csum_offset);
+        let sum = !partial || has(feature::CSUM) && sum_at + 2 <= len;
+        let segments = match header.gso_type {
+            net_hdr::GSO_NONE => true,
+            net_hdr::GSO_TCPV4 => has(feature::HOST_TSO4) && partial && header.gso_size > 0,
+            net_hdr::GSO_TCPV6 => has(feature::HOST_TSO6) && partial && header.gso_size > 0,
+            _ => false,
+        };
+        header.flags &= net_hdr::NEEDS_CSUM;
+        // §5.1.6.2: the driver sets it to 0.
+        header.num_buffers = 0;
+        mem.write(at, &header.to_bytes());
+        sum && segments && u64::from(header.hdr_len) <= len
+    }
+
+    /// The gate's `net_recv`.
+    pub fn receive<M: Phys>(&mut self, space: &mut Space<M>, frames: u64, count: u64) -> Result<u64, Failure> {
+        if count > BATCH_MAX {
+            return Err(Failure::Invalid);
+        }
+        let starved = self.rx.pending(&space.mem)? >= self.posted;
+        let mut received = 0;
+        let mut outcome = Ok(true);
+        while received < count {
+            outcome = self.receive_one(space, frames.wrapping_add(received * 16));
+            match outcome {
+                Ok(true) => received += 1,
+                Ok(false) if self.rx.pending(&space.mem)? > 0 => {}
+                _ => break,
+            }
+        }
+        if starved && self.posted < self.rx.size() {
+            self.post(space, RX_STEP);
+        }
+        if self.rx.publish(&mut space.mem) {
+            self.transport.notify(&mut space.mem, self.notify[0], RX);
+        }
+        match outcome {
+            Err(e) if received == 0 => Err(e),
+            _ => Ok(received),
+        }
+    }
+
+    /// Whether a frame was received: `false` if none is there, or if one was dropped because the guest has no room for it.
+    fn receive_one<M: Phys>(&mut self, space: &mut Space<M>, frame: u64) -> Result<bool, Failure> {
+        if self.rx.pending(&space.mem)? == 0 {
+            return Ok(false);
+        }
+        // The guest's side first: a frame is not lost to a bad pointer.
+        let mut iov = Iov::read(space, frame)?;
+        let mut buffers = [(0u16, 0u32); RX_MAX as usize];
+        let mut used = 0;
+        let mut wanted = 1;
+        let mut total = 0;
+        while used < wanted {
+            let popped = self.rx.pop(&space.mem)?.ok_or(Lie("a received frame is incomplete"))?;
+            if popped.len > RX_SIZE || used == 0 && popped.len < NET_HDR_LEN as u32 + 14 {
+                return Err(Lie("a received frame has an impossible length").into());
+            }
+            if used == 0 && self.features & feature::MRG_RXBUF != 0 {
+                wanted = usize::from(space.mem.read_u16(self.rx_pool.at(popped.head).add(10)));
+            }
+            *buffers.get_mut(used).ok_or(Lie("a received frame has too many buffers"))? = (popped.head, popped.len);
+            used += 1;
+            total += popped.len;
+        }
+        let buffers = buffers.get(..used).unwrap_or_default();
+        let fits = u64::from(total) <= iov.total;
+        let mut result = Ok(fits);
+        if fits {
+            let copied = buffers
+                .iter()
+                .try_for_each(|(index, len)| iov.copy(space, self.rx_pool.at(*index), *len, Access::Write))
+                .and_then(|()| user::write(space, frame.wrapping_add(12), &total.to_le_bytes()));
+            result = copied.map(|()| true).map_err(Failure::User);
+        }
+        for (index, _) in buffers {
+            let at = self.rx_pool.at(*index);
+            self.rx.push(&mut space.mem, core::iter::once((*index, at, RX_SIZE)), Writer::Device);
+        }
+        result
+    }
+
+    /// Gives the device up to `count` more receive buffers.
+    fn post<M: Phys>(&mut self, space: &mut Space<M>, count: u16) {
+        for _ in 0..count {
+            let Some(index) = self.rx.take() else { return };
+            let Some(at) = self.rx_pool.back(space, index) else {
+                self.rx.give(index);
+                return;
+            };
+            self.rx.push(&mut space.mem, core::iter::once((index, at, RX_SIZE)), Writer::Device);
+            self.posted += 1;
+        }
+    }
+
+    fn reclaim(&mut self, mem: &impl Phys) -> Result<(), Lie> {
+        while let Some(used) = self.tx.pop(mem)? {
+            self.tx.release(used.head);
+        }
+        Ok(())
+    }
+}
+
+/// What the boot page says about the device.
+fn describe(transport: &Transport, mem: &impl Phys, features: u64, out: &mut boot::Net) {
+    let has = |f| features & f != 0;
+    let config = |at| transport.config(mem, at);
+    if has(feature::MAC) {
+        out.mac = core::array::from_fn(|i| config(i as u64));
+    }
+    out.mtu = 1500;
+    if has(feature::MTU) {
+        let told = u32::from(config(10)) | u32::from(config(11)) << 8;
+        // What is longer than a buffer needs merged ones. RFC 8200 §5 sets the least.
+        let most = if has(feature::MRG_RXBUF) { 9000 } else { 1500 };
+        out.mtu = told.clamp(1280, most);
+    }
+    for (feature, flag) in [
+        (feature::CSUM, net::TX_CSUM),
+        (feature::HOST_TSO4, net::TX_TSO4),
+        (feature::HOST_TSO6, net::TX_TSO6),
+        (feature::GUEST_CSUM, net::RX_GSO),
+    ] {
+        if has(feature) {
+            out.flags |= flag;
+        }
+    }
+}
+
+/// The pieces of a guest's frame, read once, and how far they have been used.
+struct Iov {
+    pieces: [IoVec; FRAME_IOV_MAX as usize],
+    count: usize,
+    total: u64,
+    at: usize,
+    offset: u64,
+}
+
+impl Iov {
+    fn read<M: Phys>(space: &mut Space<M>, frame: u64) -> Result<Iov, Failure> {
+        let mut head = [0; 12];
+        user::read(space, frame, &mut head)?;
+        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) =
+            (*head.first_chunk().ok_or(Failure::Invalid)?, *head.last_chunk().ok_or(Failure::Invalid)?);
+        let (array, count) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]));
+        if count == 0 || count > FRAME_IOV_MAX {
+            return Err(Failure::Invalid);
+        }
+        let mut bytes = [0; 16 * FRAME_IOV_MAX as usize];
+        let bytes = bytes.get_mut(..count as usize * 16).ok_or(Failure::Invalid)?;
+        user::read(space, array, bytes)?;
+        let mut iov = Iov {
+            pieces: [IoVec::default(); FRAME_IOV_MAX as usize],
+            count: count as usize,
+            total: 0,
+            at: 0,
+            offset: 0,
+        };
+        for (piece, bytes) in iov.pieces.iter_mut().zip(bytes.chunks_exact(16)) {
+            let word = |at| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+            *piece = IoVec { base: word(0), len: word(8) };
+            iov.total = iov.total.saturating_add(piece.len);
+        }
+        Ok(iov)
+    }
+
+    /// Copies the next `len` bytes between the guest's pieces and `own` memory: [`Access::Read`] reads the guest's.
+    fn copy<M: Phys>(&mut self, space: &mut Space<M>, own: PhysAddr, len: u32, access: Access) -> Result<(), Refused> {
+        let mut done = 0;
+        let len = u64::from(len);
+        while done < len {
+            let piece = self.pieces.get(..self.count).and_then(|p| p.get(self.at)).ok_or(Refused::Rights)?;
+            let n = (piece.len - self.offset).min(len - done);
+            let start = piece.base.checked_add(self.offset).ok_or(Refused::Rights)?;
+            user::pieces(space, start, n, access, |s, at, n| {
+                match access {
+                    Access::Read => s.mem.copy(at, own.add(done), n),
+                    Access::Write => s.mem.copy(own.add(done), at, n),
+                }
+                done += n as u64;
+            })?;
+            self.offset += n;
+            if self.offset == piece.len {
+                self.at += 1;
+                self.offset = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "nic_tests.rs"]
+mod tests;
