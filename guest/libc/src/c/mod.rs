@@ -16,11 +16,18 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod chk;
+mod decimal;
 pub mod extern_c;
+mod format;
 pub mod mem;
+pub mod printf;
 mod search;
 mod sse;
+pub mod stdio;
 pub mod string;
+mod valist;
+pub mod wide;
 
 #[cfg(test)]
 mod tests;
