@@ -12,6 +12,7 @@ extern crate alloc;
 #[cfg(any(test, not(donjon_guest)))]
 extern crate std;
 
+pub mod dns;
 pub mod errno;
 pub mod fault;
 pub mod fd;

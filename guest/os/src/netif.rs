@@ -15,9 +15,7 @@ use donjon_abi::boot::{flags, net};
 use donjon_abi::{FRAME_MAX, NET_HDR_LEN, NetHdr};
 use donjon_base::gate::{self, Piece, PieceMut, RxFrame, TxFrame};
 use donjon_base::{boot, clock};
-use donjon_net::{
-    Config, Domain, Event, FrameSink, Handle, Limits, Offload, Output, OwnAddress, Ready, Sent, Stack,
-};
+use donjon_net::{Config, Domain, Event, FrameSink, Handle, Limits, Offload, Output, OwnAddress, Ready, Sent, Stack};
 
 /// Frames that are taken from the device at a time.
 const BATCH: usize = 16;
@@ -144,7 +142,7 @@ impl Net {
 impl Device {
     fn new(gso: bool, memory: u64) -> Result<Device> {
         let (each, count) = match gso {
-            false => (SMALL, BATCH),
+            false => (SMALL.max((boot().net.mtu as usize + 64).next_multiple_of(64)).min(FRAME_MAX), BATCH),
             // Pages that no frame touches cost nothing, but they count; a small guest takes its frames in smaller batches.
             true => (FRAME_MAX.next_multiple_of(donjon_base::PAGE), if memory < 32 << 20 { 2 } else { 8 }),
         };
@@ -329,6 +327,12 @@ pub fn await_address(remote: IpAddr) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Waits until DHCP has answered, for the same bounded time, so that its resolvers are known.
+pub fn await_configuration() {
+    // Any address outside: it is reachable once there is a router.
+    let _ = await_address(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 }
 
 /// Our addresses, without loopback; empty before the first socket.

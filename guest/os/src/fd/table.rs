@@ -23,15 +23,16 @@ struct Slot {
     cloexec: bool,
 }
 
-static TABLE: Global<Table> =
-    Global::new(Table { slots: Vec::new(), lowest: 0, limit: LIMIT, standard_opened: false });
+static TABLE: Global<Table> = Global::new(Table { slots: Vec::new(), lowest: 0, limit: LIMIT, standard_opened: false });
 
 impl Table {
     /// Opens 0, 1 and 2 at the first use of the table.
     fn standard(&mut self) -> Result<()> {
         if !self.standard_opened {
             self.standard_opened = true;
-            for (stream, flags) in [(None, O_RDONLY), (Some(Stream::Output), O_WRONLY), (Some(Stream::Errors), O_WRONLY)] {
+            for (stream, flags) in
+                [(None, O_RDONLY), (Some(Stream::Output), O_WRONLY), (Some(Stream::Errors), O_WRONLY)]
+            {
                 self.insert(open_file(console::Console::new(stream), flags)?, false, 0)?;
             }
         }

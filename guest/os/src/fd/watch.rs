@@ -125,9 +125,7 @@ impl Watch {
     /// Removes a registration.
     pub fn remove_epoll(&self, epoll: &Weak<Interest>, slot: u32) {
         let mut list = self.list.borrow_mut();
-        let at = list
-            .iter()
-            .position(|w| matches!(&w.target, Target::Epoll(e, s) if *s == slot && e.ptr_eq(epoll)));
+        let at = list.iter().position(|w| matches!(&w.target, Target::Epoll(e, s) if *s == slot && e.ptr_eq(epoll)));
         if let Some(at) = at {
             list.swap_remove(at);
         }

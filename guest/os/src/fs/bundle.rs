@@ -15,7 +15,11 @@ static BUNDLE: Global<Option<Bundle<'static>>> = Global::new(None);
 
 /// The bundle. A malformed one is an empty one: the packer and the host check it, and a file that is then missing says so.
 pub fn bundle() -> Bundle<'static> {
-    BUNDLE.with(|slot| *slot.get_or_insert_with(|| Bundle::parse(donjon_base::bytes(donjon_base::boot().bundle)).unwrap_or(Bundle::EMPTY)))
+    BUNDLE.with(|slot| {
+        *slot.get_or_insert_with(|| {
+            Bundle::parse(donjon_base::bytes(donjon_base::boot().bundle)).unwrap_or(Bundle::EMPTY)
+        })
+    })
 }
 
 impl BundleNode {

@@ -288,13 +288,7 @@ pub fn flock(fd: i32, kind: Option<LockKind>, wait: bool) -> Result<()> {
 
 /// `copy_file_range`, `sendfile`: copies up to `len` bytes; positions are the descriptions' own where `None`. Returns how many bytes, and
 /// the new positions are in the arguments.
-pub fn copy_range(
-    from: i32,
-    from_at: Option<&mut u64>,
-    to: i32,
-    to_at: Option<&mut u64>,
-    len: usize,
-) -> Result<usize> {
+pub fn copy_range(from: i32, from_at: Option<&mut u64>, to: i32, to_at: Option<&mut u64>, len: usize) -> Result<usize> {
     let _guard = donjon_base::preempt::off();
     let (source, target) = (fd::get(from)?, fd::get(to)?);
     source.ctl.readable()?;

@@ -182,7 +182,7 @@ impl TmpNode {
             atime: Cell::new(now),
             mtime: Cell::new(now),
             ctime: Cell::new(now),
-            }))
+        }))
     }
 
     /// Whether it is a directory.
@@ -454,13 +454,7 @@ impl TmpNode {
 }
 
 /// `rename`. Both directories are in the tmpfs, and so is the node.
-pub fn rename(
-    from: &Rc<TmpNode>,
-    from_name: &[u8],
-    to: &Rc<TmpNode>,
-    to_name: &[u8],
-    replace: bool,
-) -> Result<()> {
+pub fn rename(from: &Rc<TmpNode>, from_name: &[u8], to: &Rc<TmpNode>, to_name: &[u8], replace: bool) -> Result<()> {
     let node = from.child(from_name).ok_or(Errno::ENOENT)?;
     if let Some(old) = to.child(to_name) {
         if !replace {

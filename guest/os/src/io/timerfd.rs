@@ -123,14 +123,8 @@ pub fn create(clock: Clock, flags: i32) -> Result<i32> {
         q.next_id += 1;
         q.next_id
     });
-    let timer = Timer {
-        clock,
-        id,
-        interval: Cell::new(0),
-        next: Cell::new(0),
-        count: Cell::new(0),
-        watch: Watch::new(),
-    };
+    let timer =
+        Timer { clock, id, interval: Cell::new(0), next: Cell::new(0), count: Cell::new(0), watch: Watch::new() };
     let file = fd::open_file(TimerFd { timer: Rc::new(timer) }, fd::O_RDWR | flags & fd::O_NONBLOCK)?;
     fd::install(file, flags & fd::O_CLOEXEC != 0)
 }

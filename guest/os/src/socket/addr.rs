@@ -46,8 +46,7 @@ impl Addr {
                 let mut ip = [0; 16];
                 ip.copy_from_slice(&b[8..24]);
                 let flow = u32::from_be_bytes([b[4], b[5], b[6], b[7]]);
-                let scope =
-                    bytes.get(24..28).map_or(0, |s| u32::from_ne_bytes([s[0], s[1], s[2], s[3]]));
+                let scope = bytes.get(24..28).map_or(0, |s| u32::from_ne_bytes([s[0], s[1], s[2], s[3]]));
                 let port = u16::from_be_bytes([b[2], b[3]]);
                 Ok(Addr::Inet(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(ip), port, flow, scope))))
             }

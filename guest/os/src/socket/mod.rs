@@ -283,9 +283,7 @@ pub fn connect(fd: i32, addr: &Addr) -> Result<()> {
     let nonblocking = file.ctl.nonblocking();
     socket.before_connect(addr)?;
     let started = match socket.connect(addr) {
-        Err(Errno::EAGAIN) if !nonblocking => {
-            fd::blocking(&file, events::WRITE, false, || socket.connect(addr))
-        }
+        Err(Errno::EAGAIN) if !nonblocking => fd::blocking(&file, events::WRITE, false, || socket.connect(addr)),
         other => other,
     };
     match started {

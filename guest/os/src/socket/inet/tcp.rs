@@ -215,9 +215,7 @@ impl Socket for Tcp {
 
     fn set_option(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
         match (level, name) {
-            (SOL_SOCKET, so::KEEPALIVE) => {
-                self.set_keep_alive(option::int(value)? != 0, self.keep_alive_now()?.1)
-            }
+            (SOL_SOCKET, so::KEEPALIVE) => self.set_keep_alive(option::int(value)? != 0, self.keep_alive_now()?.1),
             // As in Linux, twice what was asked for, and at least a little.
             (SOL_SOCKET, so::SNDBUF) => {
                 let size = (option::int(value)?.max(0) as u32).saturating_mul(2).max(4608);
@@ -322,9 +320,12 @@ impl Drop for Tcp {
     fn drop(&mut self) {
         netif::disown(self.handle);
         // Fails only if there is no stack, and then there is no handle either.
-        let _ = netif::with(|s| {
-            if self.common.linger.get() == Some(0) { s.abort(self.handle) } else { s.close(self.handle) }
-        });
+        let _ =
+            netif::with(
+                |s| {
+                    if self.common.linger.get() == Some(0) { s.abort(self.handle) } else { s.close(self.handle) }
+                },
+            );
         netif::flush();
     }
 }

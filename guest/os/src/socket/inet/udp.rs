@@ -96,9 +96,7 @@ impl Socket for Udp {
     fn recv(&self, bufs: &mut [&mut [u8]], flags: i32) -> Result<Received> {
         let mode = if flags & msg::PEEK != 0 { RecvMode::Peek } else { RecvMode::Take };
         match netif::with(|s| s.recv_from(self.handle, bufs, mode))? {
-            Ok(d) => {
-                Ok(Received { copied: d.copied, len: d.len, from: Some(shown(self.common.domain, d.from)) })
-            }
+            Ok(d) => Ok(Received { copied: d.copied, len: d.len, from: Some(shown(self.common.domain, d.from)) }),
             Err(donjon_net::Error::WouldBlock) if self.read_shut.get() => Ok(Received::default()),
             Err(e) => Err(err(e)),
         }
