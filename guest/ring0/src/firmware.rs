@@ -48,11 +48,11 @@ impl Machine {
         for i in 0..count.min(128) {
             let at = table.add(i * size);
             let (start, len, kind) = (mem.read_u64(at), mem.read_u64(at.add(8)), mem.read_u32(at.add(16)));
-            if let (TYPE_RAM, Some(end)) = (kind, start.checked_add(len)) {
-                if let Some(slot) = machine.ram.get_mut(machine.count) {
-                    *slot = Span { start, end };
-                    machine.count += 1;
-                }
+            if let (TYPE_RAM, Some(end)) = (kind, start.checked_add(len))
+                && let Some(slot) = machine.ram.get_mut(machine.count)
+            {
+                *slot = Span { start, end };
+                machine.count += 1;
             }
         }
         (machine.count > 0).then_some(machine)
@@ -173,10 +173,11 @@ fn read_madt(mem: &impl Phys, at: PhysAddr, len: u64, ioapics: &mut [u32; IOAPIC
         if size < 2 || offset + size > len {
             return;
         }
-        if kind == 1 && size >= 12 {
-            if let Some(slot) = free.next() {
-                *slot = mem.read_u32(at.add(offset + 4));
-            }
+        if kind == 1
+            && size >= 12
+            && let Some(slot) = free.next()
+        {
+            *slot = mem.read_u32(at.add(offset + 4));
         }
         offset += size;
     }

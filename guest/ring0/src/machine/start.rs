@@ -30,7 +30,7 @@ use donjon_abi::{PAGE, Prot, TICK_NS};
 /// Address space for heap and stacks.
 const RESERVE: u64 = 64 << 30;
 /// Address space of the first stack; its pages appear as they are touched.
-const STACK: u64 = 1 << 20;
+const STACK: u64 = 8 << 20;
 const FAULT_STACK: u64 = 64 << 10;
 /// Longest command line, NUL included.
 const COMMAND_LINE_MAX: usize = PAGE as usize;
@@ -157,6 +157,10 @@ fn boot(
     let features = Features::enable();
     protect_shim(&mut mem);
     let machine = Machine::read(&mem, protocol, info).ok_or(Stop::Firmware)?;
+    *needed = PAYLOAD_PADDR + (2 << 20);
+    if !machine.has(SHIM_PADDR, PAYLOAD_PADDR + PAGE) {
+        return Err(Stop::Beyond);
+    }
     let header = read_header(&mem)?;
     let end = payload_end(&header);
     *needed = end + (2 << 20);
