@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 
-use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, have, host_program};
+use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, have, host_program, repo_root};
 
 /// Port of the examples.
 const PORT: u16 = 8080;
@@ -90,6 +90,7 @@ impl Subject {
                 let address = SocketAddrV4::new(GUEST_IP.parse().expect("an address"), PORT);
                 let mut command = server.command(pinned[0]);
                 command.args(&pinned[1..]).arg(host_program(program)).env("PORT", PORT.to_string());
+                command.current_dir(repo_root().join("examples").join(program));
                 // The client's namespace lives as long as the guest does, and with it the veth pair; the server's process
                 // keeps the server's namespace alive.
                 Guest::program(self.name(), command, address, Some(client))
@@ -99,6 +100,7 @@ impl Subject {
                 let port = if ns.is_some() { PORT } else { 18_080 };
                 let mut command = ns.as_ref().map_or_else(|| Command::new(pinned[0]), |ns| ns.command(pinned[0]));
                 command.args(&pinned[1..]).arg(host_program(program)).env("PORT", port.to_string());
+                command.current_dir(repo_root().join("examples").join(program));
                 Guest::program(self.name(), command, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), ns)
             }
             Subject::ProcessTap => {
