@@ -38,14 +38,16 @@ fn main() {
 /// stay in sections of their own, so that the final link drops what the program does not use.
 fn guest_object(root: &Path, out: &Path, toolchain: &Toolchain) {
     println!("cargo::rerun-if-env-changed=DONJON_DEV_OBJECT");
-    let archive = env::var_os("DONJON_DEV_OBJECT").map(PathBuf::from).unwrap_or_else(|| cargo_staticlib(
-        root,
-        out,
-        "donjon-object",
-        // The guest's own frames need no unwind tables: its panics abort, and the application's end at the door.
-        &["-Crelocation-model=pic", "-Cforce-unwind-tables=no", "-Cpanic=abort"],
-        "s",
-    ));
+    let archive = env::var_os("DONJON_DEV_OBJECT").map(PathBuf::from).unwrap_or_else(|| {
+        cargo_staticlib(
+            root,
+            out,
+            "donjon-object",
+            // The guest's own frames need no unwind tables: its panics abort, and the application's end at the door.
+            &["-Crelocation-model=pic", "-Cforce-unwind-tables=no", "-Cpanic=abort"],
+            "s",
+        )
+    });
     let (exports, prelinked, object) = (exports(&archive), out.join("prelinked.o"), out.join("guest.o"));
     for name in ENTRIES {
         if !exports.contains(name) {
@@ -142,10 +144,12 @@ fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], opt: 
 
 /// Takes the outer cargo's and the outer user's settings out of a child's environment.
 fn clean(command: &mut Command) {
-    let keep = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTC_BOOTSTRAP"];
+    let keep =
+        ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTC_BOOTSTRAP"];
     let ours = |name: &str| {
         ["CARGO", "RUST", "DEP_"].iter().any(|p| name.starts_with(p))
-            || ["MAKEFLAGS", "MFLAGS", "TARGET", "HOST", "NUM_JOBS", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG"].contains(&name)
+            || ["MAKEFLAGS", "MFLAGS", "TARGET", "HOST", "NUM_JOBS", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG"]
+                .contains(&name)
     };
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|n| ours(n) && !keep.contains(&n)) {

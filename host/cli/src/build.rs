@@ -23,6 +23,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
             "{}",
             serde_json::json!({
                 "name": built.name, "image": built.image, "debug": built.debug, "bytes": built.bytes,
+                "direct_system_calls": built.direct_system_calls,
             })
         );
     } else {
@@ -33,5 +34,12 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
 
 /// Builds the project in `dir`.
 pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<Built, Failure> {
-    Ok(Project::load(dir)?.build(options, output)?)
+    let built = Project::load(dir)?.build(options, output)?;
+    if let [first, rest @ ..] = built.direct_system_calls.as_slice() {
+        let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+        eprintln!(
+            "donjon: warning: `{first}`{more} makes system calls without the C library; a guest that gets there ends"
+        );
+    }
+    Ok(built)
 }

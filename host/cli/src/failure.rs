@@ -2,7 +2,12 @@
 
 use std::path::Path;
 
-use donjon_image::{OpenError, bundle::BundleError, config::ConfigError, project::{self, BuildError}};
+use donjon_image::{
+    OpenError,
+    bundle::BundleError,
+    config::ConfigError,
+    project::{self, BuildError},
+};
 use donjon_monitor::Error as RunError;
 
 /// The exit codes of `donjon` (after BSD's sysexits).
@@ -55,7 +60,10 @@ impl From<BuildError> for Failure {
             BuildError::NoProject(dir) => Failure::new(
                 code::NO_INPUT,
                 text,
-                format!("`donjon new {}` makes a project", if dir == Path::new(".") { "NAME".into() } else { shown(&dir) }),
+                format!(
+                    "`donjon new {}` makes a project",
+                    if dir == Path::new(".") { "NAME".into() } else { shown(&dir) }
+                ),
             ),
             BuildError::Tool("cc", _) | BuildError::Libgcc(_) => Failure::new(
                 code::UNAVAILABLE,
@@ -63,13 +71,17 @@ impl From<BuildError> for Failure {
                 "a C compiler is needed, as for Rust itself: `apt-get install gcc`, or set CC".to_owned(),
             ),
             BuildError::Tool("donjon", _) => Failure::new(code::OS, text, None),
-            BuildError::Tool(..) => {
-                Failure::new(code::UNAVAILABLE, text, "install Rust (rustup), and see that cargo is on the PATH".to_owned())
-            }
+            BuildError::Tool(..) => Failure::new(
+                code::UNAVAILABLE,
+                text,
+                "install Rust (rustup), and see that cargo is on the PATH".to_owned(),
+            ),
             BuildError::Toolchain(_) => {
                 Failure::new(code::UNAVAILABLE, text, format!("`rustup target add {}`", project::TARGET))
             }
-            BuildError::Packages(..) => Failure::new(code::USAGE, text, "name one of them: `donjon build DIR`".to_owned()),
+            BuildError::Packages(..) => {
+                Failure::new(code::USAGE, text, "name one of them: `donjon build DIR`".to_owned())
+            }
             BuildError::Programs { ref programs, .. } if programs.is_empty() => Failure::new(
                 code::DATA,
                 text,
@@ -81,16 +93,18 @@ impl From<BuildError> for Failure {
             BuildError::Cargo => Failure::new(code::FAILED, text, None),
             BuildError::Link(d) => {
                 let lines: String = project::explain(&d).iter().map(|l| format!("\n  {l}")).collect();
-                let hint = "`cargo tree -i CRATE` shows what brings a crate in; docs/compatibility.md lists what exists";
+                let hint = "docs/compatibility.md lists what exists; `cargo tree -i CRATE` shows what brings a crate in, so that its feature can be left out";
                 Failure::new(code::DATA, format!("{text}{lines}"), hint.to_owned())
             }
             BuildError::Config(ConfigError::Key { .. }) => {
                 let keys = donjon_image::config::KEYS.join(", ");
                 Failure::new(code::DATA, text, format!("the keys are {keys}"))
             }
-            BuildError::Bundle(BundleError::Missing(_) | BundleError::NoMatch(_)) => {
-                Failure::new(code::NO_INPUT, text, "paths in `files` are relative to the directory of Donjon.toml".to_owned())
-            }
+            BuildError::Bundle(BundleError::Missing(_) | BundleError::NoMatch(_)) => Failure::new(
+                code::NO_INPUT,
+                text,
+                "paths in `files` are relative to the directory of Donjon.toml".to_owned(),
+            ),
             BuildError::Bundle(BundleError::Outside(_)) => {
                 Failure::new(code::DATA, text, "copy the file into the project".to_owned())
             }
@@ -102,33 +116,12 @@ impl From<BuildError> for Failure {
 
 impl From<OpenError> for Failure {
     fn from(e: OpenError) -> Failure {
-        let text = e.to_string();
-        match e {
-            OpenError::Missing(_) => Failure::new(code::NO_INPUT, text, "`donjon build DIR -o IMAGE` makes one".to_owned()),
-            OpenError::Io(..) => Failure::new(code::OS, text, None),
-            OpenError::NotAnImage(..) => Failure::new(code::DATA, text, "`donjon build DIR -o IMAGE` makes one".to_owned()),
-            _ => Failure::new(code::DATA, text, "build it again: `donjon build DIR -o IMAGE`".to_owned()),
-        }
+        RunError::from(e).into()
     }
 }
 
 impl From<RunError> for Failure {
     fn from(e: RunError) -> Failure {
-        let text = e.to_string();
-        match e {
-            RunError::Image(e) => e.into(),
-            RunError::Usage { hint, .. } => Failure::new(code::USAGE, text, hint.to_owned()),
-            RunError::Publish { addr, .. } => {
-                let hint = if addr.port() < 1024 { "ports below 1024 need rights: try 8080:80" } else { "take another port of the host, or end what uses this one" };
-                Failure::new(code::UNAVAILABLE, text, hint.to_owned())
-            }
-            RunError::Tap { .. } => Failure::new(
-                code::UNAVAILABLE,
-                text,
-                "`ip tuntap add mode tap vnet_hdr user $USER NAME` makes one (as root); `--net user` needs none".to_owned(),
-            ),
-            RunError::EngineUnavailable { hint, .. } => Failure::new(code::UNAVAILABLE, text, hint.to_owned()),
-            _ => Failure::new(code::OS, text, None),
-        }
+        Failure { code: e.exit_code(), message: e.to_string(), hint: e.hint() }
     }
 }

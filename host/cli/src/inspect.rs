@@ -94,10 +94,20 @@ fn human(about: &Value) -> String {
     line("environment", list("env"));
     line("relocations", number(&about["relocations"]));
     let shim = &about["sections"]["shim"];
-    line("hypervisors", if about["bootable"] == true { format!("PVH, by a shim of {} bytes", number(shim)) } else { "no".into() });
+    line(
+        "hypervisors",
+        if about["bootable"] == true { format!("PVH, by a shim of {} bytes", number(shim)) } else { "no".into() },
+    );
     for s in about["segments"].as_array().into_iter().flatten() {
         let rights = s["rights"].as_str().unwrap_or_default();
-        line("segment", format!("{:>10} bytes in file, {:>10} in memory, {rights}", number(&s["file_bytes"]), number(&s["memory_bytes"])));
+        line(
+            "segment",
+            format!(
+                "{:>10} bytes in file, {:>10} in memory, {rights}",
+                number(&s["file_bytes"]),
+                number(&s["memory_bytes"])
+            ),
+        );
     }
     for f in about["files"].as_array().into_iter().flatten() {
         line("file", format!("{:>10} bytes  {}", number(&f["bytes"]), f["path"].as_str().unwrap_or_default()));

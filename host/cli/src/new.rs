@@ -37,8 +37,9 @@ pub fn new(args: &NewArgs) -> Result<u8, Failure> {
         Template::Axum => &AXUM,
     };
     for (path, text) in files {
-        write(&args.path.join(path), &text.replace("{{name}}", name))
-            .map_err(|e| Failure::new(code::OS, format!("cannot write {}: {e}", args.path.join(path).display()), None))?;
+        write(&args.path.join(path), &text.replace("{{name}}", name)).map_err(|e| {
+            Failure::new(code::OS, format!("cannot write {}: {e}", args.path.join(path).display()), None)
+        })?;
     }
     let dir = args.path.display();
     eprintln!("donjon: made {dir}; next: `donjon run {dir} -p 8080:8080`, then `curl http://127.0.0.1:8080/`");

@@ -97,8 +97,7 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 10] =
-    ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "optimize", "bin"];
+pub const KEYS: [&str; 10] = ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "optimize", "bin"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -249,7 +248,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Reads `any`, `ADDR[/PREFIX][:PORT][/tcp|/udp]`; IPv6 addresses with a port are in brackets.
 pub fn parse_egress(text: &str) -> Result<Egress, String> {
-    let bad = || format!("`{text}` is not a destination (expected for example 10.0.0.0/8:443/tcp, [2001:db8::]/32, or any)");
+    let bad =
+        || format!("`{text}` is not a destination (expected for example 10.0.0.0/8:443/tcp, [2001:db8::]/32, or any)");
     let (rest, protocol) = match text {
         _ if text.ends_with("/tcp") => (&text[..text.len() - 4], 6),
         _ if text.ends_with("/udp") => (&text[..text.len() - 4], 17),

@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod pack;
 #[cfg(feature = "guest")]
 pub mod project;
+pub mod scan;
 mod shim;
 mod trim;
 

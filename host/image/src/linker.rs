@@ -100,7 +100,15 @@ impl Spec {
         lld.args(&args).arg("-o").arg(output).arg(&self.object).args(&self.libgcc);
         // The packer needs: one page-aligned segment per kind of rights, RELRO in a segment of its own (lld always makes one),
         // relative relocations only, the entry points, and the symbol table.
-        lld.args(["-static", "-pie", "--no-dynamic-linker", "--gc-sections", "--eh-frame-hdr", "--build-id=none", "-O2"]);
+        lld.args([
+            "-static",
+            "-pie",
+            "--no-dynamic-linker",
+            "--gc-sections",
+            "--eh-frame-hdr",
+            "--build-id=none",
+            "-O2",
+        ]);
         for z in ["text", "relro", "now", "noexecstack", "separate-loadable-segments", "max-page-size=4096"] {
             lld.args(["-z", z]);
         }
@@ -220,7 +228,8 @@ fn translate(raw: Vec<String>) -> Option<(Vec<String>, PathBuf)> {
             "-dynamic-linker" | "--dynamic-linker" => _ = raw.next(),
             // The symbol table stays: the image does not contain it, the file for debugging does.
             "--strip-all" | "--strip-debug" | "-s" | "-S" => {}
-            "-O1" | "-pie" | "-no-pie" | "--no-pie" | "-static-pie" | "-rdynamic" | "--export-dynamic" | "-pthread" => {}
+            "-O1" | "-pie" | "-no-pie" | "--no-pie" | "-static-pie" | "-rdynamic" | "--export-dynamic" | "-pthread" => {
+            }
             "-nostartfiles" | "-nodefaultlibs" | "-nostdlib" | "-m64" => {}
             _ if arg.starts_with("-fuse-ld") || arg.starts_with("-B/") => {}
             _ if arg.strip_prefix("-l").is_some_and(|name| REPLACED.contains(&name)) => {}
@@ -268,14 +277,27 @@ fn origin(who: &str) -> String {
     let function = who.split_once(":(").and_then(|(_, f)| f.rsplit_once(')')).map(|(f, _)| f);
     let file = who.split(":(").next().unwrap_or(who);
     let archive = who.rsplit_once(" in archive ").map(|(_, a)| a);
-    let name = Path::new(archive.unwrap_or(file)).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name =
+        Path::new(archive.unwrap_or(file)).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     if archive.is_none() && !name.ends_with(".o") {
         return String::new(); // a source position
     }
     let stem = name.trim_start_matches("lib").split(['-', '.']).find(|s| s.parse::<u32>().is_err()).unwrap_or(&name);
-    match function.map(|f| f.trim_start_matches(".text.")) {
+    match function.map(|f| shorten(f.trim_start_matches(".text."))) {
         Some(f) if !f.starts_with('.') => format!("{f} ({stem})"),
         _ => stem.to_owned(),
+    }
+}
+
+/// A demangled name without the hash of Rust's older mangling, and not longer than a line.
+fn shorten(name: &str) -> String {
+    let name = match name.rsplit_once("::h") {
+        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => name,
+        _ => name,
+    };
+    match name.char_indices().nth(80) {
+        Some((at, _)) => format!("{}…", &name[..at]),
+        None => name.to_owned(),
     }
 }
 
@@ -289,7 +311,9 @@ mod tests {
 
     #[test]
     fn the_c_library_is_taken_out() {
-        let raw = words("a.o --as-needed -Bstatic x.rlib -lutil -lc -lgcc_eh -lz -l m -o out -static -pie -O1 --strip-debug -Wl,-z,now -z text");
+        let raw = words(
+            "a.o --as-needed -Bstatic x.rlib -lutil -lc -lgcc_eh -lz -l m -o out -static -pie -O1 --strip-debug -Wl,-z,now -z text",
+        );
         let (args, output) = translate(raw).unwrap();
         assert_eq!(args, words("a.o --as-needed -Bstatic x.rlib -lz -static -z now -z text"));
         assert_eq!(output, Path::new("out"));

@@ -106,7 +106,8 @@ pub fn pack(parts: Parts<'_>) -> Result<Vec<u8>, PackError> {
         *slot = Segment { file, mem_offset: s.mem_offset, mem_len: s.mem_len, prot: s.prot as u32, _pad: 0 };
     }
     pad(&mut out, PAGE as usize);
-    let bundle = if parts.bundle.is_empty() { Extent::default() } else { append(&mut out, parts.bundle, PAGE as usize) };
+    let bundle =
+        if parts.bundle.is_empty() { Extent::default() } else { append(&mut out, parts.bundle, PAGE as usize) };
     pad(&mut out, 16);
     let payload_end = out.len() as u64;
     let shim_at = if shim.bytes.is_empty() { Extent::default() } else { append(&mut out, &shim.bytes, 16) };
@@ -282,10 +283,7 @@ fn segments(file: &[u8], headers: &[ProgramHeader64<Endianness>]) -> Result<Vec<
 }
 
 fn symbol(elf: &Elf<'_>, name: &'static str) -> Result<u64, PackError> {
-    elf.symbols()
-        .find(|s| !s.is_undefined() && s.name() == Ok(name))
-        .map(|s| s.address())
-        .ok_or(PackError::Entry(name))
+    elf.symbols().find(|s| !s.is_undefined() && s.name() == Ok(name)).map(|s| s.address()).ok_or(PackError::Entry(name))
 }
 
 /// Encodes ascending, aligned offsets as RELR words (generic ABI): an even word is an address, an odd one a bitmap of the 63
@@ -323,3 +321,6 @@ fn append(out: &mut Vec<u8>, bytes: &[u8], align: usize) -> Extent {
 fn pad(out: &mut Vec<u8>, align: usize) {
     out.resize(out.len().next_multiple_of(align), 0);
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::{
     config::{Config, ConfigError, Optimize},
     linker::{self, Diagnosis, Spec},
     pack::{PackError, Parts, pack},
+    scan::direct_system_calls,
 };
 
 /// The only target there is.
@@ -130,6 +131,8 @@ pub struct Built {
     pub debug: PathBuf,
     /// Bytes in the image.
     pub bytes: u64,
+    /// Functions that contain `syscall` instructions: calling them ends the guest.
+    pub direct_system_calls: Vec<String>,
 }
 
 /// A program that cargo has made.
@@ -199,7 +202,8 @@ impl Project {
             packages.retain(|p| workspace_default_members.contains(&p.id) && runs(p));
         }
         if packages.len() != 1 {
-            let list: Vec<_> = packages.iter().filter_map(|p| p.manifest_path.parent()).map(|p| p.display().to_string()).collect();
+            let list: Vec<_> =
+                packages.iter().filter_map(|p| p.manifest_path.parent()).map(|p| p.display().to_string()).collect();
             return Err(BuildError::Packages(given.into(), list.join(", ")));
         }
         let package = packages.remove(0);
@@ -221,11 +225,13 @@ impl Project {
         let bin = self.choose(options.bin.as_deref())?;
         let mut args = vec!["build".into(), "--release".into(), "--bin".into(), bin.clone()];
         args.extend(self.profile(options.optimize.unwrap_or(self.config.optimize)));
+        // What `files` lacks is better said before a long compilation.
+        let bundle = bundle(&self.dir, &self.config.files)?;
         let programs = self.cargo(args, options, |t, test| !test && t.is("bin") && t.name == bin)?;
         let program = programs.into_iter().next().ok_or(BuildError::Cargo)?;
         let name = self.config.name.clone().unwrap_or_else(|| bin.clone());
         let default = self.target_dir.join(format!("{name}.img"));
-        self.pack(&program, out.unwrap_or(&default))
+        self.write(&program, &bundle, out.unwrap_or(&default))
     }
 
     /// Builds the package's tests, as `cargo test --no-run` would; `args` go to cargo.
@@ -237,11 +243,17 @@ impl Project {
 
     /// Makes the image of a program that cargo has made.
     pub fn pack(&self, program: &Program, out: &Path) -> Result<Built, BuildError> {
-        let io = |path: &Path| { let path = path.to_owned(); move |e| BuildError::Io(path, e) };
+        self.write(program, &bundle(&self.dir, &self.config.files)?, out)
+    }
+
+    fn write(&self, program: &Program, bundle: &[u8], out: &Path) -> Result<Built, BuildError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |e| BuildError::Io(path, e)
+        };
         let elf = fs::read(&program.path).map_err(io(&program.path))?;
         let manifest = self.config.manifest(&program.name);
-        let bundle = bundle(&self.dir, &self.config.files)?;
-        let image = pack(Parts { program: &elf, manifest: &manifest, bundle: &bundle, shim: SHIM })?;
+        let image = pack(Parts { program: &elf, manifest: &manifest, bundle, shim: SHIM })?;
         if let Some(dir) = out.parent() {
             fs::create_dir_all(dir).map_err(io(dir))?;
         }
@@ -259,6 +271,7 @@ impl Project {
             image: out.into(),
             debug,
             bytes: image.len() as u64,
+            direct_system_calls: direct_system_calls(&elf).into_iter().collect(),
         })
     }
 
@@ -352,7 +365,9 @@ impl Project {
                     Message::CompilerMessage { message } if spec.diagnosis().is_none() || !message.is_link_error() => {
                         eprint!("{}", message.rendered.unwrap_or_default());
                     }
-                    Message::CompilerArtifact { target, executable: Some(path), profile } if wanted(&target, profile.test) => {
+                    Message::CompilerArtifact { target, executable: Some(path), profile }
+                        if wanted(&target, profile.test) =>
+                    {
                         programs.push(Program { name: target.name, path });
                     }
                     _ => {}
@@ -459,17 +474,26 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Symbols that a program wants and the guest object lacks, by what they are for.
-pub fn advice(symbol: &str) -> &'static str {
+pub fn advice(symbol: &str) -> Option<&'static str> {
     let known: [(&[&str], &str); 6] = [
-        (&["fork", "vfork", "exec", "posix_spawn", "wait", "clone"], "an image has exactly one process: start threads instead"),
-        (&["dlopen", "dlsym", "dlclose", "dlerror", "dladdr"], "an image cannot load code at run time: link the library statically"),
+        (
+            &["fork", "vfork", "exec", "posix_spawn", "wait", "clone"],
+            "an image has exactly one process: start threads instead",
+        ),
+        (
+            &["dlopen", "dlsym", "dlclose", "dlerror", "dladdr"],
+            "an image cannot load code at run time: link the library statically",
+        ),
         (&["_Zn", "_Zd", "_ZSt", "__cxa", "__gxx", "_ZNSt", "_ZNKSt"], "the C++ runtime is not supported yet"),
         (&["shm_", "sem_open", "msg", "semget"], "there is no other process to share memory with: use threads"),
         (&["getpw", "getgr", "setuid", "setgid", "initgroups"], "an image has no users"),
-        (&["SSL_", "X509_", "EVP_", "deflate", "inflate", "sqlite3_"], "a C library is not linked: use a crate feature such as `vendored` or `bundled`"),
+        (
+            &["SSL_", "X509_", "EVP_", "deflate", "inflate", "sqlite3_"],
+            "a C library is not linked: use a crate feature such as `vendored` or `bundled`",
+        ),
     ];
     let found = known.iter().find(|(prefixes, _)| prefixes.iter().any(|p| symbol.starts_with(p)));
-    found.map_or("see docs/compatibility.md, and leave the crate's feature that needs it out", |(_, text)| text)
+    found.map(|(_, text)| *text)
 }
 
 /// Groups a diagnosis for people: one line per symbol, most wanted first.
@@ -484,7 +508,8 @@ pub fn explain(d: &Diagnosis) -> Vec<String> {
     let mut undefined: Vec<_> = d.undefined.iter().collect();
     undefined.sort_by_key(|(_, list)| std::cmp::Reverse(list.len()));
     for (symbol, list) in undefined {
-        lines.push(format!("missing symbol `{symbol}`{}: {}", who(list), advice(symbol)));
+        let advice = advice(symbol).map(|a| format!(": {a}")).unwrap_or_default();
+        lines.push(format!("missing symbol `{symbol}`{}{advice}", who(list)));
     }
     for (symbol, list) in &d.duplicate {
         lines.push(format!("symbol `{symbol}` is defined twice: by {}", list.join(" and by ")));
@@ -521,7 +546,8 @@ fn crate_of(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("_ZN") {
         let found = ident(rest).unwrap_or_default();
         // `<impl Trait for Type>`: the crate is the first name within.
-        let plain = found.trim_start_matches(|c: char| !c.is_alphabetic()).replace("$LT$", "");
+        let plain = found.replace("$LT$", "").replace("$RF$", "");
+        let plain = plain.trim_start_matches(|c: char| !c.is_alphabetic());
         let plain: String = plain.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
         return if plain.is_empty() { "(other)".into() } else { plain };
     }
@@ -543,6 +569,7 @@ mod tests {
     #[test]
     fn crates_of_names() {
         assert_eq!(crate_of("_ZN4core3fmt5write17h0123456789abcdefE"), "core");
+        assert_eq!(crate_of("_ZN61_$LT$axum..routing..Router$u20$as$u20$core..clone..Clone$GT$5clone17h0123E"), "axum");
         assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
         assert_eq!(crate_of("memcpy"), "C");
     }

@@ -62,9 +62,8 @@ fn empty(b: &mut [u8], f: &Function) -> Option<()> {
     for size in [f.section + 32, f.symbol + 16] {
         b.get_mut(size..size + 8)?.copy_from_slice(&1u64.to_le_bytes());
     }
-    let relocations: Vec<usize> = headers(b)?
-        .filter(|&s| u32_at(b, s + 4) == Some(SHT_RELA) && u32_at(b, s + 44) == Some(f.index))
-        .collect();
+    let relocations: Vec<usize> =
+        headers(b)?.filter(|&s| u32_at(b, s + 4) == Some(SHT_RELA) && u32_at(b, s + 44) == Some(f.index)).collect();
     for s in relocations {
         b.get_mut(s + 32..s + 40)?.fill(0);
     }
@@ -122,7 +121,8 @@ mod tests {
             symbols.push((section, symbol));
         }
         let call = object::write::RelocationFlags::Elf { r_type: object::elf::R_X86_64_PLT32 };
-        o.add_relocation(symbols[1].0, Relocation { offset: 4, symbol: symbols[0].1, addend: -4, flags: call }).unwrap();
+        o.add_relocation(symbols[1].0, Relocation { offset: 4, symbol: symbols[0].1, addend: -4, flags: call })
+            .unwrap();
         o.write().unwrap()
     }
 

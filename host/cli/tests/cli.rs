@@ -1,0 +1,205 @@
+//! The command as its users meet it: help, errors with their hints and exit codes, and a project from `new` to an image.
+//!
+//! Snapshots are in `tests/snapshots`; `UPDATE=1 cargo test -p donjon-cli` writes them anew.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+fn donjon(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_donjon"));
+    for (name, _) in env::vars().filter(|(n, _)| n.starts_with("CARGO") && n != "CARGO_HOME" || n == "RUSTFLAGS") {
+        command.env_remove(name);
+    }
+    command.current_dir(dir).args(args).env("NO_COLOR", "1").env("COLUMNS", "100").output().unwrap()
+}
+
+/// Exit code, standard output and standard error as one text, with the scratch directory's name taken out.
+fn transcript(dir: &Path, args: &[&str]) -> String {
+    let o = donjon(dir, args);
+    let text = |b: &[u8]| String::from_utf8_lossy(b).replace(&*dir.to_string_lossy(), "DIR");
+    format!(
+        "$ donjon {}\nexit code {}\n{}{}",
+        args.join(" "),
+        o.status.code().unwrap(),
+        text(&o.stdout),
+        text(&o.stderr)
+    )
+}
+
+fn snapshot(name: &str, got: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(format!("{name}.txt"));
+    if env::var_os("UPDATE").is_some() {
+        return fs::write(path, got).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(expected, got, "{} differs; UPDATE=1 writes it anew", path.display());
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let dir = env::temp_dir().join(format!("donjon-cli-{name}-{}", std::process::id()));
+    _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// A project made by `donjon new` and built: its directory and its image.
+fn project() -> &'static (PathBuf, PathBuf) {
+    static PROJECT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    PROJECT.get_or_init(|| {
+        let dir = scratch("project");
+        assert!(donjon(&dir, &["new", "hello"]).status.success());
+        let o = donjon(&dir, &["build", "hello", "-o", "hello.img", "--json"]);
+        assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+        let made: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+        assert_eq!(made["bytes"], fs::metadata(dir.join("hello.img")).unwrap().len());
+        let image = dir.join("hello.img");
+        (dir, image)
+    })
+}
+
+#[test]
+fn help() {
+    let dir = scratch("help");
+    for command in ["new", "build", "run", "test", "inspect"] {
+        snapshot(&format!("help-{command}"), &transcript(&dir, &[command, "--help"]));
+    }
+    snapshot("help", &transcript(&dir, &["--help"]));
+    snapshot("help-none", &transcript(&dir, &[]));
+}
+
+#[test]
+fn mistakes_on_the_command_line() {
+    let dir = scratch("usage");
+    fs::create_dir(dir.join("empty")).unwrap();
+    fs::write(dir.join("text.img"), "no image").unwrap();
+    let mut all = String::new();
+    for args in [
+        &["build", "empty"][..],
+        &["build", "nowhere"],
+        &["run", "nowhere.img"],
+        &["run", "text.img"],
+        &["run", "text.img", "-p", "80"],
+        &["run", "text.img", "--memory", "lots"],
+        &["run", "text.img", "--net", "bridge"],
+        &["run", "text.img", "-e", "novalue"],
+        &["inspect", "nowhere.img"],
+        &["new", "1abc"],
+        &["new", "empty"],
+        &["frobnicate"],
+    ] {
+        all += &transcript(&dir, args);
+        all += "\n";
+    }
+    snapshot("mistakes", &all);
+}
+
+#[test]
+fn projects_that_do_not_build() {
+    let dir = scratch("projects");
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let manifest = "[package]\nname = \"demo\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n";
+    write("two/Cargo.toml", manifest);
+    write("two/src/bin/a.rs", "fn main() {}");
+    write("two/src/bin/b.rs", "fn main() {}");
+    write("library/Cargo.toml", manifest);
+    write("library/src/lib.rs", "");
+    write("key/Cargo.toml", manifest);
+    write("key/src/main.rs", "fn main() {}");
+    write("key/Donjon.toml", "memroy = \"1M\"\n");
+    write("value/Cargo.toml", manifest);
+    write("value/src/main.rs", "fn main() {}");
+    write("value/Donjon.toml", "listen = [99999]\n");
+    write("files/Cargo.toml", manifest);
+    write("files/src/main.rs", "fn main() {}");
+    write("files/Donjon.toml", "files = [\"static\"]\n");
+    let symbol = "unsafe extern \"C\" { fn no_such_function(); }\nfn main() { unsafe { no_such_function() } }";
+    write("symbol/Cargo.toml", manifest);
+    write("symbol/src/main.rs", symbol);
+    let mut all = String::new();
+    for args in [
+        &["build", "two"][..],
+        &["build", "two", "--bin", "c"],
+        &["build", "library"],
+        &["build", "key"],
+        &["build", "value"],
+        &["build", "files"],
+        &["build", "symbol"],
+    ] {
+        // What cargo says is cargo's.
+        let text = transcript(&dir, args);
+        let own =
+            |l: &&str| !["   Compiling", "    Finished", "error: could not compile"].iter().any(|p| l.starts_with(p));
+        for line in text.lines().filter(own) {
+            // cargo's hash is in the program's name.
+            all += if line.ends_with("does not link") { "error: demo-HASH does not link" } else { line };
+            all += "\n";
+        }
+        all += "\n";
+    }
+    snapshot("projects", &all);
+}
+
+#[test]
+fn images_are_reproducible() {
+    let (dir, image) = project();
+    // From scratch in another directory of the same depth: paths must not leak in.
+    let other = scratch("rebuild");
+    assert!(donjon(&other, &["new", "hello"]).status.success());
+    assert!(donjon(&other, &["build", "hello", "-o", "again.img"]).status.success());
+    assert!(fs::read(image).unwrap() == fs::read(other.join("again.img")).unwrap(), "{}", dir.display());
+}
+
+#[test]
+fn images_are_inspected() {
+    let (dir, image) = project();
+    let o = donjon(dir, &["inspect", "hello.img", "--json"]);
+    let about: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert_eq!(about["name"], "hello");
+    assert_eq!(about["bytes"], fs::metadata(image).unwrap().len());
+    assert_eq!(about["listen"][0], "8080/tcp");
+    assert_eq!(about["memory"], 16 << 20);
+    let rights: Vec<&str> =
+        about["segments"].as_array().unwrap().iter().map(|s| s["rights"].as_str().unwrap()).collect();
+    assert_eq!(rights, ["r--", "r-x", "r-- after relocation", "rw-"]);
+    let human = donjon(dir, &["inspect", "hello.img", "--crates"]);
+    let human = String::from_utf8(human.stdout).unwrap();
+    assert!(human.contains("listens on    8080/tcp") && human.contains("crate "), "{human}");
+}
+
+#[test]
+fn damaged_images_are_refused() {
+    let (dir, image) = project();
+    let good = fs::read(image).unwrap();
+    let refused = |name: &str, bytes: &[u8], code: i32, text: &str| {
+        fs::write(dir.join(name), bytes).unwrap();
+        for command in ["run", "inspect"] {
+            let o = donjon(dir, &[command, name]);
+            let talk = String::from_utf8_lossy(&o.stderr).into_owned();
+            assert_eq!(o.status.code(), Some(code), "{command} {name}: {talk}");
+            assert!(
+                talk.starts_with("error: ") && talk.contains(text) && talk.contains("hint: "),
+                "{command} {name}: {talk}"
+            );
+            assert!(o.stdout.is_empty());
+        }
+    };
+    refused("truncated.img", &good[..good.len() - 1], 65, "truncated");
+    refused("half.img", &good[..good.len() / 2], 65, "truncated");
+    refused("head.img", &good[..4096], 65, "not a Donjon image");
+    refused("empty.img", &[], 65, "it is empty");
+    refused("long.img", &[&good[..], b"x"].concat(), 65, "too long");
+    let mut corrupt = good.clone();
+    corrupt[good.len() / 2] ^= 1;
+    refused("corrupt.img", &corrupt, 65, "BLAKE3");
+    let mut version = good.clone();
+    version[4096 + 8] = 99;
+    refused("version.img", &version, 65, "gate version 99");
+}
