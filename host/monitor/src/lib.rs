@@ -4,8 +4,8 @@
 //!
 //! - [`process`](mod@process): the guest as a host process behind a seccomp filter. Needs neither KVM nor root.
 //! - [`qemu`]: the guest as a virtual machine in QEMU.
-//! - [`usernet`]: TCP and UDP of the guest end here and go on as ordinary sockets of the host.
-//! - [`tap`]: the guest's frames go to a TAP device of the host.
+//! - `usernet`: TCP and UDP of the guest end here and go on as ordinary sockets of the host.
+//! - `tap`: the guest's frames go to a TAP device of the host.
 
 mod console;
 mod error;
@@ -14,10 +14,14 @@ mod net;
 mod options;
 mod probe;
 pub mod process;
+pub mod qemu;
 mod reactor;
 mod signals;
 mod source;
+mod stop;
 pub mod symbols;
+mod tap;
+mod usernet;
 
 pub use donjon_image::Protocol;
 pub use error::Error;
@@ -33,12 +37,16 @@ use std::path::Path;
 /// asks it to stop, the second (or [`RunOptions::stop_timeout`]) ends it.
 pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
     let source = source::Source::open(path)?;
-    match options.engine {
+    match &options.engine {
         Engine::Auto | Engine::Process => process::run(source, options),
-        Engine::Qemu(_) => Err(Error::EngineUnavailable {
-            engine: "qemu",
-            reason: "not built in yet".into(),
-            hint: "use --engine process",
-        }),
+        Engine::Qemu(qemu) => qemu::run(&source, options, qemu),
     }
+}
+
+/// 64 bits of the kernel's generator.
+pub(crate) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Cannot fail for 8 bytes once the generator is seeded; before that it blocks.
+    while rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {}
+    u64::from_ne_bytes(bytes)
 }

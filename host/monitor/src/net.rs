@@ -8,23 +8,33 @@ use donjon_image::Manifest;
 
 use crate::error::Error;
 use crate::options::{NetMode, RunOptions};
-use crate::reactor::{Reactor, Ready};
+use crate::reactor::{Reactor, Ready, Token};
 use crate::source::Source;
+use crate::tap;
+use crate::usernet::{Prepared, UserNet};
 
 /// A device that is open, for a guest that has not started.
 #[derive(Debug)]
 pub(crate) struct Link {
     guest: Option<OwnedFd>,
     boot: Option<boot::Net>,
+    user: Option<Prepared>,
 }
 
 impl Link {
     /// Opens what the options ask for.
     pub fn open(options: &RunOptions, manifest: &Manifest) -> Result<Link, Error> {
-        let _ = manifest;
+        check_publish(options)?;
         match &options.net {
-            NetMode::None => Ok(Link { guest: None, boot: None }),
-            NetMode::Tap(_) | NetMode::User => Ok(Link { guest: None, boot: None }),
+            NetMode::None => Ok(Link { guest: None, boot: None, user: None }),
+            NetMode::Tap(t) => {
+                let fd = tap::open(t).map_err(|source| Error::Tap { name: t.name.clone(), source })?;
+                Ok(Link { guest: Some(fd), boot: Some(tap::boot_net(t)), user: None })
+            }
+            NetMode::User => {
+                let (prepared, fd) = Prepared::open(options, manifest)?;
+                Ok(Link { guest: Some(fd), boot: Some(Prepared::boot()), user: Some(prepared) })
+            }
         }
     }
 
@@ -39,38 +49,56 @@ impl Link {
     }
 
     /// The monitor's part of the work, once the guest runs. Gives up the guest's descriptor.
-    pub fn into_running(self, reactor: &Reactor) -> Result<RunningLink, Error> {
-        let _ = reactor;
-        Ok(RunningLink {})
+    pub fn into_running(self, base: Token, reactor: &Reactor) -> Result<RunningLink, Error> {
+        let user = self.user.map(|p| UserNet::new(p, base, reactor)).transpose()?;
+        Ok(RunningLink { user })
     }
+}
+
+/// Ports are published by user-mode networking only.
+pub(crate) fn check_publish(options: &RunOptions) -> Result<(), Error> {
+    if options.net != NetMode::User && !options.publish.is_empty() {
+        return Err(Error::Usage {
+            what: "-p publishes ports of user-mode networking, which is off".into(),
+            hint: "with --net tap the guest is reached at its own address; leave -p out",
+        });
+    }
+    Ok(())
 }
 
 /// The monitor's part of a device.
 #[derive(Debug)]
-pub(crate) struct RunningLink {}
+pub(crate) struct RunningLink {
+    user: Option<UserNet>,
+}
 
 impl RunningLink {
     /// When [`Self::work`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        self.user.as_ref()?.deadline()
     }
 
     /// Takes an event.
     pub fn ready(&mut self, ready: Ready, reactor: &Reactor) {
-        let _ = (ready, reactor);
+        if let Some(user) = &mut self.user {
+            user.ready(ready, reactor);
+        }
     }
 
     /// After all events of a round.
     pub fn work(&mut self, reactor: &Reactor) {
-        let _ = reactor;
+        if let Some(user) = &mut self.user {
+            user.work(reactor);
+        }
     }
 
     /// The guest has ended: what it sent before still goes out.
     pub fn finish(&mut self, reactor: &Reactor) {
-        let _ = reactor;
+        if let Some(user) = &mut self.user {
+            user.finish(reactor);
+        }
     }
 }
-
 /// Arguments (the program's name first) and environment of the guest.
 pub(crate) fn strings(source: &Source, options: &RunOptions) -> Result<(Vec<String>, Vec<String>), Error> {
     let mut args = vec![source.manifest.name.clone()];

@@ -159,7 +159,11 @@ impl FromStr for TapOptions {
                 Some(("dns", v)) => tap.dns.push(ip(v)?),
                 Some(("mac", v)) => tap.mac = Some(mac(v)?),
                 _ => {
-                    return Err(OptionError::new("a setting of tap", part, "ip=ADDR/LEN, gw=ADDR, dns=ADDR or mac=MAC"));
+                    return Err(OptionError::new(
+                        "a setting of tap",
+                        part,
+                        "ip=ADDR/LEN, gw=ADDR, dns=ADDR or mac=MAC",
+                    ));
                 }
             }
         }

@@ -2,10 +2,302 @@
 
 mod common;
 
-use common::{run, run_with};
+use std::io::Read;
+use std::process::Child;
+
+use common::{Ran, Spec, first_line, image, launcher, pack, run, run_with, write};
 
 #[test]
 fn hello_prints_and_exits_7() {
     let r = run(&["hello"]);
     assert_eq!((r.code, r.out.as_str(), r.err.as_str()), (Some(7), "hello from test-guest\n", ""));
+}
+
+#[test]
+fn arguments_and_environment_arrive() {
+    let spec = Spec {
+        args: vec!["args".into(), "of manifest".into()],
+        env: vec!["A=1".into(), "B=2".into()],
+        ..Spec::default()
+    };
+    let image = write("args", &pack(&spec));
+    let r: Ran =
+        launcher(&image, &["--net", "none", "-e", "B=3", "-e", "C="], &["args", "x y", ""]).output().unwrap().into();
+    assert_eq!(r.out, "arg test-guest\narg args\narg x y\narg \nenv A=1\nenv B=3\nenv C=\n");
+    let out =
+        std::process::Command::new(env!("CARGO_BIN_EXE_donjon-monitor")).arg(&image).args(["--net", "none"]).output();
+    assert_eq!(Ran::from(out.unwrap()).out, "arg test-guest\narg args\narg of manifest\nenv A=1\nenv B=2\n");
+    let r = run_with(&image, &["-e", "novalue"], &[]);
+    assert_eq!(r.code, Some(2), "{r:?}");
+}
+
+#[test]
+fn streams_are_kept_apart() {
+    let r = run(&["stderr"]);
+    assert_eq!((r.out.as_str(), r.err.as_str()), ("", "to stderr\n"));
+}
+
+#[test]
+fn image_is_relocated() {
+    assert_eq!(run(&["relocations"]).out, "relocated\nwords\nwork\nsame true\n");
+}
+
+#[test]
+fn boot_page_is_filled_in_and_addresses_are_random() {
+    let runs: Vec<String> = (0..8).map(|_| run(&["boot"]).out).collect();
+    for r in &runs {
+        assert!(r.starts_with("engine process\nmemory "), "{r}");
+        assert!(r.contains("entropy true\nclock true\n"), "{r}");
+    }
+    let mut addresses: Vec<&str> = runs.iter().flat_map(|r| r.lines().nth(2)).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 8);
+}
+
+#[test]
+fn console_takes_megabytes_and_refuses_nonsense() {
+    let r = run(&["console-big", "3000000"]);
+    assert_eq!((r.code, r.out.len()), (Some(0), 3_000_000));
+    assert_eq!(run(&["console-bad"]).out, "0 -22 -14\n");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_nothing() {
+    let mut child = launcher(image(), &["--net", "none"], &["console-big", "3000000"]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn fault_call_reports_and_gives_its_code() {
+    let r = run(&["fault-call"]);
+    assert_eq!(r.code, Some(134));
+    assert!(r.err.contains("the guest says: ^[[2J went wrong"), "{r:?}");
+}
+
+#[test]
+fn exceptions_reach_the_fault_entry() {
+    for (what, expected) in [
+        ("null", "vector 14 address 0x10 error 6 at image+0x"),
+        ("ud2", "vector 6 address 0x0 error 0 at image+0x"),
+        ("divide", "vector 0 address 0x0 error 0 at image+0x"),
+        ("overflow", "vector 14 address 0x"),
+        ("overflow-tick", "vector 14 address 0x"),
+    ] {
+        let r = run(&[what]);
+        assert_eq!(r.code, Some(70), "{what}: {r:?}");
+        assert!(r.err.contains(expected) && r.err.contains("fault stack true"), "{what}: {r:?}");
+        assert!(r.err.contains(" at image+0x") && !r.err.contains(" at image+0xf"), "{what}: in the image: {r:?}");
+    }
+}
+
+#[test]
+fn second_fault_ends_at_once() {
+    let r = run(&["double-fault"]);
+    assert_eq!(r.code, Some(70));
+    assert!(r.err.contains("segmentation fault where the guest could not handle it"), "{r:?}");
+}
+
+#[test]
+fn memory_rights_hold() {
+    // Protection faults (bit 0) on write (bit 1) or fetch (bit 4), in user mode (bit 2).
+    for (what, error) in [
+        ("write-text", 7),
+        ("write-relro", 7),
+        ("write-boot", 7),
+        ("write-gate", 7),
+        ("write-config", 7),
+        ("execute-reserve", 21),
+        ("execute-stack", 21),
+    ] {
+        let r = run(&[what]);
+        assert_eq!(r.code, Some(70), "FAILURE, {what} survived: {r:?}");
+        assert!(r.err.contains(&format!(" error {error} ")), "{what}: {r:?}");
+    }
+}
+
+#[test]
+fn reserve_calls_work_and_stay_in_bounds() {
+    let r = run(&["reserve"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "ok\n"), "{r:?}");
+}
+
+#[test]
+fn memory_budget_is_enforced() {
+    let r = run_with(image(), &["--net", "none", "-m", "32"], &["eat", "20000000"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "ate 19996672\n"), "{r:?}");
+    let r = run_with(image(), &["--net", "none", "-m", "32"], &["eat", "60000000"]);
+    assert_eq!(r.code, Some(70), "{r:?}");
+    assert!(r.err.contains("its budget is 3"), "{r:?}");
+}
+
+#[test]
+fn too_little_memory_says_how_much() {
+    let image = write("small", &pack(&Spec { memory: 1 << 20, ..Spec::default() }));
+    let r = run_with(&image, &["--net", "none"], &["hello"]);
+    assert_eq!(r.code, Some(2), "{r:?}");
+    assert!(r.err.contains("needs at least"), "{r:?}");
+}
+
+#[test]
+fn ticks_reach_a_spinning_guest_and_change_nothing() {
+    assert_eq!(run(&["tick"]).out, "ticks true\n");
+    let r = run(&["red-zone"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "bad 0\n"), "{r:?}");
+}
+
+#[test]
+fn wait_waits() {
+    assert_eq!(run(&["wait"]).out, "wait 0 true\nwait 0\n");
+}
+
+#[test]
+fn no_device_no_calls() {
+    assert_eq!(run(&["no-net"]).out, "-38 -38\n");
+}
+
+#[test]
+fn forbidden_system_calls_kill() {
+    let rw = "3";
+    for call in [
+        &["0", "1", "stack", "10"][..],          // read
+        &["1", "1", "text", "10"],               // write
+        &["2", "text", "0"],                     // open
+        &["9", "0", "4096", "7", "34"],          // mmap
+        &["10", "reserve", "4096", "4"],         // mprotect PROT_EXEC
+        &["10", "reserve", "4096", "5"],         // mprotect PROT_READ | PROT_EXEC
+        &["10", "reserve", "4096", "7"],         // mprotect all
+        &["10", "reserve", "4096", "0x1000001"], // mprotect PROT_GROWSDOWN
+        &["10", "image", "4096", rw],            // mprotect of the image
+        &["10", "stub", "4096", rw],             // mprotect of the gate
+        &["10", "stack", "4096", "0"],           // mprotect of the stack
+        &["11", "image", "4096"],                // munmap
+        &["25", "reserve", "4096", "8192", "1"], // mremap
+        &["28", "reserve", "4096", "9"],         // madvise MADV_REMOVE
+        &["28", "image", "4096", "4"],           // madvise of the image
+        &["28", "stack", "4096", "4"],           // madvise of the stack
+        &["41", "2", "1", "0"],                  // socket
+        &["56", "0x11", "0", "0", "0", "0"],     // clone
+        &["57"],                                 // fork
+        &["59", "text", "0", "0"],               // execve
+        &["62", "1", "9"],                       // kill
+        &["101", "0"],                           // ptrace
+        &["158", "0x1002", "0"],                 // arch_prctl
+        &["16", "4", "0x5450", "0"],             // ioctl
+        &["13", "14", "0", "0", "8"],            // rt_sigaction
+        &["131", "0", "0"],                      // sigaltstack
+        &["217", "4", "stack", "100"],           // getdents64
+        &["228", "2", "stack"],                  // clock_gettime of another clock
+        &["257", "0xffffff9c", "text", "0"],     // openat
+        &["321", "0", "stack", "0"],             // bpf
+        &["425", "1", "stack"],                  // io_uring_setup
+        &["435", "stack", "88"],                 // clone3
+        &["0x40000013", "4", "stack", "1"],      // x32 readv
+        &["100000"],                             // no such call
+    ] {
+        let args = [&["syscall"], call].concat();
+        let r = run(&args);
+        assert_eq!((r.code, r.out.as_str()), (Some(70), "try\n"), "FAILURE, {args:?} survived: {r:?}");
+        assert!(r.err.contains("ended by seccomp"), "{args:?}: {r:?}");
+    }
+    let r = run(&["int80"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(70), "try\n"), "FAILURE, int 0x80 survived: {r:?}");
+    let r = run(&["vsyscall"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(70), "try\n"), "FAILURE, vsyscall survived: {r:?}");
+}
+
+#[test]
+fn allowed_system_calls_are_all_needed() {
+    // In this process: the option is not on the launcher's command line.
+    for rule in donjon_monitor::process::seccomp::RULES {
+        let options = donjon_monitor::RunOptions {
+            args: Some(vec!["everything".into()]),
+            net: donjon_monitor::NetMode::User,
+            without_rule: Some(rule.name),
+            ..donjon_monitor::RunOptions::default()
+        };
+        let status = donjon_monitor::run(image(), &options);
+        assert!(
+            matches!(&status, Ok(donjon_monitor::ExitStatus::Killed { .. })),
+            "{} is redundant: {status:?}",
+            rule.name
+        );
+    }
+    let options =
+        donjon_monitor::RunOptions { args: Some(vec!["everything".into()]), ..donjon_monitor::RunOptions::default() };
+    assert_eq!(donjon_monitor::run(image(), &options).unwrap(), donjon_monitor::ExitStatus::Exited(0));
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+fn finish(mut child: Child) -> Ran {
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    Ran { code: child.wait().unwrap().code(), out, err }
+}
+
+#[test]
+fn stop_is_asked_for_once() {
+    use rustix::process::Signal;
+    for s in [Signal::INT, Signal::TERM] {
+        let mut child = launcher(image(), &["--net", "none"], &["stop"]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        signal(&child, s);
+        let r = finish(child);
+        assert_eq!((r.code, r.out.as_str()), (Some(5), "stop 0\n"), "{r:?}");
+    }
+}
+
+#[test]
+fn deaf_guests_are_ended() {
+    use rustix::process::Signal;
+    for (what, s, code) in [("deaf", Signal::INT, 130), ("spin", Signal::TERM, 143)] {
+        let mut child = launcher(image(), &["--net", "none", "--stop-timeout-ms", "100"], &[what]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        signal(&child, s);
+        assert_eq!(finish(child).code, Some(code), "after the timeout");
+
+        let mut child = launcher(image(), &["--net", "none", "--stop-timeout-ms", "100000"], &[what]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        signal(&child, s);
+        // Two of the same kind may merge while they are pending.
+        signal(&child, if s == Signal::INT { Signal::TERM } else { Signal::INT });
+        let code = finish(child).code;
+        assert!(matches!(code, Some(130 | 143)), "after the second signal: {code:?}");
+    }
+}
+
+#[test]
+fn bad_images_are_refused() {
+    let good = pack(&Spec::default());
+    let code = |name: &str, bytes: &[u8]| {
+        let r = run_with(&write(name, bytes), &["--net", "none"], &["hello"]);
+        (r.code.unwrap(), r.err)
+    };
+    let patched = |at: usize, value: u8| {
+        let mut b = good.clone();
+        b[at] = value;
+        b
+    };
+    for (name, bytes, says) in [
+        ("empty", vec![], "not a Donjon image"),
+        ("text", b"hello".to_vec(), "not a Donjon image"),
+        ("truncated", good[..good.len() - 4096].to_vec(), "truncated"),
+        ("short", good[..5000].to_vec(), "truncated"),
+        ("version", patched(4096 + 8, 99), "gate version 99"),
+        ("flipped", patched(good.len() - 5000, good[good.len() - 5000] ^ 1), "damaged"),
+        ("hash", patched(4096 + 30, !good[4096 + 30]), "damaged"),
+    ] {
+        let (code, err) = code(name, &bytes);
+        assert_eq!(code, 65, "{name}: {err}");
+        assert!(err.contains(says) && err.contains("hint: "), "{name}: {err}");
+    }
+    let r = run_with("/nowhere/at/all.img".as_ref(), &[], &[]);
+    assert_eq!(r.code, Some(66), "{r:?}");
+    let r = run_with("/tmp".as_ref(), &[], &[]);
+    assert_eq!(r.code, Some(65), "{r:?}");
 }

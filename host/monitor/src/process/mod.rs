@@ -29,6 +29,7 @@ use crate::options::RunOptions;
 use crate::reactor::{Interest, Reactor, Ready, Token};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
 use crate::source::Source;
+use crate::stop::{Action, Stop};
 use child::{Plan, Rseq, Step};
 use layout::{Layout, Lengths};
 use stub::Config;
@@ -38,10 +39,8 @@ const CHILD: Token = 1;
 const OUTPUT: (Token, Token) = (2, 3);
 const ERRORS: (Token, Token) = (4, 5);
 /// Tokens from here on are the network's.
-pub(crate) const NETWORK: Token = 16;
+const NETWORK: Token = 16;
 
-/// The guest is asked to stop again after this time (see the stub's `wait`: one signal can be slept through).
-const STOP_AGAIN: Duration = Duration::from_millis(250);
 /// Processor time of the guest between two looks at its memory.
 const MEMORY_PERIOD_NS: i64 = 20_000_000;
 /// What a guest may use beyond its budget before it is ended: stacks of the gate, and what the kernel counts late.
@@ -76,9 +75,9 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
         errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
             .map_err(Error::host("cannot watch the console"))?,
         report: pipes.report,
-        link: link.into_running(&reactor)?,
+        link: link.into_running(NETWORK, &reactor)?,
         guest,
-        stop: None,
+        stop: Stop::new(options.stop_timeout),
         killed: None,
         options,
     };
@@ -125,22 +124,14 @@ struct Running<'a> {
     report: OwnedFd,
     link: crate::net::RunningLink,
     guest: Guest,
-    stop: Option<Stop>,
+    stop: Stop,
     killed: Option<ExitStatus>,
     options: &'a RunOptions,
 }
 
-/// The guest has been asked to stop.
-struct Stop {
-    signal: i32,
-    kill_at: Instant,
-    again_at: Instant,
-}
-
 impl Running<'_> {
     fn timeout(&self) -> Option<Duration> {
-        let stop = self.stop.as_ref().filter(|_| self.killed.is_none()).map(|s| s.kill_at.min(s.again_at));
-        let at = [stop, self.link.deadline()].into_iter().flatten().min()?;
+        let at = [self.stop.deadline(), self.link.deadline()].into_iter().flatten().min()?;
         Some(at.saturating_duration_since(Instant::now()))
     }
 
@@ -161,33 +152,29 @@ impl Running<'_> {
             }
         }
         self.link.work(reactor);
-        self.stop_timers();
+        let action = self.stop.time(Instant::now());
+        self.act(action);
         Ok(ended)
     }
 
     fn signal(&mut self, signal: i32) {
-        match (signal, &self.stop) {
-            (CPU_TIMER, _) => self.check_memory(),
-            (_, None) => {
-                let now = Instant::now();
-                if signal == libc::SIGINT && self.options.verbose {
-                    eprintln!("stopping the guest; once more ends it at once");
-                }
-                self.stop = Some(Stop { signal, kill_at: now + self.options.stop_timeout, again_at: now });
-            }
-            (signal, Some(_)) => self.kill(ExitStatus::Stopped { signal }),
+        if signal == CPU_TIMER {
+            return self.check_memory();
         }
+        let action = self.stop.signal(signal, Instant::now());
+        if action == Action::Ask && self.options.verbose {
+            eprintln!("stopping the guest; once more ends it at once");
+        }
+        self.act(action);
     }
 
-    fn stop_timers(&mut self) {
-        let Some(stop) = &mut self.stop else { return };
-        let now = Instant::now();
-        if now >= stop.kill_at {
-            let signal = stop.signal;
-            self.kill(ExitStatus::Stopped { signal });
-        } else if now >= stop.again_at {
-            stop.again_at = now + STOP_AGAIN;
-            let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::TERM);
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Nothing => {}
+            Action::Ask => {
+                let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::TERM);
+            }
+            Action::Kill(signal) => self.kill(ExitStatus::Stopped { signal }),
         }
     }
 
@@ -324,7 +311,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
             stub: stub::PAGES * PAGE,
             reserve: (8 * memory).max(4 << 30),
         },
-        random,
+        crate::random,
     );
     let boot = boot_page(source, link, memory - private, &layout, &strings, vdso.clock_gettime);
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
@@ -418,7 +405,7 @@ fn boot_page(source: &Source, link: &Link, memory: u64, layout: &Layout, strings
     boot.clock = Clock { vdso: clock, ..Clock::default() };
     boot.engine[..7].copy_from_slice(b"process");
     for word in boot.entropy.chunks_exact_mut(8) {
-        word.copy_from_slice(&random().to_ne_bytes());
+        word.copy_from_slice(&crate::random().to_ne_bytes());
     }
     boot
 }
@@ -445,14 +432,6 @@ fn config(source: &Source, link: &Link, layout: &Layout, vdso: &vdso::Vdso, filt
         config.gap_count += 1;
     }
     config
-}
-
-/// 64 bits of the kernel's generator.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    // Cannot fail for 8 bytes once the generator is seeded; before that it blocks.
-    while rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {}
-    u64::from_ne_bytes(bytes)
 }
 
 fn clone(plan: &Plan<'_>) -> Result<(i32, OwnedFd), Error> {

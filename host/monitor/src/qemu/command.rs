@@ -1,0 +1,194 @@
+//! QEMU's command line.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use crate::error::Error;
+use crate::options::{Machine, NetMode, QemuOptions, RunOptions, TapOptions, protocol_name};
+use crate::source::Source;
+use crate::tap;
+use crate::usernet::policy::{DNS4, GATEWAY4, GUEST_MAC, GUEST4, PREFIX4};
+
+/// Longest command line that the shim reads, bytes.
+const APPEND_MAX: usize = 4095;
+/// Least memory that an image boots in, bytes: below it the shim's own page tables and buffers do not fit.
+const MEMORY_LEAST: u64 = 8 << 20;
+
+/// QEMU's arguments for this guest.
+pub(super) fn arguments(
+    source: &Source,
+    options: &RunOptions,
+    qemu: &QemuOptions,
+    status: RawFd,
+    tap: Option<RawFd>,
+) -> Result<Vec<String>, Error> {
+    let memory = options.memory.unwrap_or(source.manifest.memory);
+    if memory < MEMORY_LEAST {
+        return Err(Error::Usage {
+            what: format!(
+                "{} KiB of memory are too little: a virtual machine needs at least {} KiB",
+                memory / 1024,
+                MEMORY_LEAST / 1024
+            ),
+            hint: "give it more with --memory, or in Donjon.toml",
+        });
+    }
+    let mut out: Vec<String> = Vec::new();
+    let mut put = |words: &[&str]| out.extend(words.iter().map(|w| (*w).to_owned()));
+    let microvm = qemu.machine == Machine::Microvm;
+    put(&["-machine", if microvm { "microvm" } else { "q35" }]);
+    put(&["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &format!("{}M", memory.div_ceil(1 << 20))]);
+    put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    if microvm {
+        // The shim drives modern virtio only.
+        put(&["-global", "virtio-mmio.force-legacy=false"]);
+    }
+    put(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
+    put(&["-chardev", &format!("file,id=status,path=/proc/self/fd/{status}")]);
+    put(&["-device", "isa-debugcon,iobase=0xe9,chardev=status"]);
+    let device = |mac: [u8; 6]| {
+        let [a, b, c, d, e, f] = mac;
+        let mac = format!("mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        if microvm {
+            format!("virtio-net-device,netdev=n0,{mac}")
+        } else {
+            format!("virtio-net-pci,netdev=n0,disable-legacy=on,romfile=,{mac}")
+        }
+    };
+    match &options.net {
+        NetMode::None => {}
+        NetMode::User => {
+            put(&["-netdev", &user_net(source, options)?, "-device", &device(GUEST_MAC)]);
+        }
+        NetMode::Tap(t) => {
+            let fd = tap.unwrap_or(-1);
+            let mac = t.mac.unwrap_or_else(|| tap::stable_mac(&t.name));
+            put(&["-netdev", &format!("tap,id=n0,fd={fd}"), "-device", &device(mac)]);
+        }
+    }
+    let path = source.path.to_str().ok_or(Error::Usage {
+        what: "the image's path is not UTF-8".into(),
+        hint: "rename it, or use --engine process",
+    })?;
+    put(&["-kernel", path]);
+    let append = append(source, options)?;
+    put(&["-append", &append]);
+    out.extend(qemu.extra.iter().cloned());
+    Ok(out)
+}
+
+fn user_net(source: &Source, options: &RunOptions) -> Result<String, Error> {
+    let mut out = "user,id=n0,ipv6=off".to_owned();
+    if source.manifest.egress.is_empty() && !options.egress_any {
+        // Published ports still work; nothing else does.
+        out.push_str(",restrict=on");
+    }
+    for p in &options.publish {
+        if p.host.is_ipv6() {
+            return Err(Error::Usage {
+                what: format!("QEMU's user-mode networking cannot publish on {}", p.host),
+                hint: "publish on an IPv4 address, or use --engine process",
+            });
+        }
+        out.push_str(&format!(
+            ",hostfwd={}:{}:{}-{GUEST4}:{}",
+            protocol_name(p.protocol),
+            p.host.ip(),
+            p.host.port(),
+            p.guest
+        ));
+    }
+    Ok(out)
+}
+
+/// The guest's command line.
+fn append(source: &Source, options: &RunOptions) -> Result<String, Error> {
+    let mut words: Vec<String> = match &options.net {
+        NetMode::None => vec!["donjon.ip=none".into(), "donjon.ip6=none".into()],
+        NetMode::User => vec![
+            format!("donjon.ip={GUEST4}/{PREFIX4}"),
+            format!("donjon.gw={GATEWAY4}"),
+            format!("donjon.dns={DNS4}"),
+            "donjon.ip6=none".into(),
+        ],
+        NetMode::Tap(t) => tap_words(t),
+    };
+    // The same merge as under the process engine, which also checks the entries.
+    crate::net::strings(source, options)?;
+    words.extend(options.env.iter().map(|e| quoted(&format!("donjon.env={e}"))));
+    if let Some(args) = &options.args {
+        words.push("--".into());
+        words.extend(args.iter().map(|a| quoted(a)));
+    }
+    let line = words.join(" ");
+    if line.len() > APPEND_MAX {
+        return Err(Error::Usage {
+            what: format!("arguments and environment take {} bytes, a virtual machine takes {APPEND_MAX}", line.len()),
+            hint: "put them into Donjon.toml, or use --engine process",
+        });
+    }
+    Ok(line)
+}
+
+fn tap_words(t: &TapOptions) -> Vec<String> {
+    let mut words = vec![];
+    let v4 = |a: &&IpAddr| a.is_ipv4();
+    match t.addresses.iter().find(|(a, _)| a.is_ipv4()) {
+        Some((a, prefix)) => words.push(format!("donjon.ip={a}/{prefix}")),
+        None => words.push("donjon.ip=dhcp".into()),
+    }
+    match t.addresses.iter().find(|(a, _)| a.is_ipv6()) {
+        Some((a, prefix)) => words.push(format!("donjon.ip6={a}/{prefix}")),
+        None => words.push("donjon.ip6=auto".into()),
+    }
+    words.extend(t.gateways.iter().find(v4).map(|a| format!("donjon.gw={a}")));
+    words.extend(t.gateways.iter().find(|a| a.is_ipv6()).map(|a| format!("donjon.gw6={a}")));
+    let dns: Vec<String> = t.dns.iter().filter(v4).take(2).map(IpAddr::to_string).collect();
+    if !dns.is_empty() {
+        words.push(format!("donjon.dns={}", dns.join(",")));
+    }
+    words.extend(t.dns.iter().find(|a| a.is_ipv6()).map(|a| format!("donjon.dns6={a}")));
+    words
+}
+
+/// A word as the shim reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '\'');
+    if !word.is_empty() && word != "--" && word.chars().all(plain) {
+        return word.into();
+    }
+    let mut out = String::from("\"");
+    for c in word.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_they_must_be() {
+        assert_eq!(quoted("plain=1"), "plain=1");
+        assert_eq!(quoted("two words"), "\"two words\"");
+        assert_eq!(quoted(""), "\"\"");
+        assert_eq!(quoted("a\"b\\c"), "\"a\\\"b\\\\c\"");
+        assert_eq!(quoted("--"), "\"--\"");
+    }
+
+    #[test]
+    fn tap_addresses_become_words() {
+        let t: TapOptions = "tap0,ip=10.0.0.2/24,gw=10.0.0.1,dns=1.1.1.1,dns=2.2.2.2,ip=fd00::2/64".parse().unwrap();
+        assert_eq!(
+            tap_words(&t).join(" "),
+            "donjon.ip=10.0.0.2/24 donjon.ip6=fd00::2/64 donjon.gw=10.0.0.1 donjon.dns=1.1.1.1,2.2.2.2"
+        );
+        assert_eq!(tap_words(&"tap0".parse().unwrap()).join(" "), "donjon.ip=dhcp donjon.ip6=auto");
+    }
+}

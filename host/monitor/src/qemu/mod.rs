@@ -1,0 +1,180 @@
+//! The QEMU engine: the same image as a virtual machine, without hardware help.
+//!
+//! The monitor starts QEMU, relays the serial port, and reads the guest's exit status from a port that the ring-0 shim writes it to. How the shim
+//! takes addresses, arguments and environment: `guest/ring0/src/cmdline.rs`.
+
+#![expect(unsafe_code, reason = "runs between fork and exec")]
+// UNSAFETY: `pre_exec` with system calls only.
+
+mod command;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use donjon_image::Protocol;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::console::{Relay, Stream};
+use crate::error::Error;
+use crate::exit::ExitStatus;
+use crate::options::{NetMode, QemuOptions, RunOptions};
+use crate::probe::find_program;
+use crate::reactor::{Interest, Reactor, Token};
+use crate::signals::{CPU_TIMER, Signals};
+use crate::source::Source;
+use crate::stop::{Action, Stop};
+
+const SIGNALS: Token = 0;
+const CHILD: Token = 1;
+const OUTPUT: (Token, Token) = (2, 3);
+const ERRORS: (Token, Token) = (4, 5);
+
+/// The byte on the serial port's input that asks the guest to stop (Ctrl-C).
+const STOP_BYTE: [u8; 1] = [3];
+
+/// Runs the guest to its end.
+pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> Result<ExitStatus, Error> {
+    let program = qemu.program.clone().or_else(|| find_program("qemu-system-x86_64")).ok_or(Error::EngineUnavailable {
+        engine: "qemu",
+        reason: "qemu-system-x86_64 is not installed".into(),
+        hint: "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), or use --engine process",
+    })?;
+    crate::net::check_publish(options)?;
+    check_ports(options)?;
+    let tap = match &options.net {
+        NetMode::Tap(t) => Some(crate::tap::open(t).map_err(|source| Error::Tap { name: t.name.clone(), source })?),
+        _ => None,
+    };
+    let (status, guest_status) =
+        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::host("cannot create a pipe"))?;
+    let arguments =
+        command::arguments(source, options, qemu, guest_status.as_raw_fd(), tap.as_ref().map(|t| t.as_raw_fd()))?;
+    if options.verbose {
+        eprintln!("starting QEMU: {} {}", program.display(), arguments.join(" "));
+    }
+    let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
+    let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
+    reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
+
+    let mut command = Command::new(&program);
+    command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Out of the terminal's process group: Ctrl-C is for the monitor.
+    command.process_group(0);
+    let inherited = [Some(guest_status.as_raw_fd()), tap.as_ref().map(|t| t.as_raw_fd())];
+    let mut child = Qemu(spawn(command, inherited).map_err(Error::host("cannot start QEMU"))?);
+    drop((guest_status, tap));
+
+    let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");
+    let pidfd =
+        rustix::process::pidfd_open(rustix::process::Pid::from_child(&child.0), rustix::process::PidfdFlags::empty())
+            .map_err(watch())?;
+    reactor.add(&pidfd, CHILD, Interest::READ).map_err(watch())?;
+    let missing = || Error::Host { what: "cannot watch QEMU", source: io::ErrorKind::BrokenPipe.into() };
+    let output: OwnedFd = child.0.stdout.take().ok_or_else(missing)?.into();
+    let errors: OwnedFd = child.0.stderr.take().ok_or_else(missing)?.into();
+    let input: OwnedFd = child.0.stdin.take().ok_or_else(missing)?.into();
+    for fd in [&output, &errors, &input] {
+        rustix::io::ioctl_fionbio(fd, true).map_err(watch())?;
+    }
+    let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?;
+    let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
+
+    let mut stop = Stop::new(options.stop_timeout);
+    let (mut killed, mut ready) = (None, Vec::new());
+    'run: loop {
+        let timeout = stop.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        reactor.wait(timeout, &mut ready).map_err(Error::host("cannot wait for events"))?;
+        let mut actions = vec![];
+        for r in &ready {
+            match r.token {
+                SIGNALS => {
+                    while let Some(signal) = signals.next() {
+                        if signal != CPU_TIMER {
+                            actions.push(stop.signal(signal, Instant::now()));
+                        }
+                    }
+                }
+                CHILD => break 'run,
+                t if t == OUTPUT.0 || t == OUTPUT.1 => output.pump(&reactor),
+                t if t == ERRORS.0 || t == ERRORS.1 => errors.pump(&reactor),
+                _ => {}
+            }
+        }
+        actions.push(stop.time(Instant::now()));
+        for action in actions {
+            match action {
+                Action::Nothing => {}
+                Action::Ask => {
+                    let _ = rustix::io::write(&input, &STOP_BYTE);
+                }
+                Action::Kill(signal) => {
+                    killed = Some(ExitStatus::Stopped { signal });
+                    let _ = child.0.kill();
+                }
+            }
+        }
+    }
+    drop(signals);
+    output.finish();
+    errors.finish();
+    let ended = child.0.wait().map_err(Error::host("cannot learn how QEMU ended"))?;
+    let mut byte = [0];
+    let said = matches!(rustix::io::read(&status, &mut byte), Ok(1));
+    match (said, killed, ended.code(), ended.signal()) {
+        (true, ..) => Ok(ExitStatus::Exited(byte[0])),
+        (false, Some(killed), ..) => Ok(killed),
+        // isa-debug-exit: (status << 1) | 1. 1 alone is also QEMU's own failure, and a guest says its status on the other port first.
+        (false, None, Some(code), _) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited((code >> 1) as u8)),
+        (false, None, Some(0), _) => {
+            Ok(ExitStatus::Killed { reason: "the machine was reset or powered off without an exit status".into() })
+        }
+        (false, None, Some(_), _) => Err(Error::EngineUnavailable {
+            engine: "qemu",
+            reason: "QEMU refused to start (its own words are above)".into(),
+            hint: "look at the command with -v, or use --engine process",
+        }),
+        (false, None, None, signal) => {
+            Ok(ExitStatus::Killed { reason: format!("QEMU was ended by signal {}", signal.unwrap_or(0)) })
+        }
+    }
+}
+
+/// QEMU as a child that does not outlive its run.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(mut command: Command, inherited: [Option<RawFd>; 2]) -> io::Result<Child> {
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        for fd in inherited.into_iter().flatten() {
+            // SAFETY: the descriptor is open: its owner lives until after the spawn.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+            rustix::io::fcntl_setfd(fd.as_fd(), rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}
+
+/// QEMU would say it less clearly, and after the guest has begun to start.
+fn check_ports(options: &RunOptions) -> Result<(), Error> {
+    for p in &options.publish {
+        let bound = match p.protocol {
+            Protocol::Tcp => std::net::TcpListener::bind(p.host).map(drop),
+            Protocol::Udp => std::net::UdpSocket::bind(p.host).map(drop),
+        };
+        bound.map_err(|source| Error::Publish { addr: p.host, protocol: p.protocol, source })?;
+    }
+    Ok(())
+}

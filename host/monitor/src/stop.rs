@@ -1,0 +1,92 @@
+//! How a guest is brought to its end by the user: asked first, ended if it does not listen.
+
+use std::time::{Duration, Instant};
+
+/// The guest is asked again after this time: a request may fall into a moment in which it is slept through.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// What is to be done now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    /// Nothing.
+    Nothing,
+    /// Ask the guest to stop.
+    Ask,
+    /// End it; the signal is the one to blame.
+    Kill(i32),
+}
+
+/// Whether the guest has been asked.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    timeout: Duration,
+    asked: Option<Asked>,
+    killed: bool,
+}
+
+#[derive(Debug)]
+struct Asked {
+    signal: i32,
+    kill_at: Instant,
+    again_at: Instant,
+}
+
+impl Stop {
+    /// `timeout` is how long the guest may take.
+    pub fn new(timeout: Duration) -> Stop {
+        Stop { timeout, asked: None, killed: false }
+    }
+
+    /// SIGINT, SIGTERM or SIGHUP has arrived.
+    pub fn signal(&mut self, signal: i32, now: Instant) -> Action {
+        if self.asked.is_none() {
+            self.asked = Some(Asked { signal, kill_at: now + self.timeout, again_at: now + AGAIN });
+            return Action::Ask;
+        }
+        self.kill(signal)
+    }
+
+    /// When [`Self::time`] is to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.asked.as_ref().filter(|_| !self.killed).map(|a| a.kill_at.min(a.again_at))
+    }
+
+    /// Time has passed.
+    pub fn time(&mut self, now: Instant) -> Action {
+        let Some(asked) = &mut self.asked else { return Action::Nothing };
+        if now >= asked.kill_at {
+            let signal = asked.signal;
+            self.kill(signal)
+        } else if now >= asked.again_at {
+            asked.again_at = now + AGAIN;
+            Action::Ask
+        } else {
+            Action::Nothing
+        }
+    }
+
+    fn kill(&mut self, signal: i32) -> Action {
+        if std::mem::replace(&mut self.killed, true) { Action::Nothing } else { Action::Kill(signal) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asks_then_kills_once() {
+        let (start, s) = (Instant::now(), Duration::from_secs);
+        let mut stop = Stop::new(s(10));
+        assert_eq!((stop.deadline(), stop.time(start)), (None, Action::Nothing));
+        assert_eq!(stop.signal(2, start), Action::Ask);
+        assert_eq!(stop.time(start + s(1)), Action::Ask);
+        assert_eq!(stop.time(start + s(11)), Action::Kill(2));
+        assert_eq!(stop.time(start + s(12)), Action::Nothing);
+        assert_eq!(stop.deadline(), None);
+        let mut stop = Stop::new(s(10));
+        assert_eq!(stop.signal(2, start), Action::Ask);
+        assert_eq!(stop.signal(15, start), Action::Kill(15));
+        assert_eq!(stop.signal(15, start), Action::Nothing);
+    }
+}

@@ -1,0 +1,127 @@
+//! A TAP device of the host: the guest reads and writes its frames itself.
+
+#![expect(unsafe_code, reason = "ioctls of the tun driver")]
+// UNSAFETY: ioctl calls whose argument is a local structure or integer.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, Result};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use donjon_abi::boot;
+
+use crate::options::TapOptions;
+
+// linux/if_tun.h
+const TUNSETIFF: u64 = 0x4004_54ca;
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUN_F_CSUM: u64 = 1;
+const TUN_F_TSO4: u64 = 2;
+const TUN_F_TSO6: u64 = 4;
+
+/// Opens the device: one frame per read and write, with the 12-byte virtio header in front, checksum and segmentation offload both ways.
+pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
+    // Without this check the driver would create an interface of that name, if we may, which would vanish at the end.
+    let state = format!("/sys/class/net/{}/flags", options.name);
+    let flags = std::fs::read_to_string(&state).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::other("there is no such interface"),
+        _ => e,
+    })?;
+    let up = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).is_ok_and(|f| f & 1 == 1);
+    if !up {
+        return Err(Error::other("the interface is down"));
+    }
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: 1. an ifreq of zeros is valid, 2. the name is at most 15 bytes (checked when the options were parsed), 3. both live for the call.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(options.name.bytes().take(15)) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        ioctl(&file, TUNSETIFF, (&raw mut request) as u64)?;
+        let size = donjon_abi::NET_HDR_LEN as i32;
+        ioctl(&file, TUNSETVNETHDRSZ, (&raw const size) as u64)?;
+        ioctl(&file, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)?;
+    }
+    Ok(file.into())
+}
+
+unsafe fn ioctl(file: &File, request: u64, argument: u64) -> Result<()> {
+    // SAFETY: the caller's promise: the argument fits the request.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What the guest is told about it.
+pub(crate) fn boot_net(options: &TapOptions) -> boot::Net {
+    use boot::net::{DHCP, RX_GSO, SLAAC, TX_CSUM, TX_TSO4, TX_TSO6};
+    let mut net = boot::Net {
+        flags: TX_CSUM | TX_TSO4 | TX_TSO6 | RX_GSO | SLAAC,
+        mtu: mtu(&options.name),
+        mac: options.mac.unwrap_or_else(|| stable_mac(&options.name)),
+        ..boot::Net::default()
+    };
+    for (address, prefix) in &options.addresses {
+        match address {
+            IpAddr::V4(a) => (net.ipv4, net.ipv4_prefix) = (a.octets(), *prefix),
+            IpAddr::V6(a) => (net.ipv6, net.ipv6_prefix) = (a.octets(), *prefix),
+        }
+    }
+    if net.ipv4 == [0; 4] {
+        net.flags |= DHCP;
+    }
+    for gateway in &options.gateways {
+        match gateway {
+            IpAddr::V4(a) => net.ipv4_gateway = a.octets(),
+            IpAddr::V6(a) => net.ipv6_gateway = a.octets(),
+        }
+    }
+    let mut resolvers = net.ipv4_dns.iter_mut();
+    for resolver in &options.dns {
+        match resolver {
+            IpAddr::V4(a) => {
+                if let Some(slot) = resolvers.next() {
+                    *slot = a.octets();
+                }
+            }
+            IpAddr::V6(a) => net.ipv6_dns = a.octets(),
+        }
+    }
+    net
+}
+
+/// The interface's own MTU.
+fn mtu(name: &str) -> u32 {
+    std::fs::read_to_string(format!("/sys/class/net/{name}/mtu"))
+        .ok()
+        .and_then(|t| t.trim().parse().ok())
+        .filter(|m| (576..=65_535).contains(m))
+        .unwrap_or(1500)
+}
+
+/// A locally administered address that stays the same for an interface name (FNV-1a), so that neighbours' caches stay right over restarts.
+pub(crate) fn stable_mac(name: &str) -> [u8; 6] {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let [a, b, c, d, e, ..] = hash.to_le_bytes();
+    [0x02, a, b, c, d, e]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_page_says_what_the_options_say() {
+        let net = boot_net(&"tap9,ip=10.9.0.2/24,gw=10.9.0.1,dns=10.9.0.3,ip=fd00::2/64,gw=fd00::1".parse().unwrap());
+        assert_eq!((net.ipv4, net.ipv4_prefix, net.ipv4_gateway), ([10, 9, 0, 2], 24, [10, 9, 0, 1]));
+        assert_eq!((net.ipv4_dns[0], net.ipv6_prefix, net.mtu), ([10, 9, 0, 3], 64, 1500));
+        assert_eq!(net.flags & boot::net::DHCP, 0);
+        assert_eq!(net.mac[0] & 3, 2);
+        let net = boot_net(&"tap9".parse().unwrap());
+        assert_ne!(net.flags & boot::net::DHCP, 0);
+        assert_ne!(stable_mac("tap1"), stable_mac("tap2"));
+    }
+}

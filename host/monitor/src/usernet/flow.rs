@@ -1,0 +1,245 @@
+//! One TCP connection: a socket of the host on one side, a connection of our stack to the guest on the other.
+//!
+//! Bytes are held only while the side that they go to does not take them, and then at most one scratch buffer's worth per
+//! direction; the side that they come from is not read meanwhile, so that its sender stops.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use donjon_net::{Error, Handle, Pending, RecvMode, Shutdown, Stack};
+use rustix::io::Errno;
+
+use crate::reactor::Interest;
+
+/// Pieces that are moved in one direction before other connections get their turn.
+const TURNS: usize = 8;
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// The guest has sent SYN; the host's socket is being connected.
+    DialHost(Pending),
+    /// Somebody has connected to a published port; the guest has our SYN.
+    DialGuest {
+        /// Number of the listener.
+        listener: usize,
+        /// When, if the guest has refused, to try again (it may still be booting).
+        again: Option<u64>,
+        /// Tries so far.
+        tries: u32,
+    },
+    /// Both sides are connected.
+    Open,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub socket: OwnedFd,
+    pub phase: Phase,
+    /// The stack's side; none before there is one.
+    pub handle: Option<Handle>,
+    /// Who has connected, for published ports.
+    pub peer: Option<SocketAddr>,
+    pub interest: Interest,
+    to_host: Held,
+    to_guest: Held,
+    /// No more bytes come from the host.
+    host_ended: bool,
+    /// No more bytes come from the guest.
+    guest_ended: bool,
+    /// The end has been passed on.
+    host_shut: bool,
+    guest_shut: bool,
+    /// The stack has refused bytes for want of memory.
+    starved: bool,
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// It waits for events.
+    Keep,
+    /// It has more to do at once, after the others.
+    More,
+    /// The stack has no memory for it now; no event will tell when it has.
+    Later,
+    /// Both directions have ended well.
+    Done,
+    /// One side has failed; the other is to know.
+    Reset,
+}
+
+impl Flow {
+    pub fn new(socket: OwnedFd, phase: Phase, peer: Option<SocketAddr>, interest: Interest) -> Flow {
+        Flow {
+            socket,
+            phase,
+            handle: None,
+            peer,
+            interest,
+            to_host: Held::default(),
+            to_guest: Held::default(),
+            host_ended: false,
+            guest_ended: false,
+            host_shut: false,
+            guest_shut: false,
+            starved: false,
+        }
+    }
+
+    /// Moves bytes both ways. `readable`: the host's socket may have some.
+    pub fn work(&mut self, stack: &mut Stack, scratch: &mut [u8], mut readable: bool) -> Verdict {
+        let Some(handle) = self.handle.filter(|_| self.phase == Phase::Open) else { return Verdict::Keep };
+        let moved = self
+            .towards_host(stack, handle, scratch)
+            .and_then(|a| Ok(a | self.towards_guest(stack, handle, scratch, &mut readable)?));
+        match moved {
+            Err(Failed) => Verdict::Reset,
+            Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later,
+            Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
+            Ok(true) => Verdict::More,
+            Ok(false) => Verdict::Keep,
+        }
+    }
+
+    /// What to wait for at the host's socket.
+    pub fn wanted(&self) -> Interest {
+        match self.phase {
+            Phase::DialHost(_) => Interest { read: false, write: true },
+            Phase::DialGuest { .. } => Interest::default(),
+            Phase::Open => {
+                Interest { read: !self.host_ended && self.to_guest.is_empty(), write: !self.to_host.is_empty() }
+            }
+        }
+    }
+
+    /// True if there may be more.
+    fn towards_host(&mut self, stack: &mut Stack, handle: Handle, scratch: &mut [u8]) -> Result<bool, Failed> {
+        for _ in 0..TURNS {
+            if !self.to_host.is_empty() {
+                match write(&self.socket, self.to_host.bytes())? {
+                    0 => return Ok(false),
+                    n => self.to_host.take(n),
+                }
+            } else if self.host_shut {
+                return Ok(false);
+            } else if self.guest_ended {
+                // Fails if the host's side is gone already, which reading will tell.
+                let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
+                self.host_shut = true;
+                return Ok(false);
+            } else {
+                match stack.recv(handle, &mut [scratch], RecvMode::Take) {
+                    Ok(0) => self.guest_ended = true,
+                    Ok(n) => {
+                        let written = write(&self.socket, &scratch[..n])?;
+                        self.to_host.keep(&scratch[written..n]);
+                    }
+                    Err(Error::WouldBlock) => return Ok(false),
+                    Err(_) => return Err(Failed),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn towards_guest(
+        &mut self,
+        stack: &mut Stack,
+        handle: Handle,
+        scratch: &mut [u8],
+        readable: &mut bool,
+    ) -> Result<bool, Failed> {
+        for _ in 0..TURNS {
+            if !self.to_guest.is_empty() {
+                match self.send(stack, handle, None)? {
+                    0 => return Ok(false),
+                    n => self.to_guest.take(n),
+                }
+            } else if self.guest_shut {
+                return Ok(false);
+            } else if self.host_ended {
+                let _ = stack.shutdown(handle, Shutdown::Write);
+                self.guest_shut = true;
+                return Ok(false);
+            } else if !*readable {
+                return Ok(false);
+            } else {
+                match rustix::io::read(&self.socket, &mut *scratch) {
+                    Ok(0) => self.host_ended = true,
+                    Ok(n) => {
+                        // Less than asked for: the socket is empty now, and epoll will tell when it is not.
+                        *readable = n == scratch.len();
+                        let sent = self.send(stack, handle, Some(&scratch[..n]))?;
+                        self.to_guest.keep(&scratch[sent..n]);
+                    }
+                    Err(Errno::AGAIN) => *readable = false,
+                    Err(Errno::INTR) => {}
+                    Err(_) => return Err(Failed),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives bytes (those that are held, if `None`) to the stack; 0 if it takes nothing now.
+    fn send(&mut self, stack: &mut Stack, handle: Handle, bytes: Option<&[u8]>) -> Result<usize, Failed> {
+        match stack.send(handle, &[bytes.unwrap_or(self.to_guest.bytes())]) {
+            Ok(n) => Ok(n),
+            Err(Error::WouldBlock) => Ok(0),
+            Err(Error::NoMemory) => {
+                self.starved = true;
+                Ok(0)
+            }
+            Err(_) => Err(Failed),
+        }
+    }
+}
+
+/// One side has failed.
+#[derive(Debug)]
+struct Failed;
+
+/// 0 if the socket takes nothing now.
+fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
+    loop {
+        match rustix::net::send(socket, bytes, rustix::net::SendFlags::NOSIGNAL) {
+            Ok(n) => return Ok(n),
+            Err(Errno::AGAIN) => return Ok(0),
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Failed),
+        }
+    }
+}
+
+/// Bytes that one side has not taken yet.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.bytes = bytes.to_vec();
+            self.start = 0;
+        }
+    }
+
+    fn take(&mut self, n: usize) {
+        self.start += n;
+        if self.is_empty() {
+            *self = Held::default();
+        }
+    }
+}

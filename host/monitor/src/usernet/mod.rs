@@ -1,0 +1,732 @@
+//! User-mode networking: the guest's TCP connections and UDP datagrams end here and go on as ordinary sockets of the host.
+//!
+//! The guest's frames come over a socket of packets ([`device`]); [`donjon_net`] speaks TCP/IP with it under every address that the guest may
+//! reach, so no rights are needed on the host. The network is that of QEMU's user mode ([`policy`]): guest 10.0.2.15, gateway 10.0.2.2 (the
+//! host's loopback), resolver 10.0.2.3. Every queue is bounded, and one side is not read while the other does not take.
+
+mod device;
+mod flow;
+pub(crate) mod policy;
+mod slab;
+mod udp;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use donjon_abi::boot;
+use donjon_image::{Manifest, Protocol};
+use donjon_net::{
+    BindOptions, Config, Domain, Error as NetError, Handle, Limits, Offload, Output, Ready as Bits, RecvMode, Stack,
+    TcpOptions,
+};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::error::Error;
+use crate::options::{Publish, RunOptions};
+use crate::reactor::{Interest, Reactor, Ready, Token};
+use device::Device;
+use flow::{Flow, Phase, Verdict};
+use policy::{
+    DNS4, DNS6, GATEWAY_MAC, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6, Policy, TCP, UDP,
+};
+use slab::Slab;
+use udp::{Pair, Published, presented};
+
+/// Largest IP packet on the link; super-frames are larger.
+const MTU: u32 = 1500;
+/// Bytes that one read or write moves at most.
+const SCRATCH: usize = 128 * 1024;
+/// Frames that are taken from the guest before the host's sockets get their turn.
+const FRAMES_PER_TURN: usize = 256;
+/// Half-open attempts of the guest, and the host's backlog.
+const BACKLOG: u32 = 1024;
+/// A guest that refuses a published port in its first seconds may still be booting: it is asked again.
+const BOOTING: u64 = 10_000_000_000;
+/// Time between two such tries, growing; ns.
+const AGAIN: std::ops::Range<u64> = 1_000_000..50_000_000;
+/// How long to wait when the stack has no memory, ns.
+const STARVED: u64 = 5_000_000;
+
+/// User-mode networking for a guest that has not started yet. The published ports are taken already.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    device: Device,
+    listeners: Vec<(OwnedFd, Publish)>,
+    policy: Policy,
+}
+
+impl Prepared {
+    /// Takes the ports, and makes the link. The second value is the guest's end.
+    pub fn open(options: &RunOptions, manifest: &Manifest) -> Result<(Prepared, OwnedFd), Error> {
+        raise_descriptor_limit();
+        let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
+        let (device, guest) = Device::pair().map_err(Error::host("cannot create a socket pair"))?;
+        let policy = Policy::new(&manifest.egress, options.egress_any);
+        Ok((Prepared { device, listeners, policy }, guest))
+    }
+
+    /// What the guest is told.
+    pub fn boot() -> boot::Net {
+        use boot::net::{RX_GSO, TX_CSUM, TX_TSO4, TX_TSO6};
+        boot::Net {
+            flags: TX_CSUM | TX_TSO4 | TX_TSO6 | RX_GSO,
+            mtu: MTU,
+            mac: GUEST_MAC,
+            ipv4_prefix: PREFIX4,
+            ipv6_prefix: PREFIX6,
+            ipv4: GUEST4.octets(),
+            ipv4_gateway: GATEWAY4.octets(),
+            ipv4_dns: [DNS4.octets(), [0; 4]],
+            ipv6: GUEST6.octets(),
+            ipv6_gateway: GATEWAY6.octets(),
+            ipv6_dns: DNS6.octets(),
+        }
+    }
+}
+
+fn listen(p: &Publish) -> Result<OwnedFd, Error> {
+    let open = || -> rustix::io::Result<OwnedFd> {
+        let kind = match p.protocol {
+            Protocol::Tcp => SocketType::STREAM,
+            Protocol::Udp => SocketType::DGRAM,
+        };
+        let socket = socket(p.host, kind)?;
+        if p.host.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        if p.protocol == Protocol::Tcp {
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+        }
+        rustix::net::bind(&socket, &p.host)?;
+        if p.protocol == Protocol::Tcp {
+            rustix::net::listen(&socket, BACKLOG as i32)?;
+        }
+        Ok(socket)
+    };
+    open().map_err(|e| Error::Publish { addr: p.host, protocol: p.protocol, source: e.into() })
+}
+
+fn socket(towards: SocketAddr, kind: SocketType) -> rustix::io::Result<OwnedFd> {
+    let family = if towards.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Each connection is a descriptor.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// User-mode networking at work.
+pub(crate) struct UserNet {
+    stack: Stack,
+    device: Device,
+    device_interest: Interest,
+    policy: Policy,
+    /// Added to all tokens.
+    base: Token,
+    start: Instant,
+    scratch: Vec<u8>,
+    any_tcp: Handle,
+    any_udp: Handle,
+    sources: Slab<Source>,
+    tcp_listeners: Vec<Listener>,
+    udp_listeners: Vec<(u64, Published)>,
+    /// Connections by the stack's name for them.
+    by_handle: HashMap<Handle, u64>,
+    /// Pairs by guest address and destination.
+    pairs: HashMap<(SocketAddr, SocketAddr), u64>,
+    /// When silent pairs are looked for next.
+    pairs_check: u64,
+    /// Connections that have more to do at once.
+    todo: Vec<u64>,
+    /// Connections that are to be looked at again at a time.
+    later: Vec<(u64, u64)>,
+    /// Most entries of `sources`.
+    sources_max: usize,
+    /// Listeners are not watched while there are too many connections.
+    paused: bool,
+}
+
+impl std::fmt::Debug for UserNet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserNet").field("sources", &self.sources.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Listener {
+    socket: OwnedFd,
+    publish: Publish,
+    number: u64,
+    /// The guest has accepted a connection on its port.
+    proven: bool,
+}
+
+/// What a descriptor of the host is for.
+#[derive(Debug)]
+enum Source {
+    Device,
+    TcpListener(usize),
+    UdpListener(usize),
+    Flow(Box<Flow>),
+    Pair(Pair),
+}
+
+impl UserNet {
+    /// Starts to work. Its tokens begin at `base`.
+    pub fn new(prepared: Prepared, base: Token, reactor: &Reactor) -> Result<UserNet, Error> {
+        let mut key = [0; 32];
+        for part in key.chunks_mut(8) {
+            part.copy_from_slice(&crate::random().to_ne_bytes());
+        }
+        let config = Config {
+            mac: GATEWAY_MAC,
+            mtu: MTU,
+            offload: Offload { tx_csum: true, tso4: true, tso6: true },
+            key,
+            limits: Limits {
+                sockets: 32 * 1024,
+                memory: 64 << 20,
+                half_open: 4096,
+                time_wait: 4096,
+                orphans: 4096,
+                neighbours: 16,
+                send_buffer: 1 << 20,
+                receive_buffer: 1 << 20,
+            },
+            any_ip: true,
+            dhcp: false,
+            slaac: false,
+        };
+        let failed = |e: NetError| Error::Host {
+            what: "cannot start user-mode networking",
+            source: std::io::Error::from_raw_os_error(e.errno()),
+        };
+        let start = Instant::now();
+        let mut stack = Stack::new(config, 1);
+        stack.add_address(GATEWAY4.into(), PREFIX4).map_err(failed)?;
+        stack.add_address(GATEWAY6.into(), PREFIX6).map_err(failed)?;
+        let any_tcp = stack.listen_any(BACKLOG).map_err(failed)?;
+        let any_udp = stack.bind_any().map_err(failed)?;
+        let mut net = UserNet {
+            stack,
+            device: prepared.device,
+            device_interest: Interest::READ,
+            policy: prepared.policy,
+            base,
+            start,
+            scratch: vec![0; SCRATCH],
+            any_tcp,
+            any_udp,
+            sources: Slab::new(),
+            tcp_listeners: Vec::new(),
+            udp_listeners: Vec::new(),
+            by_handle: HashMap::new(),
+            pairs: HashMap::new(),
+            pairs_check: 0,
+            todo: Vec::new(),
+            later: Vec::new(),
+            sources_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
+                .current
+                .map_or(30_000, |n| n.saturating_sub(64).min(30_000) as usize),
+            paused: false,
+        };
+        let watch = |e| Error::host("cannot watch a socket")(e);
+        // The first entry: number 0.
+        net.sources.insert_with(|_| Source::Device);
+        reactor.add(&net.device, net.base, Interest::READ).map_err(watch)?;
+        for (socket, publish) in prepared.listeners {
+            match publish.protocol {
+                Protocol::Tcp => {
+                    let index = net.tcp_listeners.len();
+                    let number = net.sources.insert_with(|_| Source::TcpListener(index));
+                    reactor.add(&socket, net.base + number, Interest::READ).map_err(watch)?;
+                    net.tcp_listeners.push(Listener { socket, publish, number, proven: false });
+                }
+                Protocol::Udp => {
+                    let index = net.udp_listeners.len();
+                    let number = net.sources.insert_with(|_| Source::UdpListener(index));
+                    reactor.add(&socket, net.base + number, Interest::READ).map_err(watch)?;
+                    net.udp_listeners.push((number, Published::new(socket, publish.guest)));
+                }
+            }
+        }
+        net.work(reactor);
+        Ok(net)
+    }
+
+    /// When [`Self::work`] must be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        if !self.todo.is_empty() {
+            return Some(self.start);
+        }
+        let later = self.later.iter().map(|(at, _)| *at).min();
+        let pairs = (!self.pairs.is_empty()).then_some(self.pairs_check);
+        // While the device is full, the stack has nothing that it could do.
+        let stack = if self.device.full { None } else { self.stack.deadline() };
+        let at = [later, pairs, stack].into_iter().flatten().min()?;
+        Some(self.start + Duration::from_nanos(at.saturating_sub(1)))
+    }
+
+    /// Takes an event.
+    pub fn ready(&mut self, ready: Ready, reactor: &Reactor) {
+        let number = ready.token - self.base;
+        match self.sources.get_mut(number) {
+            None => {}
+            Some(Source::Device) => {
+                if ready.write {
+                    self.device.full = false;
+                }
+                self.receive_frames(reactor);
+            }
+            Some(Source::TcpListener(index)) => {
+                let index = *index;
+                self.accept(index, reactor);
+            }
+            Some(Source::UdpListener(index)) => {
+                let index = *index;
+                self.published_datagrams(index);
+            }
+            Some(Source::Flow(_)) => self.flow_ready(number, ready, reactor),
+            Some(Source::Pair(_)) => self.answers(number, reactor),
+        }
+    }
+
+    /// After all events of a round: timers, connections that had more to do, and what the stack wants to send.
+    pub fn work(&mut self, reactor: &Reactor) {
+        let now = self.now();
+        for number in std::mem::take(&mut self.todo) {
+            self.flow_work(number, true, reactor);
+        }
+        if self.later.iter().any(|(at, _)| *at <= now) {
+            let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
+            self.later = later;
+            for (_, number) in due {
+                self.again(number, reactor);
+            }
+        }
+        if !self.pairs.is_empty() && now >= self.pairs_check {
+            self.pairs_check = now + udp::CHECK;
+            self.forget_pairs(now);
+        }
+        self.output();
+        // What was sent may have made room or ended something.
+        if self.events(reactor) {
+            self.output();
+        }
+        let interest = Interest { read: true, write: self.device.full };
+        if interest != self.device_interest && reactor.modify(&self.device, self.base, interest).is_ok() {
+            self.device_interest = interest;
+        }
+        if self.paused && self.sources.len() < self.sources_max {
+            self.pause_listeners(false, reactor);
+        }
+    }
+
+    /// The guest has ended: what it has sent before still goes out.
+    pub fn finish(&mut self, reactor: &Reactor) {
+        self.receive_frames(reactor);
+        for _ in 0..16 {
+            if self.todo.is_empty() {
+                break;
+            }
+            for number in std::mem::take(&mut self.todo) {
+                self.flow_work(number, false, reactor);
+            }
+        }
+    }
+
+    /// Nanoseconds since the start, never 0.
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64 + 1
+    }
+
+    fn output(&mut self) {
+        if !self.device.full {
+            let now = self.now();
+            match self.stack.output(now, &mut self.device) {
+                Output::Idle => {}
+                Output::Full => self.device.full = true,
+            }
+        }
+    }
+
+    fn receive_frames(&mut self, reactor: &Reactor) {
+        for _ in 0..FRAMES_PER_TURN {
+            let now = self.start.elapsed().as_nanos() as u64 + 1;
+            let Some((header, frame)) = self.device.receive() else { break };
+            self.stack.input(now, header, frame);
+        }
+        self.events(reactor);
+    }
+
+    /// Handles what the stack has to say; true if there was something.
+    fn events(&mut self, reactor: &Reactor) -> bool {
+        let mut any = false;
+        while let Some(event) = self.stack.next_event() {
+            any = true;
+            if event.handle == self.any_tcp {
+                self.dial_host(reactor);
+            } else if event.handle == self.any_udp {
+                self.datagrams(reactor);
+            } else if let Some(&number) = self.by_handle.get(&event.handle) {
+                self.flow_event(number, event.ready, reactor);
+            }
+        }
+        any
+    }
+}
+
+/// TCP.
+impl UserNet {
+    /// The guest wants to connect to somewhere.
+    fn dial_host(&mut self, reactor: &Reactor) {
+        while let Ok((pending, to, _guest)) = self.stack.next_pending(self.any_tcp) {
+            let socket = if self.sources.len() >= self.sources_max {
+                None
+            } else {
+                self.policy.translate(TCP, to).and_then(|to| connect(to).ok())
+            };
+            let Some(socket) = socket else {
+                self.stack.refuse(pending);
+                continue;
+            };
+            let interest = Interest { read: false, write: true };
+            let flow = Flow::new(socket, Phase::DialHost(pending), None, interest);
+            self.add_flow(flow, interest, reactor);
+        }
+    }
+
+    fn add_flow(&mut self, flow: Flow, interest: Interest, reactor: &Reactor) -> Option<u64> {
+        let number = self.sources.insert_with(|_| Source::Flow(Box::new(flow)));
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return None };
+        if reactor.add(&flow.socket, self.base + number, interest).is_err() {
+            self.end_flow(number, Verdict::Reset);
+            return None;
+        }
+        Some(number)
+    }
+
+    /// Somebody has connected to a published port.
+    fn accept(&mut self, index: usize, reactor: &Reactor) {
+        for _ in 0..64 {
+            if self.sources.len() >= self.sources_max {
+                return self.pause_listeners(true, reactor);
+            }
+            let listener = &self.tcp_listeners[index];
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let (socket, peer) = match rustix::net::acceptfrom_with(&listener.socket, flags) {
+                Ok(accepted) => accepted,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
+                    return self.pause_listeners(true, reactor);
+                }
+                Err(_) => return,
+            };
+            let _ = sockopt::set_tcp_nodelay(&socket, true);
+            let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
+            let phase = Phase::DialGuest { listener: index, again: None, tries: 0 };
+            let flow = Flow::new(socket, phase, peer, Interest::default());
+            if let Some(number) = self.add_flow(flow, Interest::default(), reactor) {
+                self.dial_guest(number);
+            }
+        }
+    }
+
+    /// Connects to the guest's port for a connection to a published one.
+    fn dial_guest(&mut self, number: u64) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        let Phase::DialGuest { listener, again, .. } = &mut flow.phase else { return };
+        *again = None;
+        let publish = self.tcp_listeners[*listener].publish;
+        let (guest, gateway): (IpAddr, IpAddr) = match publish.host.ip() {
+            IpAddr::V4(_) => (GUEST4.into(), GATEWAY4.into()),
+            IpAddr::V6(_) => (GUEST6.into(), GATEWAY6.into()),
+        };
+        let domain = if guest.is_ipv4() { Domain::V4 } else { Domain::V6 };
+        let peer = flow.peer.map(|p| SocketAddr::new(presented(p.ip(), gateway), p.port()));
+        let stack = &mut self.stack;
+        let mut dial = |from: Option<SocketAddr>| -> Result<Handle, NetError> {
+            let handle = stack.tcp_socket(domain)?;
+            let connected = (|| {
+                if let Some(from) = from {
+                    stack.bind(handle, from, BindOptions { reuse_addr: true, v6_only: false })?;
+                }
+                nodelay(stack, handle);
+                stack.connect(handle, SocketAddr::new(guest, publish.guest))
+            })();
+            match connected {
+                Ok(()) => Ok(handle),
+                Err(e) => {
+                    stack.abort(handle);
+                    Err(e)
+                }
+            }
+        };
+        // The guest sees who it is, where it is somebody else than this host.
+        let named = peer.filter(|p| p.ip() != gateway).and_then(|p| dial(Some(p)).ok());
+        match named.map_or_else(|| dial(None), Ok) {
+            Ok(handle) => {
+                flow.handle = Some(handle);
+                self.by_handle.insert(handle, number);
+            }
+            Err(_) => self.end_flow(number, Verdict::Reset),
+        }
+    }
+
+    fn flow_event(&mut self, number: u64, bits: Bits, reactor: &Reactor) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        if let Phase::DialGuest { listener, again, tries } = &mut flow.phase {
+            let Some(handle) = flow.handle else { return };
+            if bits.intersects(Bits::ERROR) {
+                let error = self.stack.take_error(handle);
+                let listener = &self.tcp_listeners[*listener];
+                let now = self.start.elapsed().as_nanos() as u64 + 1;
+                if error == Some(NetError::ConnectionRefused) && !listener.proven && now < BOOTING {
+                    let pause = AGAIN.start.saturating_mul(1 << (*tries).min(10)).min(AGAIN.end);
+                    *again = Some(now + pause);
+                    *tries += 1;
+                    self.later.push((now + pause, number));
+                    self.by_handle.remove(&handle);
+                    flow.handle = None;
+                    self.stack.abort(handle);
+                } else {
+                    self.end_flow(number, Verdict::Reset);
+                }
+                return;
+            }
+            if !bits.intersects(Bits::CONNECTED.union(Bits::WRITABLE)) {
+                return;
+            }
+            self.tcp_listeners[*listener].proven = true;
+            flow.phase = Phase::Open;
+        }
+        self.flow_work(number, true, reactor);
+    }
+
+    fn flow_ready(&mut self, number: u64, ready: Ready, reactor: &Reactor) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        match flow.phase {
+            Phase::Open => self.flow_work(number, ready.read, reactor),
+            Phase::DialGuest { .. } => {
+                // Nothing is asked for but the end of the socket.
+                if ready.hangup {
+                    self.end_flow(number, Verdict::Reset);
+                }
+            }
+            Phase::DialHost(pending) => {
+                let connected = matches!(sockopt::socket_error(&flow.socket), Ok(Ok(())));
+                match if connected { self.stack.complete(pending) } else { Err(NetError::ConnectionRefused) } {
+                    Ok(handle) => {
+                        nodelay(&mut self.stack, handle);
+                        flow.handle = Some(handle);
+                        flow.phase = Phase::Open;
+                        self.by_handle.insert(handle, number);
+                        self.flow_work(number, true, reactor);
+                    }
+                    Err(_) => self.end_flow(number, Verdict::Reset),
+                }
+            }
+        }
+    }
+
+    fn flow_work(&mut self, number: u64, readable: bool, reactor: &Reactor) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        let verdict = flow.work(&mut self.stack, &mut self.scratch, readable);
+        match verdict {
+            Verdict::Keep | Verdict::More | Verdict::Later => {
+                let wanted = flow.wanted();
+                if wanted != flow.interest {
+                    match reactor.modify(&flow.socket, self.base + number, wanted) {
+                        Ok(()) => flow.interest = wanted,
+                        Err(_) => return self.end_flow(number, Verdict::Reset),
+                    }
+                }
+                match verdict {
+                    Verdict::More => self.todo.push(number),
+                    Verdict::Later => {
+                        let at = self.now() + STARVED;
+                        self.later.push((at, number));
+                    }
+                    _ => {}
+                }
+            }
+            Verdict::Done | Verdict::Reset => self.end_flow(number, verdict),
+        }
+    }
+
+    /// The time of an entry of `later` has come.
+    fn again(&mut self, number: u64, reactor: &Reactor) {
+        match self.sources.get_mut(number) {
+            Some(Source::Flow(flow)) if matches!(flow.phase, Phase::DialGuest { again: Some(_), .. }) => {
+                self.dial_guest(number);
+            }
+            _ => self.flow_work(number, true, reactor),
+        }
+    }
+
+    fn end_flow(&mut self, number: u64, verdict: Verdict) {
+        let Some(Source::Flow(flow)) = self.sources.remove(number) else { return };
+        if let Phase::DialHost(pending) = flow.phase {
+            self.stack.refuse(pending);
+        }
+        if let Some(handle) = flow.handle {
+            self.by_handle.remove(&handle);
+            match verdict {
+                Verdict::Done => self.stack.close(handle),
+                _ => self.stack.abort(handle),
+            }
+        }
+        if verdict != Verdict::Done {
+            // RST instead of FIN when it is dropped.
+            let _ = sockopt::set_socket_linger(&flow.socket, Some(Duration::ZERO));
+        }
+    }
+
+    fn pause_listeners(&mut self, paused: bool, reactor: &Reactor) {
+        self.paused = paused;
+        for l in &self.tcp_listeners {
+            let interest = Interest { read: !paused, write: false };
+            let _ = reactor.modify(&l.socket, self.base + l.number, interest);
+        }
+    }
+}
+
+fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
+    let socket = socket(to, SocketType::STREAM)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(e) => Err(e),
+    }
+}
+
+/// What is handed over has been waited for once already.
+fn nodelay(stack: &mut Stack, handle: Handle) {
+    if let Ok(options) = stack.tcp_options(handle) {
+        let _ = stack.set_tcp_options(handle, TcpOptions { nodelay: true, ..options });
+    }
+}
+
+/// UDP.
+impl UserNet {
+    /// Datagrams of the guest.
+    fn datagrams(&mut self, reactor: &Reactor) {
+        while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
+            let answer = self.udp_listeners.iter().find(|(_, l)| l.port == d.from.port() && l.real(d.to).is_some());
+            if let Some((_, listener)) = answer {
+                if let Some(peer) = listener.real(d.to) {
+                    let _ = rustix::net::sendto(
+                        &listener.socket,
+                        &self.scratch[..d.copied],
+                        rustix::net::SendFlags::NOSIGNAL,
+                        &peer,
+                    );
+                }
+                continue;
+            }
+            let number = match self.pairs.get(&(d.from, d.to)) {
+                Some(number) => *number,
+                None => match self.new_pair(d.from, d.to, reactor) {
+                    Some(number) => number,
+                    None => continue,
+                },
+            };
+            let now = self.now();
+            if let Some(Source::Pair(pair)) = self.sources.get_mut(number) {
+                pair.used = now;
+                // A full socket or an unreachable peer loses the datagram, as networks do.
+                let _ = rustix::net::send(&pair.socket, &self.scratch[..d.copied], rustix::net::SendFlags::NOSIGNAL);
+            }
+        }
+    }
+
+    fn new_pair(&mut self, guest: SocketAddr, remote: SocketAddr, reactor: &Reactor) -> Option<u64> {
+        let to = self.policy.translate(UDP, remote)?;
+        if self.pairs.len() >= udp::PAIRS_MAX || self.sources.len() >= self.sources_max {
+            let oldest = self.sources.iter().filter_map(|(n, s)| match s {
+                Source::Pair(p) => Some((p.used, n)),
+                _ => None,
+            });
+            let (_, oldest) = oldest.min()?;
+            self.remove_pair(oldest);
+        }
+        let socket = socket(to, SocketType::DGRAM).ok()?;
+        rustix::net::connect(&socket, &to).ok()?;
+        let used = self.now();
+        let number = self.sources.insert_with(|_| Source::Pair(Pair { socket, guest, remote, used }));
+        self.pairs.insert((guest, remote), number);
+        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return None };
+        if reactor.add(&pair.socket, self.base + number, Interest::READ).is_err() {
+            self.remove_pair(number);
+            return None;
+        }
+        Some(number)
+    }
+
+    fn remove_pair(&mut self, number: u64) {
+        if let Some(Source::Pair(pair)) = self.sources.remove(number) {
+            self.pairs.remove(&(pair.guest, pair.remote));
+        }
+    }
+
+    fn forget_pairs(&mut self, now: u64) {
+        let ended: Vec<u64> = self
+            .sources
+            .iter()
+            .filter_map(|(n, s)| matches!(s, Source::Pair(p) if p.ends() <= now).then_some(n))
+            .collect();
+        for number in ended {
+            self.remove_pair(number);
+        }
+    }
+
+    /// Datagrams from a remote to the guest.
+    fn answers(&mut self, number: u64, _reactor: &Reactor) {
+        let now = self.now();
+        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return };
+        for _ in 0..64 {
+            match rustix::net::recv(&pair.socket, &mut *self.scratch, rustix::net::RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    pair.used = now;
+                    let _ =
+                        self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(pair.guest), Some(pair.remote));
+                }
+                // An ICMP error (refused) is taken away by the call; the next may succeed.
+                Err(Errno::INTR | Errno::CONNREFUSED) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Datagrams to a published port.
+    fn published_datagrams(&mut self, index: usize) {
+        let Some((_, listener)) = self.udp_listeners.get_mut(index) else { return };
+        for _ in 0..64 {
+            let received = rustix::net::recvfrom(&listener.socket, &mut *self.scratch, rustix::net::RecvFlags::empty());
+            let (n, from) = match received {
+                Ok((n, _, Some(from))) => (n, from),
+                Ok(_) | Err(Errno::INTR | Errno::CONNREFUSED) => continue,
+                Err(_) => return,
+            };
+            let Ok(from) = SocketAddr::try_from(from) else { continue };
+            let (guest, gateway): (IpAddr, IpAddr) =
+                if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
+            let shown = listener.present(from, gateway);
+            let to = SocketAddr::new(guest, listener.port);
+            let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
+        }
+    }
+}
+
+impl AsFd for UserNet {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
