@@ -17,7 +17,7 @@
 //!
 //! An unknown `donjon.` word is an error; other words are for other kernels and are passed over.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use crate::text;
 use donjon_abi::boot::{Net, net};
 
 /// Most places of virtio-mmio devices.
@@ -132,53 +132,45 @@ impl<'a> Words<'a> {
 }
 
 fn apply(s: &mut Settings, setting: &[u8]) -> Option<()> {
-    let (key, value) = core::str::from_utf8(setting).ok()?.split_once('=')?;
+    let (key, value) = text::cut(setting, b'=')?;
     match (key, value) {
-        ("ip", "dhcp") => s.net.flags |= net::DHCP,
-        ("ip", "none") => s.net.flags &= !net::DHCP,
-        ("ip", _) => {
-            let (address, prefix) = value.split_once('/')?;
-            s.net.ipv4 = v4(address)?;
-            s.net.ipv4_prefix = prefix.parse().ok().filter(|p| *p <= 32)?;
+        (b"ip", b"dhcp") => s.net.flags |= net::DHCP,
+        (b"ip", b"none") => s.net.flags &= !net::DHCP,
+        (b"ip", _) => {
+            let (address, prefix) = text::cut(value, b'/')?;
+            s.net.ipv4 = text::ipv4(address)?;
+            s.net.ipv4_prefix = text::decimal(prefix).filter(|p| *p <= 32)? as u8;
             s.net.flags &= !net::DHCP;
         }
-        ("gw", _) => s.net.ipv4_gateway = v4(value)?,
-        ("dns", _) => {
-            let (first, second) = value.split_once(',').unwrap_or((value, "0.0.0.0"));
-            s.net.ipv4_dns = [v4(first)?, v4(second)?];
+        (b"gw", _) => s.net.ipv4_gateway = text::ipv4(value)?,
+        (b"dns", _) => {
+            let (first, second) = text::cut(value, b',').unwrap_or((value, b"0.0.0.0"));
+            s.net.ipv4_dns = [text::ipv4(first)?, text::ipv4(second)?];
         }
-        ("ip6", "auto") => s.net.flags |= net::SLAAC,
-        ("ip6", "none") => s.net.flags &= !net::SLAAC,
-        ("ip6", _) => {
-            let (address, prefix) = value.split_once('/')?;
-            s.net.ipv6 = v6(address)?;
-            s.net.ipv6_prefix = prefix.parse().ok().filter(|p| *p <= 128)?;
+        (b"ip6", b"auto") => s.net.flags |= net::SLAAC,
+        (b"ip6", b"none") => s.net.flags &= !net::SLAAC,
+        (b"ip6", _) => {
+            let (address, prefix) = text::cut(value, b'/')?;
+            s.net.ipv6 = text::ipv6(address)?;
+            s.net.ipv6_prefix = text::decimal(prefix).filter(|p| *p <= 128)? as u8;
             s.net.flags &= !net::SLAAC;
         }
-        ("gw6", _) => s.net.ipv6_gateway = v6(value)?,
-        ("dns6", _) => s.net.ipv6_dns = v6(value)?,
-        ("time", _) => s.time = Some(value.parse().ok()?),
-        ("env", _) => drop(value.split_once('=')?),
+        (b"gw6", _) => s.net.ipv6_gateway = text::ipv6(value)?,
+        (b"dns6", _) => s.net.ipv6_dns = text::ipv6(value)?,
+        (b"time", _) => s.time = Some(text::decimal(value)?),
+        (b"env", _) => drop(text::cut(value, b'=')?),
         _ => return None,
     }
     Some(())
 }
 
-fn v4(text: &str) -> Option<[u8; 4]> {
-    Some(text.parse::<Ipv4Addr>().ok()?.octets())
-}
-
-fn v6(text: &str) -> Option<[u8; 16]> {
-    Some(text.parse::<Ipv6Addr>().ok()?.octets())
-}
-
 /// `SIZE@BASE:IRQ[:ID]`: the base (Linux, `virtio_mmio.c`).
 fn mmio(device: &[u8]) -> Option<u64> {
-    let (_, rest) = core::str::from_utf8(device).ok()?.split_once('@')?;
-    let (base, _) = rest.split_once(':')?;
-    let base = match base.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
-        None => base.parse().ok()?,
+    let (_, rest) = text::cut(device, b'@')?;
+    let (base, _) = text::cut(rest, b':')?;
+    let base = match base.strip_prefix(b"0x") {
+        Some(hex) => text::number(hex, 16)?,
+        None => text::decimal(base)?,
     };
     (base != 0 && base.is_multiple_of(4)).then_some(base)
 }

@@ -60,7 +60,7 @@ impl Machine {
 
     /// Usable memory.
     pub fn ram(&self) -> &[Span] {
-        &self.ram[..self.count]
+        self.ram.get(..self.count).unwrap_or_default()
     }
 
     /// Bytes of usable memory.

@@ -73,7 +73,7 @@ impl Frames {
             self.freed = PhysAddr(mem.read_u64(frame));
             frame
         } else {
-            let span = self.spans[..self.count].iter_mut().find(|s| s.start < s.end)?;
+            let span = self.spans.iter_mut().take(self.count).find(|s| s.start < s.end)?;
             let frame = PhysAddr(span.start);
             span.start += PAGE;
             frame

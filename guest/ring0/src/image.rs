@@ -143,9 +143,9 @@ impl Places {
         let len = len.next_multiple_of(PAGE);
         let pages = (USER.end - USER.start).checked_sub(len)? / PAGE;
         for _ in 0..64 {
-            let start = USER.start + random()? % pages * PAGE;
+            let start = USER.start + random()?.checked_rem(pages)? * PAGE;
             let wide = Span { start: start - PAGE, end: start + len + PAGE };
-            if self.taken[..self.count].iter().all(|t| wide.end <= t.start || wide.start >= t.end) {
+            if self.taken.iter().take(self.count).all(|t| wide.end <= t.start || wide.start >= t.end) {
                 *self.taken.get_mut(self.count)? = wide;
                 self.count += 1;
                 return Some(start);

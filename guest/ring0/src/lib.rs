@@ -17,6 +17,7 @@ pub mod phys;
 pub mod rng;
 pub mod space;
 pub mod strings;
+pub mod text;
 pub mod transport;
 pub mod user;
 pub mod virtq;

@@ -26,7 +26,7 @@ mod feature {
 }
 
 /// Bytes of a receive buffer: a whole Ethernet frame.
-const RX_SIZE: u32 = 2048;
+const RX_SIZE: u32 = Each::HalfPage.size();
 /// Receive buffers that the device gets at first, and each time it has run out of them.
 const RX_STEP: u16 = 16;
 /// Most receive buffers.
@@ -59,27 +59,55 @@ impl From<Lie> for Failure {
     }
 }
 
-/// Pages that a queue's descriptors name.
+/// Buffers, one for each descriptor of a queue.
 struct Pool {
     /// 0: none yet.
     pages: [PhysAddr; SIZE_MAX as usize],
-    size: u32,
+    each: Each,
+}
+
+/// How large a buffer is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Each {
+    Page,
+    HalfPage,
+}
+
+impl Each {
+    /// Power of two of the bytes.
+    const fn shift(self) -> u32 {
+        match self {
+            Each::Page => 12,
+            Each::HalfPage => 11,
+        }
+    }
+
+    const fn size(self) -> u32 {
+        1 << self.shift()
+    }
 }
 
 impl Pool {
-    const fn new(size: u32) -> Pool {
-        Pool { pages: [PhysAddr(0); SIZE_MAX as usize], size }
+    const fn new(each: Each) -> Pool {
+        Pool { pages: [PhysAddr(0); SIZE_MAX as usize], each }
     }
 
-    const fn at(&self, index: u16) -> PhysAddr {
-        let each = PAGE / self.size as u64;
-        self.pages[(index as u64 / each) as usize].add(index as u64 % each * self.size as u64)
+    /// Number of the page and offset in it.
+    const fn place(&self, index: u16) -> (usize, u64) {
+        let offset = (index as u64) << self.each.shift();
+        ((offset / PAGE) as usize, offset % PAGE)
+    }
+
+    /// The buffer's memory; it has some since [`Self::back`].
+    fn at(&self, index: u16) -> PhysAddr {
+        let (page, offset) = self.place(index);
+        self.pages.get(page).copied().unwrap_or_default().add(offset)
     }
 
     /// Gives the buffer memory if it has none.
     fn back<M: Phys>(&mut self, space: &mut Space<M>, index: u16) -> Option<PhysAddr> {
-        let each = PAGE / u64::from(self.size);
-        let page = self.pages.get_mut((u64::from(index) / each) as usize)?;
+        let (number, _) = self.place(index);
+        let page = self.pages.get_mut(number)?;
         if *page == PhysAddr(0) {
             *page = space.frames.alloc(&mut space.mem)?;
         }
@@ -136,9 +164,18 @@ impl Nic {
         tx.interrupts(mem, false);
         describe(&transport, mem, features, out);
         let segments = features & (feature::HOST_TSO4 | feature::HOST_TSO6) != 0;
-        let tx_pool = Pool::new(if segments { PAGE as u32 } else { RX_SIZE });
-        let mut nic =
-            Nic { transport, rx, tx, notify, rx_pool: Pool::new(RX_SIZE), tx_pool, features, posted: 0, full: false };
+        let tx_pool = Pool::new(if segments { Each::Page } else { Each::HalfPage });
+        let mut nic = Nic {
+            transport,
+            rx,
+            tx,
+            notify,
+            rx_pool: Pool::new(Each::HalfPage),
+            tx_pool,
+            features,
+            posted: 0,
+            full: false,
+        };
         nic.post(space, RX_STEP);
         if nic.posted == 0 {
             return Err(Lie("there is no memory for its buffers"));
@@ -212,8 +249,8 @@ impl Nic {
         if !well_formed || total > FRAME_MAX as u64 {
             return Ok(true);
         }
-        let size = self.tx_pool.size;
-        let needed = (total as u32).div_ceil(size) as u16;
+        let size = self.tx_pool.each.size();
+        let needed = ((total as u32 + size - 1) >> self.tx_pool.each.shift()) as u16;
         if needed > self.tx.size() {
             return Ok(true);
         }

@@ -133,12 +133,16 @@ impl Queue {
             mem.write_u32(descriptor.add(8), len);
             mem.write_u16(descriptor.add(12), write | if following.is_some() { NEXT } else { 0 });
             mem.write_u16(descriptor.add(14), following.unwrap_or(0));
-            self.next[usize::from(index)] = following.map_or(END, |f| f as u8);
+            if let Some(next) = self.next.get_mut(usize::from(index)) {
+                *next = following.map_or(END, |f| f as u8);
+            }
         }
-        self.in_flight[usize::from(head)] = true;
+        if let Some(flying) = self.in_flight.get_mut(usize::from(head)) {
+            *flying = true;
+        }
         self.flying += 1;
         let [_, ring, _] = self.parts();
-        mem.write_u16(ring.add(4 + 2 * u64::from(self.available % self.size)), head);
+        mem.write_u16(ring.add(4 + 2 * u64::from(self.available & (self.size - 1))), head);
         self.available = self.available.wrapping_add(1);
     }
 
@@ -179,7 +183,7 @@ impl Queue {
         }
         mem.fence();
         let [.., used] = self.parts();
-        let element = used.add(4 + 8 * u64::from(self.seen % self.size));
+        let element = used.add(4 + 8 * u64::from(self.seen & (self.size - 1)));
         let (id, len) = (mem.read_u32(element), mem.read_u32(element.add(4)));
         let flying = self.in_flight.get_mut(id as usize).filter(|f| **f);
         *flying.ok_or(Lie("it used a descriptor that it did not have"))? = false;

@@ -67,13 +67,13 @@ impl Calibration {
         }
         let (tsc, timer) = (last.tsc - self.first.tsc, last.apic.wrapping_sub(self.first.apic));
         let ns = match tsc_known {
-            Some(hz) => (u128::from(tsc) * u128::from(SECOND) / u128::from(hz)) as u64,
+            Some(hz) => u64::try_from((u128::from(tsc) * u128::from(SECOND)).checked_div(u128::from(hz))?).ok()?,
             None => self.known.ns(&self.first, &last),
         };
         if ns < WINDOW / 2 || tsc == 0 {
             return None;
         }
-        let ratio = |a: u64, b: u64| ((u128::from(a) << 32) / u128::from(b.max(1))) as u64;
+        let ratio = |a: u64, b: u64| (u128::from(a) << 32).checked_div(u128::from(b)).map_or(0, |r| r as u64);
         let timer_per_ns = match self.known {
             Known::Apic => 1 << 32,
             Known::Pit => ratio(timer, ns),

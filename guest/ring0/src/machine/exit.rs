@@ -30,7 +30,11 @@ pub fn exit(mem: Option<(&mut Direct, Power)>, status: u8) -> ! {
         Some((_, Power::SleepPort(port))) => outb(port, 5 << 2 | 1 << 5),
         // Mapped when it was found.
         Some((mem, Power::SleepMemory(at))) => mem.write(at, &[5 << 2 | 1 << 5]),
-        Some((_, Power::Unknown)) | None => triple_fault(),
+        Some((_, Power::Unknown)) | None => {
+            // Firecracker ends at this command of the keyboard controller, a PC resets.
+            outb(0x64, 0xfe);
+            triple_fault()
+        }
     }
     stop()
 }

@@ -63,14 +63,13 @@ pub fn load() {
     let ist = (&raw const __ist_top) as u64;
     // SAFETY: (1) called once, at boot; (2) nothing else refers to the tables.
     let (gdt, idt, task) = unsafe { (&mut *shim_gdt.0.get(), &mut *IDT.0.get(), &mut *TASK.0.get()) };
-    for (slot, value) in [(1, stack), (9, ist)] {
-        task[slot] = value as u32;
-        task[slot + 1] = (value >> 32) as u32;
-    }
-    task[25] = 104 << 16;
+    let halves = |value: u64| [value as u32, (value >> 32) as u32];
+    // Intel SDM vol. 3 §8.7: rsp0 at byte 4, ist1 at byte 36, the I/O map's offset (beyond the limit: none) in the last word.
+    let ([rsp0, rsp0_high], [ist1, ist1_high]) = (halves(stack), halves(ist));
+    [task[1], task[2]] = [rsp0, rsp0_high];
+    [task[9], task[10], task[25]] = [ist1, ist1_high, 104 << 16];
     let base = TASK.0.get() as u64;
-    gdt[6] = 103 | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
-    gdt[7] = base >> 32;
+    [gdt[6], gdt[7]] = [103 | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56, base >> 32];
     for (vector, gate) in (0u64..).zip(idt.iter_mut()) {
         let at = (&raw const shim_trap_stubs) as u64 + vector * 16;
         // NMI, double fault and machine check come on a stack of their own; `int3` is the only one that ring 3 may ask for.

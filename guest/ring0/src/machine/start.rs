@@ -21,6 +21,7 @@ use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
 use crate::space::{Device, Refused, Rights, Space, bits};
 use crate::strings::{STRINGS_MAX, Strings, StringsError};
+use crate::text;
 use crate::virtq::Lie;
 use donjon_abi::boot::{BootPage, Range, flags};
 use donjon_abi::image::{HeaderError, ImageHeader, PAYLOAD_PADDR, SHIM_PADDR};
@@ -213,7 +214,8 @@ fn boot(
     let mut random = || pool.next(&features);
     let mut page = BootPage::empty();
     for chunk in page.entropy.chunks_exact_mut(8) {
-        chunk.copy_from_slice(&random().ok_or(Stop::NoEntropy)?.to_le_bytes());
+        let fresh = random().ok_or(Stop::NoEntropy)?.to_le_bytes();
+        chunk.iter_mut().zip(fresh).for_each(|(to, from)| *to = from);
     }
     let mut places = Places::new();
     let mut place = |len| places.pick(len, &mut random).ok_or(Stop::NoEntropy);
@@ -244,7 +246,7 @@ fn boot(
             Some(Nic::start(&mut space, transport, &mut page.net).map_err(Stop::Device)?)
         }
     };
-    page.engine[..4].copy_from_slice(b"shim");
+    page.engine = *b"shim\0\0\0\0\0\0\0\0\0\0\0\0";
     let boot_frame = space.frames.alloc(&mut space.mem).ok_or(Stop::NoMemory)?;
     space.map(boot_page, boot_frame, Rights::Read)?;
     // Touch what the first instructions need, so that a machine that is too small says so here.
@@ -390,10 +392,9 @@ fn write_strings(
         None => with(Tag::Arg).try_for_each(|a| strings.push(space, &[a]))?,
     }
     page.args = strings.end();
-    let name = |entry: &[u8]| entry.iter().position(|c| *c == b'=').unwrap_or(entry.len());
     for entry in with(Tag::Env) {
-        let own = &entry[..name(entry)];
-        if !words.env().any(|e| e[..name(e)] == *own) {
+        let name = |e| text::cut(e, b'=').map(|(name, _)| name);
+        if !words.env().any(|e| name(e) == name(entry)) {
             strings.push(space, &[entry])?;
         }
     }

@@ -84,10 +84,8 @@ fn tick(shim: &mut Shim, frame: &mut Frame) {
         return;
     }
     let rsp = frame.rsp.wrapping_sub(128 + 16);
-    let mut words = [0; 16];
-    words[..8].copy_from_slice(&frame.rflags.to_le_bytes());
-    words[8..].copy_from_slice(&frame.rip.to_le_bytes());
-    let written = user::write(&mut shim.space, rsp, &words);
+    let words = u128::from(frame.rip) << 64 | u128::from(frame.rflags);
+    let written = user::write(&mut shim.space, rsp, &words.to_le_bytes());
     if shim.granted(written).is_some() {
         frame.rsp = rsp;
         frame.rip = shim.upcall;
