@@ -6,7 +6,7 @@ use std::process::Output;
 
 use donjon_tests::{donjon_command, example, target_dir, test_guest};
 
-fn donjon(args: &[&str]) -> Output {
+pub fn donjon(args: &[&str]) -> Output {
     donjon_command().args(args).output().unwrap()
 }
 
@@ -121,38 +121,8 @@ fn wrong_arguments() {
     assert!(!tap.status.success(), "a TAP that does not exist");
 }
 
-#[test]
-fn a_new_project_builds_and_answers() {
-    for template in ["std", "axum"] {
-        let dir = target_dir().join("scratch");
-        std::fs::create_dir_all(&dir).unwrap();
-        let name = format!("new-{template}");
-        let project = dir.join(&name);
-        let _ = std::fs::remove_dir_all(&project);
-        let output = donjon_command().current_dir(&dir).args(["new", &name, "--template", template]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let image = donjon_tests::image(&project);
-        let guest = donjon_tests::Guest::builder(&image, donjon_tests::Engine::ProcessUser).port(8080).start_http("/");
-        drop(guest);
-        // Twice into the same place is an error, not an overwrite.
-        let output = donjon_command().current_dir(&dir).args(["new", &name]).output().unwrap();
-        assert!(!output.status.success());
-    }
-}
-
-#[test]
-fn inspect_lists_what_is_inside() {
-    let image = example("hello-axum");
-    let output = donjon(&["inspect", image.to_str().unwrap()]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && text.contains("hello-axum"), "{text}");
-    let output = donjon(&["inspect", image.to_str().unwrap(), "--json"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && text.trim_start().starts_with('{'), "{text}");
-}
-
 /// A crate that says hello, with this Donjon.toml.
-fn scratch_crate(name: &str, manifest: &str) -> PathBuf {
+pub fn scratch_crate(name: &str, manifest: &str) -> PathBuf {
     let dir = target_dir().join("scratch").join(name);
     std::fs::create_dir_all(dir.join("src")).unwrap();
     std::fs::write(dir.join("src/main.rs"), "fn main() { println!(\"hello\"); }\n").unwrap();

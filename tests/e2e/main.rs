@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boot;
+mod cli;
 mod examples;
 mod hostile;
 mod limits;

@@ -1,0 +1,67 @@
+//! The command's own work: new projects, inspection, and `donjon test`.
+
+use donjon_tests::{Engine, Guest, donjon_command, example, target_dir};
+
+use crate::bad_input::{donjon, scratch_crate};
+
+crate::under_engines! {
+    a_crates_own_tests: ProcessUser QemuMicrovm;
+}
+
+fn a_crates_own_tests(engine: Engine) {
+    let dir = scratch_crate(&format!("own-tests-{}", if engine.is_qemu() { "qemu" } else { "process" }), "");
+    let tests = "#[test]\nfn good() { println!(\"in a guest\"); }\n#[test]\n#[ignore]\nfn later() {}\n";
+    let run = |more: &[&str]| {
+        let engine = if engine.is_qemu() { "qemu" } else { "process" };
+        let args = ["test", dir.to_str().unwrap(), "--engine", engine];
+        donjon(&[&args, more].concat())
+    };
+    std::fs::create_dir_all(dir.join("tests")).unwrap();
+    std::fs::write(dir.join("tests/some.rs"), tests).unwrap();
+    let output = run(&[]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("test good ... ok") && text.contains("1 passed; 0 failed; 1 ignored"), "{text}");
+
+    // A test that fails, one that panics across threads, and one that ends the guest.
+    for (name, body, seen) in
+        [("wrong", "assert_eq!(1, 2)", "test wrong ... FAILED"), ("gone", "std::process::abort()", "")]
+    {
+        std::fs::write(dir.join("tests/some.rs"), format!("{tests}#[test]\nfn {name}() {{ {body}; }}\n")).unwrap();
+        let output = run(&["--test", "some"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && text.contains(seen), "{name}: {text}");
+    }
+    let output = run(&["--test", "some", "--", "good"]);
+    assert!(output.status.success(), "a filter that leaves the failing test out");
+}
+
+#[test]
+fn a_new_project_builds_and_answers() {
+    for template in ["std", "axum"] {
+        let dir = target_dir().join("scratch");
+        std::fs::create_dir_all(&dir).unwrap();
+        let name = format!("new-{template}");
+        let project = dir.join(&name);
+        let _ = std::fs::remove_dir_all(&project);
+        let output = donjon_command().current_dir(&dir).args(["new", &name, "--template", template]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let image = donjon_tests::image(&project);
+        let guest = Guest::builder(&image, Engine::ProcessUser).port(8080).start_http("/");
+        drop(guest);
+        // Twice into the same place is an error, not an overwrite.
+        let output = donjon_command().current_dir(&dir).args(["new", &name]).output().unwrap();
+        assert!(!output.status.success());
+    }
+}
+
+#[test]
+fn inspect_lists_what_is_inside() {
+    let image = example("hello-axum");
+    let output = donjon(&["inspect", image.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("hello-axum"), "{text}");
+    let output = donjon(&["inspect", image.to_str().unwrap(), "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.trim_start().starts_with('{'), "{text}");
+}
