@@ -19,13 +19,36 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod addr;
+mod bytes;
+mod checksum;
 mod config;
+mod dhcp;
+mod egress;
 mod error;
+mod fragment;
 mod handle;
+mod hash;
+mod icmp;
+mod iface;
+mod ingress;
+mod neighbour;
+mod neighbour_wire;
+mod ports;
+mod slab;
+mod socket;
 mod stack;
+mod table;
+mod tcp;
+mod tcp_calls;
+mod tcp_glue;
+mod timers;
+mod types;
+mod udp;
 
 pub use config::{Config, Lease, Limits, Offload, OwnAddress};
 pub use donjon_abi::{NetHdr, net_hdr};
 pub use error::Error;
 pub use handle::{Handle, Pending};
-pub use stack::*;
+pub use stack::Stack;
+pub use types::*;

@@ -1,0 +1,250 @@
+//! The byte queue behind every socket: a list of chunks that exist only while they hold data.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Largest chunk that is allocated, bytes.
+const CHUNK_MAX: usize = 64 << 10;
+/// Largest chunk that is allocated in the hope that more data follows.
+const AHEAD_MAX: usize = 16 << 10;
+
+/// A queue of bytes. The first chunk stands apart so that a queue of one chunk needs one allocation.
+pub(crate) struct ByteQueue {
+    first: Vec<u8>,
+    rest: VecDeque<Vec<u8>>,
+    /// Bytes of `first` that are gone.
+    head: usize,
+    len: usize,
+    /// Bytes allocated.
+    held: usize,
+    /// Where [`ByteQueue::slices`] last stopped: index of a chunk, and offset in the queue of its first byte.
+    cursor: (usize, usize),
+}
+
+impl ByteQueue {
+    pub const fn new() -> ByteQueue {
+        ByteQueue { first: Vec::new(), rest: VecDeque::new(), head: 0, len: 0, held: 0, cursor: (0, 0) }
+    }
+
+    /// Bytes in the queue.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of memory in use.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Appends; returns how many bytes were taken, fewer only if there is no memory.
+    pub fn push(&mut self, data: &[u8]) -> usize {
+        let mut rest = data;
+        let tail = self.rest.back_mut().unwrap_or(&mut self.first);
+        let room = (tail.capacity() - tail.len()).min(rest.len());
+        if room > 0 {
+            let (now, later) = rest.split_at(room);
+            tail.extend_from_slice(now);
+            rest = later;
+        }
+        while !rest.is_empty() {
+            let want = rest.len().min(CHUNK_MAX);
+            // Alone, a chunk is exact; behind others it grows with the queue, so that many small pieces end in few chunks.
+            let queued = self.len + (data.len() - rest.len());
+            let capacity = if queued == 0 { want } else { want.max(queued.clamp(512, AHEAD_MAX)) };
+            let (now, later) = rest.split_at(want);
+            let mut chunk = Vec::new();
+            if chunk.try_reserve_exact(capacity).is_err() {
+                break;
+            }
+            chunk.extend_from_slice(now);
+            if !self.append(chunk) {
+                break;
+            }
+            rest = later;
+        }
+        let taken = data.len() - rest.len();
+        self.len += taken;
+        taken
+    }
+
+    fn append(&mut self, chunk: Vec<u8>) -> bool {
+        let held = chunk.capacity();
+        if self.first.capacity() == 0 {
+            self.first = chunk;
+        } else {
+            if self.rest.try_reserve(1).is_err() {
+                return false;
+            }
+            self.rest.push_back(chunk);
+        }
+        self.held += held;
+        true
+    }
+
+    /// Appends a whole buffer without copying it.
+    pub fn push_owned(&mut self, chunk: Vec<u8>) -> usize {
+        let len = chunk.len();
+        if len == 0 || !self.append(chunk) {
+            return 0;
+        }
+        self.len += len;
+        len
+    }
+
+    /// Drops the first `n` bytes (or all).
+    pub fn consume(&mut self, n: usize) {
+        let mut n = n.min(self.len);
+        self.len -= n;
+        self.cursor = if self.cursor.1 >= n { (self.cursor.0, self.cursor.1 - n) } else { (0, 0) };
+        if self.len == 0 {
+            self.first = Vec::new();
+            self.rest = VecDeque::new();
+            (self.head, self.held, self.cursor) = (0, 0, (0, 0));
+            return;
+        }
+        while n > 0 {
+            let there = self.first.len() - self.head;
+            if n < there {
+                self.head += n;
+                return;
+            }
+            n -= there;
+            self.held -= self.first.capacity();
+            self.first = self.rest.pop_front().unwrap_or_default();
+            self.head = 0;
+            self.cursor.0 = self.cursor.0.saturating_sub(1);
+            if self.cursor.0 == 0 {
+                self.cursor.1 = 0;
+            }
+        }
+    }
+
+    fn chunk(&self, index: usize) -> &[u8] {
+        if index == 0 {
+            self.first.get(self.head..).unwrap_or(&[])
+        } else {
+            self.rest.get(index - 1).map_or(&[], |c| c)
+        }
+    }
+
+    /// Copies from the front without taking; returns how many bytes.
+    pub fn peek(&self, buffers: &mut [&mut [u8]]) -> usize {
+        let (mut index, mut source) = (0, self.chunk(0));
+        let mut copied = 0;
+        for buffer in buffers.iter_mut() {
+            let mut target = &mut **buffer;
+            while !target.is_empty() {
+                if source.is_empty() {
+                    index += 1;
+                    source = self.chunk(index);
+                    if source.is_empty() {
+                        return copied;
+                    }
+                }
+                let n = target.len().min(source.len());
+                let (now, later) = target.split_at_mut(n);
+                now.copy_from_slice(&source[..n]);
+                target = later;
+                source = &source[n..];
+                copied += n;
+            }
+        }
+        copied
+    }
+
+    /// Moves the cursor to the chunk that holds the byte at `offset`. Cheap if it is near or after the last place.
+    pub fn seek(&mut self, offset: usize) {
+        if self.cursor.1 > offset {
+            self.cursor = (0, 0);
+        }
+        loop {
+            let len = self.chunk(self.cursor.0).len();
+            if len == 0 || offset < self.cursor.1 + len {
+                return;
+            }
+            self.cursor = (self.cursor.0 + 1, self.cursor.1 + len);
+        }
+    }
+
+    /// The pieces that hold up to `want` bytes from `offset`; `seek(offset)` first. Returns number of pieces and bytes.
+    pub fn slices<'a>(&'a self, offset: usize, want: usize, out: &mut [&'a [u8]]) -> (usize, usize) {
+        let (mut index, start) = self.cursor;
+        let mut skip = offset.saturating_sub(start);
+        let (mut count, mut bytes) = (0, 0);
+        for place in out.iter_mut() {
+            let chunk = self.chunk(index);
+            let Some(piece) = chunk.get(skip..) else { break };
+            if piece.is_empty() || bytes == want {
+                break;
+            }
+            let n = piece.len().min(want - bytes);
+            *place = &piece[..n];
+            (count, bytes) = (count + 1, bytes + n);
+            index += 1;
+            skip = 0;
+        }
+        (count, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn behaves_as_a_queue() {
+        let mut q = ByteQueue::new();
+        let mut model = VecDeque::new();
+        let mut x = 3u64;
+        let mut next = 0u8;
+        for _ in 0..20_000 {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let n = (x >> 40) as usize % if x >> 60 == 0 { 70_000 } else { 700 };
+            match (x >> 33) % 4 {
+                0 | 1 if model.len() < 300_000 => {
+                    let data: Vec<u8> = (0..n)
+                        .map(|_| {
+                            next = next.wrapping_add(7);
+                            next
+                        })
+                        .collect();
+                    if x & 1 == 0 {
+                        assert_eq!(q.push(&data), n);
+                    } else {
+                        assert_eq!(q.push_owned(data.clone()), n);
+                    }
+                    model.extend(&data);
+                }
+                2 => {
+                    q.consume(n);
+                    model.drain(..n.min(model.len()));
+                }
+                _ => {
+                    let offset = if model.is_empty() { 0 } else { (x >> 20) as usize % model.len() };
+                    q.seek(offset);
+                    let mut pieces: [&[u8]; 8] = [&[]; 8];
+                    let (count, bytes) = q.slices(offset, n, &mut pieces);
+                    let got = pieces[..count].concat();
+                    assert_eq!(got.len(), bytes);
+                    assert!(bytes == n.min(model.len() - offset) || count == 8);
+                    assert!(got.iter().eq(model.iter().skip(offset).take(bytes)));
+                    let mut a = vec![0; n / 3];
+                    let mut b = vec![0; n];
+                    let copied = q.peek(&mut [&mut a, &mut b]);
+                    a.extend(&b);
+                    assert_eq!(copied, model.len().min(n / 3 + n));
+                    assert!(a[..copied].iter().eq(model.iter().take(copied)));
+                }
+            }
+            assert_eq!(q.len(), model.len());
+            assert!(q.held() >= q.len());
+        }
+        q.consume(usize::MAX);
+        assert_eq!(q.held(), 0);
+    }
+}

@@ -1,0 +1,119 @@
+//! Addresses and routes of the one interface.
+
+use crate::addr::Ip;
+use crate::config::OwnAddress;
+use alloc::vec::Vec;
+
+/// Most own addresses.
+const ADDRESSES_MAX: usize = 16;
+
+pub(crate) struct Iface {
+    pub addresses: Vec<OwnAddress>,
+    pub router4: Option<Ip>,
+    pub router6: Option<Ip>,
+    /// Goes up with each change.
+    pub generation: u32,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// It stays here.
+    Local,
+    /// To a group, or to all, on the link.
+    Group,
+    /// To that neighbour.
+    Via(Ip),
+}
+
+impl Iface {
+    pub const fn new() -> Iface {
+        Iface { addresses: Vec::new(), router4: None, router6: None, generation: 0 }
+    }
+
+    /// Returns whether it is new; `None` if there are too many.
+    pub fn add(&mut self, ip: Ip, prefix: u8) -> Option<bool> {
+        self.generation = self.generation.wrapping_add(1);
+        let own = OwnAddress { address: ip.into(), prefix: prefix.min(if ip.is_v4() { 32 } else { 128 }) };
+        if let Some(a) = self.addresses.iter_mut().find(|a| a.address == own.address) {
+            *a = own;
+            return Some(false);
+        }
+        if self.addresses.len() >= ADDRESSES_MAX {
+            return None;
+        }
+        self.addresses.push(own);
+        Some(true)
+    }
+
+    pub fn remove(&mut self, ip: Ip) {
+        self.generation = self.generation.wrapping_add(1);
+        self.addresses.retain(|a| Ip::from(a.address) != ip);
+    }
+
+    pub fn owns(&self, ip: Ip) -> bool {
+        self.addresses.iter().any(|a| Ip::from(a.address) == ip)
+    }
+
+    /// Whether packets to this address stay inside the stack.
+    pub fn is_local(&self, ip: Ip) -> bool {
+        ip.is_loopback() || self.owns(ip)
+    }
+
+    /// Whether it is the broadcast address of one of our networks, or of all.
+    pub fn is_broadcast(&self, ip: Ip) -> bool {
+        ip.is_v4()
+            && (ip.is_limited_broadcast()
+                || self.addresses.iter().any(|a| {
+                    let own = Ip::from(a.address);
+                    own.is_v4() && a.prefix < 31 && own.directed_broadcast(a.prefix) == ip
+                }))
+    }
+
+    pub fn route(&self, dst: Ip) -> Option<Route> {
+        if self.is_local(dst) {
+            return Some(Route::Local);
+        }
+        if dst.is_multicast() || self.is_broadcast(dst) {
+            return Some(Route::Group);
+        }
+        if dst.is_unspecified() {
+            return None;
+        }
+        let on_link = self.addresses.iter().any(|a| Ip::from(a.address).same_network(dst, a.prefix));
+        if on_link || dst.is_link_local_v6() {
+            return Some(Route::Via(dst));
+        }
+        if dst.is_v4() { self.router4 } else { self.router6 }.map(Route::Via)
+    }
+
+    /// The address of ours to use towards `dst` (a short form of RFC 6724): same network first, then one that is not link-local.
+    pub fn source(&self, dst: Ip) -> Option<Ip> {
+        if self.is_local(dst) {
+            return Some(dst);
+        }
+        let mut best: Option<(u8, Ip)> = None;
+        for a in &self.addresses {
+            let own = Ip::from(a.address);
+            if own.is_v4() != dst.is_v4() {
+                continue;
+            }
+            let score = if own.same_network(dst, a.prefix) {
+                3
+            } else if own.is_link_local_v6() == (dst.is_link_local_v6() || (!dst.is_v4() && dst.is_multicast())) {
+                2
+            } else {
+                1
+            };
+            if best.is_none_or(|b| score > b.0) {
+                best = Some((score, own));
+            }
+        }
+        best.map(|b| b.1)
+    }
+
+    /// An address of ours in the same family, for asking neighbours.
+    pub fn any_source(&self, like: Ip) -> Option<Ip> {
+        self.source(like)
+    }
+}

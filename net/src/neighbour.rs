@@ -1,0 +1,207 @@
+//! The neighbour cache: Ethernet addresses of next hops, learned by ARP (RFC 826) and neighbour discovery (RFC 4861).
+
+use crate::addr::Ip;
+use crate::egress::Frame;
+use crate::hash::Key;
+use crate::slab::Slab;
+use crate::table::Table;
+use crate::tcp::{MS, SECOND};
+use crate::timers::Timers;
+use alloc::vec::Vec;
+
+/// An entry is used without a question for this long after it was confirmed.
+const FRESH: u64 = 30 * SECOND;
+/// And not any more after this long.
+const STALE: u64 = 120 * SECOND;
+/// Time between questions.
+const RETRY: u64 = 1000 * MS;
+/// Questions without an answer before the neighbour is unreachable.
+const TRIES: u8 = 3;
+/// Packets that wait for one answer.
+const WAITING_PACKETS: usize = 8;
+
+struct Neighbour {
+    ip: Ip,
+    mac: Option<[u8; 6]>,
+    confirmed: u64,
+    asked: u64,
+    tries: u8,
+    /// Connections that wait for the answer (slots).
+    waiting: Vec<u32>,
+    packets: Vec<Frame>,
+}
+
+pub(crate) struct Neighbours {
+    table: Table,
+    slab: Slab<Neighbour>,
+    timers: Timers,
+    key: Key,
+    max: u32,
+    /// The last answer: most traffic goes to one neighbour.
+    last: Option<(Ip, [u8; 6], u64)>,
+    clock_hand: u32,
+}
+
+/// What a lookup found.
+pub(crate) enum Found {
+    /// Use it.
+    Mac([u8; 6]),
+    /// Use it, and ask whether it is still true.
+    Ask([u8; 6]),
+    /// Not known; the question is under way.
+    Wait,
+    /// Not known; send a question.
+    Query,
+}
+
+/// What became of an entry.
+pub(crate) struct Resolved {
+    pub ip: Ip,
+    pub mac: [u8; 6],
+    pub waiting: Vec<u32>,
+    pub packets: Vec<Frame>,
+}
+
+/// What a due entry wants.
+pub(crate) enum Due {
+    Query(Ip),
+    Failed { waiting: Vec<u32>, packets: Vec<Frame> },
+}
+
+impl Neighbours {
+    pub fn new(key: Key, max: u32) -> Neighbours {
+        let max = max.max(4);
+        Neighbours {
+            table: Table::new(),
+            slab: Slab::new(max),
+            timers: Timers::new(),
+            key,
+            max,
+            last: None,
+            clock_hand: 0,
+        }
+    }
+
+    fn find(&self, ip: Ip) -> Option<u32> {
+        let hash = self.key.ip(ip) as u32;
+        self.table.find(hash, |s| self.slab.get(s).is_some_and(|n| n.ip == ip))
+    }
+
+    fn remove(&mut self, slot: u32) -> Option<Neighbour> {
+        let n = self.slab.remove(slot)?;
+        self.table.remove(self.key.ip(n.ip) as u32, slot);
+        self.timers.cancel(slot);
+        self.last = None;
+        Some(n)
+    }
+
+    fn add(&mut self, ip: Ip) -> Option<u32> {
+        if self.slab.len() >= self.max {
+            // Make room: the first entry from the hand on that nobody waits for.
+            for _ in 0..self.max {
+                self.clock_hand = (self.clock_hand + 1) % self.max;
+                if self.slab.get(self.clock_hand).is_some_and(|n| n.waiting.is_empty() && n.packets.is_empty()) {
+                    self.remove(self.clock_hand);
+                    break;
+                }
+            }
+        }
+        let n = Neighbour { ip, mac: None, confirmed: 0, asked: 0, tries: 0, waiting: Vec::new(), packets: Vec::new() };
+        let (slot, _) = self.slab.insert(n)?;
+        if !self.table.insert(self.key.ip(ip) as u32, slot) {
+            self.slab.remove(slot);
+            return None;
+        }
+        Some(slot)
+    }
+
+    /// Looks an address up; unknown ones get an entry.
+    pub fn lookup(&mut self, now: u64, ip: Ip) -> Found {
+        if let Some((last, mac, until)) = self.last
+            && last == ip
+            && now < until
+        {
+            return Found::Mac(mac);
+        }
+        let Some(slot) = self.find(ip).or_else(|| self.add(ip)) else { return Found::Wait };
+        let Some(n) = self.slab.get_mut(slot) else { return Found::Wait };
+        match n.mac {
+            Some(mac) if now < n.confirmed + FRESH => {
+                self.last = Some((ip, mac, n.confirmed + FRESH));
+                Found::Mac(mac)
+            }
+            Some(mac) if now < n.confirmed + STALE => {
+                if now >= n.asked + RETRY {
+                    n.asked = now;
+                    return Found::Ask(mac);
+                }
+                Found::Mac(mac)
+            }
+            _ => {
+                n.mac = None;
+                if n.tries > 0 {
+                    return Found::Wait;
+                }
+                (n.tries, n.asked) = (1, now);
+                self.timers.set(slot, now + RETRY);
+                Found::Query
+            }
+        }
+    }
+
+    /// Lets a connection wait for the answer.
+    pub fn wait(&mut self, ip: Ip, slot: u32) {
+        if let Some(s) = self.find(ip)
+            && let Some(n) = self.slab.get_mut(s)
+            && n.waiting.try_reserve(1).is_ok()
+        {
+            n.waiting.push(slot);
+        }
+    }
+
+    /// Lets a packet wait for the answer; gives back the one that has to go for it, or that finds no place.
+    pub fn park(&mut self, ip: Ip, frame: Frame) -> Option<Frame> {
+        let Some(n) = self.find(ip).and_then(|s| self.slab.get_mut(s)) else { return Some(frame) };
+        let gone = (n.packets.len() >= WAITING_PACKETS).then(|| n.packets.remove(0));
+        n.packets.push(frame);
+        gone
+    }
+
+    /// A neighbour has said what its Ethernet address is. Unknown neighbours are only taken up if `create`.
+    pub fn learn(&mut self, now: u64, ip: Ip, mac: [u8; 6], create: bool) -> Option<Resolved> {
+        if mac[0] & 1 != 0 || mac == [0; 6] || ip.is_unspecified() || ip.is_multicast() {
+            return None;
+        }
+        let slot = match self.find(ip) {
+            Some(s) => s,
+            None if create => self.add(ip)?,
+            None => return None,
+        };
+        self.timers.cancel(slot);
+        self.last = None;
+        let n = self.slab.get_mut(slot)?;
+        n.mac = Some(mac);
+        n.confirmed = now;
+        n.tries = 0;
+        let (waiting, packets) = (core::mem::take(&mut n.waiting), core::mem::take(&mut n.packets));
+        Some(Resolved { ip, mac, waiting, packets })
+    }
+
+    pub fn deadline(&self) -> Option<u64> {
+        self.timers.first()
+    }
+
+    /// A question that has to be asked again, or that nobody answers.
+    pub fn pop_due(&mut self, now: u64) -> Option<Due> {
+        let slot = self.timers.pop(now)?;
+        let n = self.slab.get_mut(slot)?;
+        if n.tries < TRIES {
+            n.tries += 1;
+            n.asked = now;
+            self.timers.set(slot, now + RETRY);
+            return Some(Due::Query(n.ip));
+        }
+        let n = self.remove(slot)?;
+        Some(Due::Failed { waiting: n.waiting, packets: n.packets })
+    }
+}

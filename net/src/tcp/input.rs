@@ -1,0 +1,395 @@
+//! A segment arrives (RFC 9293 §3.10.7).
+
+use super::conn::{Conn, is};
+use super::segment::Segment;
+use super::*;
+use crate::Error;
+use crate::types::{Ready, TcpState};
+
+/// What the stack has to do for a segment, besides what the connection's state says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing.
+    Done,
+    /// Answer this segment with RST.
+    Reset,
+}
+
+impl Conn {
+    /// Takes a segment for this connection.
+    pub fn on_segment(&mut self, cx: &Cx, mut seg: Segment, link_mss: u16) -> Verdict {
+        if self.state == TcpState::Closed {
+            return Verdict::Reset;
+        }
+        if self.state == TcpState::SynSent {
+            return self.in_syn_sent(cx, seg, link_mss);
+        }
+        if self.has(is::TS)
+            && let Some((value, _)) = seg.ts
+            && !seg.has(flag::RST)
+            && lt(value, self.ts_recent)
+            && cx.ms().wrapping_sub(self.ts_recent_at) < 24 * 86_400_000
+        {
+            // PAWS (RFC 7323 §5.3).
+            self.challenge(cx);
+            return Verdict::Done;
+        }
+        if !self.trim(&mut seg) {
+            if !seg.has(flag::RST) {
+                if self.state == TcpState::SynReceived && seg.has(flag::SYN) {
+                    // The SYN again: so is our answer.
+                    self.snd_nxt = self.iss;
+                } else {
+                    self.challenge(cx);
+                }
+            }
+            return Verdict::Done;
+        }
+        if seg.has(flag::RST) {
+            if seg.seq == self.rcv_nxt {
+                self.die(Some(match self.state {
+                    TcpState::CloseWait => Error::BrokenPipe,
+                    TcpState::SynReceived if self.error.is_none() => Error::ConnectionRefused,
+                    _ => Error::ConnectionReset,
+                }));
+            } else {
+                // RFC 5961 §3.2.
+                self.challenge(cx);
+            }
+            return Verdict::Done;
+        }
+        if seg.has(flag::SYN) {
+            // RFC 5961 §4.2.
+            self.challenge(cx);
+            return Verdict::Done;
+        }
+        if !seg.has(flag::ACK) {
+            return Verdict::Done;
+        }
+        if lt(self.snd_max, seg.ack) || lt(seg.ack, self.snd_una.wrapping_sub(self.snd_wnd_max)) {
+            if self.state == TcpState::SynReceived {
+                return Verdict::Reset;
+            }
+            // RFC 5961 §5.2.
+            self.challenge(cx);
+            return Verdict::Done;
+        }
+        if self.state == TcpState::SynReceived {
+            if !lt(self.snd_una, seg.ack) {
+                return Verdict::Reset;
+            }
+            self.establish(cx);
+        }
+        self.heard_at = cx.now;
+        self.probes = 0;
+        if self.has(is::TS)
+            && let Some((value, _)) = seg.ts
+            && le(seg.seq, self.last_ack)
+            && le(self.ts_recent, value)
+        {
+            self.ts_recent = value;
+            self.ts_recent_at = cx.ms();
+        }
+        self.on_ack(cx, &seg);
+        if self.state == TcpState::Closed {
+            return Verdict::Done;
+        }
+        self.on_data(cx, &seg)
+    }
+
+    fn in_syn_sent(&mut self, cx: &Cx, seg: Segment, link_mss: u16) -> Verdict {
+        let acked = seg.has(flag::ACK);
+        if acked && (le(seg.ack, self.iss) || lt(self.snd_max, seg.ack)) {
+            return if seg.has(flag::RST) { Verdict::Done } else { Verdict::Reset };
+        }
+        if seg.has(flag::RST) {
+            if acked {
+                self.die(Some(Error::ConnectionRefused));
+            }
+            return Verdict::Done;
+        }
+        if !seg.has(flag::SYN) {
+            return Verdict::Done;
+        }
+        let mss = seg.mss.unwrap_or(MSS_DEFAULT).min(link_mss);
+        self.receive_syn(seg.seq, seg.window, seg.scale, seg.sack_permitted, seg.ts.map(|t| t.0), mss, cx.now);
+        self.heard_at = cx.now;
+        if acked {
+            self.stop_timing(seg.ack, cx.now);
+            self.snd_wl2 = seg.ack;
+            self.snd_una = seg.ack;
+            self.snd_nxt = later(self.snd_nxt, seg.ack);
+            self.establish(cx);
+            self.flags |= is::ACK_NOW;
+            self.rto_at = NEVER;
+            self.event(Ready::CONNECTED);
+        } else {
+            // Simultaneous open: our SYN goes out again, with an acknowledgement.
+            self.state = TcpState::SynReceived;
+            self.snd_nxt = self.iss;
+        }
+        Verdict::Done
+    }
+
+    fn establish(&mut self, cx: &Cx) {
+        self.backoff = 0;
+        self.error = None;
+        self.progress_at = cx.now;
+        self.state = if self.has(is::FIN_QUEUED) { TcpState::FinWait1 } else { TcpState::Established };
+        self.event(Ready::CONNECTED.union(Ready::WRITABLE));
+        self.schedule_misc();
+    }
+
+    /// Cuts the segment to the receive window; false if nothing of it is acceptable.
+    fn trim(&self, seg: &mut Segment) -> bool {
+        let window = self.rcv_adv.wrapping_sub(self.rcv_nxt);
+        let len = seg.len();
+        if len == 0 {
+            // Right at the edge is fine: that is where the acknowledgements of a peer are that has filled the window.
+            return le(self.rcv_nxt, seg.seq) && seg.seq.wrapping_sub(self.rcv_nxt) <= window;
+        }
+        if lt(seg.seq, self.rcv_nxt) {
+            let mut old = self.rcv_nxt.wrapping_sub(seg.seq);
+            if old >= len {
+                return false;
+            }
+            if seg.has(flag::SYN) {
+                seg.flags &= !flag::SYN;
+                old -= 1;
+            }
+            seg.payload = seg.payload.get(old as usize..).unwrap_or(&[]);
+            seg.seq = self.rcv_nxt;
+        }
+        let offset = seg.seq.wrapping_sub(self.rcv_nxt);
+        if offset > window || (offset == window && offset != 0) {
+            return false;
+        }
+        let fits = (window - offset) as usize;
+        if seg.payload.len() > fits {
+            seg.payload = seg.payload.get(..fits).unwrap_or(&[]);
+            seg.flags &= !flag::FIN;
+        }
+        true
+    }
+
+    /// An acknowledgement that answers something suspicious; one per 2 ms at most (RFC 5961 §7).
+    fn challenge(&mut self, cx: &Cx) {
+        if cx.now >= self.challenge_at {
+            self.challenge_at = cx.now + 2 * MS;
+            self.flags |= is::ACK_NOW;
+        }
+    }
+
+    fn on_ack(&mut self, cx: &Cx, seg: &Segment) {
+        let mut news = false;
+        if self.has(is::SACK) {
+            for (from, to) in seg.sack.iter().flatten() {
+                // Only what we have sent and what is not acknowledged (D-SACK blocks are below).
+                if lt(self.snd_una, *to) && le(*to, self.snd_max) && lt(*from, *to) && le(self.snd_una, *from) {
+                    news |= self.sacked.add(*from, *to);
+                }
+            }
+        }
+        let window = u32::from(seg.window) << self.snd_scale;
+        let window_same = window == self.snd_wnd;
+        if lt(self.snd_una, seg.ack) {
+            self.on_new_ack(cx, seg.ack);
+        } else if seg.ack == self.snd_una && self.outstanding() && self.snd_nxt == self.snd_max {
+            let duplicate = if self.has(is::SACK) { news } else { seg.payload.is_empty() && window_same };
+            if duplicate && !seg.has(flag::FIN) {
+                self.on_duplicate();
+            }
+        }
+        if lt(self.snd_wl1, seg.seq) || (self.snd_wl1 == seg.seq && le(self.snd_wl2, seg.ack)) {
+            if self.snd_wnd < u32::from(self.mss) && window > self.snd_wnd && !self.outstanding() {
+                // The window opens: the persist timer has done its work.
+                self.backoff = 0;
+                self.rto_at = NEVER;
+            }
+            if window == 0 && !self.outstanding() && self.user_timeout == 0 {
+                // A peer that answers our probes with a closed window is alive.
+                self.progress_at = cx.now;
+            }
+            self.snd_wnd = window;
+            self.snd_wnd_max = self.snd_wnd_max.max(window);
+            self.snd_wl1 = seg.seq;
+            self.snd_wl2 = seg.ack;
+        }
+    }
+
+    fn on_new_ack(&mut self, cx: &Cx, ack: u32) {
+        let acked = ack.wrapping_sub(self.snd_una);
+        let mss = u32::from(self.mss);
+        let end = self.data_end();
+        let fin_acked = self.has(is::FIN_QUEUED) && lt(end, ack);
+        let syn = u32::from(self.snd_una == self.iss);
+        let bytes = acked - syn.min(acked) - u32::from(fin_acked);
+        self.stop_timing(ack, cx.now);
+        self.send.consume(bytes as usize);
+        self.snd_una = ack;
+        self.snd_nxt = later(self.snd_nxt, ack);
+        self.sacked.trim(ack);
+        self.backoff = 0;
+        self.progress_at = cx.now;
+        if self.has(is::RECOVERY) {
+            self.rexmit = later(self.rexmit, ack);
+            if le(self.recover, ack) {
+                self.flags &= !(is::RECOVERY | is::FORCE);
+                self.dup_acks = 0;
+            } else if !self.has(is::SACK) {
+                // Partial acknowledgement (RFC 6582 §3.2 step 3): the next hole starts here.
+                self.rexmit = ack;
+                self.flags |= is::FORCE;
+                self.dup_acks = self.dup_acks.saturating_sub((acked / mss).min(255) as u8);
+            }
+        } else {
+            self.dup_acks = 0;
+            if self.has(is::LIMITED) && bytes > 0 {
+                self.cubic.on_ack(cx.now, bytes, mss, self.srtt);
+            }
+            if self.has(is::SACK) && self.sacked.lost_edge(mss).is_some() && self.snd_nxt == self.snd_max {
+                self.enter_recovery();
+            }
+        }
+        self.rto_at = if self.outstanding() { cx.now + self.rto_ns() } else { NEVER };
+        if !self.has(is::FIXED_SEND) {
+            // Two windows' worth, so that the application can stay ahead.
+            let want = self.cubic.cwnd.saturating_mul(2).min(cx.limits.send_buffer);
+            self.send_limit = self.send_limit.max(want);
+        }
+        if bytes > 0 && self.has(is::WANTS_ROOM) && self.readiness().contains(Ready::WRITABLE) {
+            self.flags &= !is::WANTS_ROOM;
+            self.event(Ready::WRITABLE);
+        }
+        if fin_acked {
+            match self.state {
+                TcpState::FinWait1 => {
+                    self.state = TcpState::FinWait2;
+                    if self.has(is::ORPHAN) {
+                        self.misc_at = cx.now + ORPHAN_TIME;
+                    }
+                }
+                TcpState::Closing => self.state = TcpState::TimeWait,
+                TcpState::LastAck => self.die(None),
+                _ => {}
+            }
+        }
+    }
+
+    fn on_duplicate(&mut self) {
+        self.dup_acks = self.dup_acks.saturating_add(1);
+        if self.has(is::RECOVERY) {
+            return;
+        }
+        let lost = self.has(is::SACK) && self.sacked.lost_edge(u32::from(self.mss)).is_some();
+        // Not for what was sent before the last timeout (RFC 6582 §3.2 step 1).
+        if (self.dup_acks >= 3 || lost) && (self.has(is::SACK) || le(self.recover, self.snd_una)) {
+            self.enter_recovery();
+        }
+    }
+
+    fn enter_recovery(&mut self) {
+        self.flags |= is::RECOVERY | is::FORCE;
+        self.flags &= !is::TIMED;
+        self.recover = self.snd_max;
+        self.rexmit = self.snd_una;
+        self.cubic.on_loss(self.snd_max.wrapping_sub(self.snd_una), u32::from(self.mss));
+    }
+
+    fn on_data(&mut self, cx: &Cx, seg: &Segment) -> Verdict {
+        let fin = seg.has(flag::FIN);
+        if seg.payload.is_empty() && !fin {
+            return Verdict::Done;
+        }
+        if self.has(is::FIN_RECEIVED) {
+            // Nothing comes after FIN.
+            self.flags |= is::ACK_NOW;
+            return Verdict::Done;
+        }
+        if !seg.payload.is_empty() && self.has(is::ORPHAN) {
+            // Nobody will read it (RFC 9293 §3.6.1).
+            self.die(None);
+            return Verdict::Reset;
+        }
+        if seg.seq != self.rcv_nxt {
+            if self.ahead.held() + seg.payload.len() <= self.rcv_limit as usize && seg.payload.len() < cx.memory_free {
+                self.ahead.insert(seg.seq, seg.payload);
+            }
+            if fin {
+                self.flags |= is::FIN_AHEAD;
+                self.fin_seq = seg.seq.wrapping_add(seg.payload.len() as u32);
+            }
+            self.flags |= is::ACK_NOW;
+            return Verdict::Done;
+        }
+        let len = seg.payload.len();
+        let taken = match () {
+            () if self.has(is::READ_SHUT) => len,
+            // No memory: as if it had been lost.
+            () if len > cx.memory_free => 0,
+            () => self.recv.push(seg.payload),
+        };
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
+        if taken > 0 {
+            self.event(Ready::READABLE);
+        }
+        if taken < len {
+            self.flags |= is::ACK_NOW;
+            return Verdict::Done;
+        }
+        let had_holes = !self.ahead.is_empty();
+        while let Some((seq, mut piece)) = self.ahead.pop(self.rcv_nxt) {
+            let old = self.rcv_nxt.wrapping_sub(seq) as usize;
+            if old >= piece.len() {
+                continue;
+            }
+            piece.drain(..old);
+            let fresh = piece.len() as u32;
+            if !self.has(is::READ_SHUT) && self.recv.push_owned(piece) == 0 {
+                break;
+            }
+            self.rcv_nxt = self.rcv_nxt.wrapping_add(fresh);
+        }
+        let fin = fin || (self.has(is::FIN_AHEAD) && self.rcv_nxt == self.fin_seq);
+        if fin {
+            self.on_fin();
+        }
+        self.acknowledge(cx, len, had_holes || fin);
+        Verdict::Done
+    }
+
+    fn on_fin(&mut self) {
+        self.flags |= is::FIN_RECEIVED;
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(1);
+        self.ahead.clear();
+        self.event(Ready::READABLE.union(Ready::READ_CLOSED));
+        if self.has(is::FIN_QUEUED) {
+            self.event(Ready::HANGUP);
+        }
+        self.state = match self.state {
+            TcpState::Established => TcpState::CloseWait,
+            TcpState::FinWait1 => TcpState::Closing,
+            TcpState::FinWait2 => TcpState::TimeWait,
+            other => other,
+        };
+    }
+
+    /// Decides when to acknowledge `len` new bytes (RFC 9293 §3.8.6.3, RFC 5681 §4.2).
+    fn acknowledge(&mut self, cx: &Cx, len: usize, at_once: bool) {
+        let largest = usize::from(self.rcv_mss);
+        if len > largest && len < 1 << 14 {
+            self.rcv_mss = len as u16;
+        }
+        let unacked = self.rcv_nxt.wrapping_sub(self.last_ack);
+        let full = len >= usize::from(self.rcv_mss);
+        if full && self.quick > 0 {
+            self.quick -= 1;
+            self.flags |= is::ACK_NOW;
+        }
+        if at_once || unacked >= 2 * u32::from(self.rcv_mss) {
+            self.flags |= is::ACK_NOW;
+        } else if self.ack_at == NEVER {
+            self.ack_at = cx.now + ACK_DELAY;
+        }
+    }
+}

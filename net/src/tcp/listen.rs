@@ -1,0 +1,38 @@
+//! A listener: two bounded queues, and no buffer for a connection that does not exist yet.
+
+use crate::addr::End;
+use crate::types::TcpOptions;
+use alloc::collections::VecDeque;
+
+/// Largest backlog (Linux' `somaxconn`).
+pub(crate) const BACKLOG_MAX: u32 = 4096;
+
+pub(crate) struct Listener {
+    pub local: End,
+    pub v6_only: bool,
+    /// For every address and port.
+    pub any: bool,
+    pub backlog: u32,
+    /// Half-open connections of this listener.
+    pub half: u32,
+    /// Slots and generations of established connections.
+    pub ready: VecDeque<(u32, u32)>,
+    /// Slots and generations of half-open entries that wait for the owner's decision.
+    pub pending: VecDeque<(u32, u32)>,
+    pub options: TcpOptions,
+}
+
+impl Listener {
+    /// Room for another half-open connection. A SYN is also dropped when the accept queue is full, since it could only end in a retry.
+    pub fn takes_syn(&self) -> bool {
+        if self.any {
+            return self.half < self.backlog;
+        }
+        self.half < self.backlog.max(16) * 4 && (self.ready.len() as u32) < self.backlog
+    }
+
+    /// Room for another established connection.
+    pub fn takes_connection(&self) -> bool {
+        (self.ready.len() as u32) < self.backlog
+    }
+}

@@ -1,0 +1,87 @@
+//! TCP (RFC 9293). One connection is a [`conn::Conn`]: `input` takes its segments, `output` makes them, `timer` its timeouts; none of them
+//! knows the stack. Half-open and TIME-WAIT connections are compact entries of their own.
+
+pub(crate) mod conn;
+pub(crate) mod cubic;
+pub(crate) mod half_open;
+pub(crate) mod head;
+mod input;
+pub(crate) mod listen;
+mod output;
+pub(crate) mod ranges;
+pub(crate) mod reassembly;
+mod rtt;
+pub(crate) mod segment;
+pub(crate) mod time_wait;
+mod timer;
+
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const SECOND: u64 = 1_000_000_000;
+/// A deadline that never comes.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// Smallest and largest retransmission timeout, µs (RFC 6298 has 1 s; 200 ms is everybody's practice).
+pub(crate) const RTO_MIN: u32 = 200_000;
+pub(crate) const RTO_MAX: u32 = 120_000_000;
+/// First timeout, µs (RFC 6298 §2.1).
+pub(crate) const RTO_INITIAL: u32 = 1_000_000;
+/// Retransmissions of a SYN or SYN-ACK: 1 + 2 + 4 + 8 + 16 + 32 + 64 s, as Linux.
+pub(crate) const SYN_RETRIES: u8 = 6;
+pub(crate) const SYN_ACK_RETRIES: u8 = 5;
+/// Give up on a silent peer after this long by default (Linux' 15 retries come to the same), ns.
+pub(crate) const GIVE_UP: u64 = 924 * SECOND;
+/// An orphan that the peer does not let finish, ns.
+pub(crate) const ORPHAN_TIME: u64 = 60 * SECOND;
+/// Delay of an acknowledgement, ns.
+pub(crate) const ACK_DELAY: u64 = 40 * MS;
+/// Window scale that we announce: a window of 4 MiB and more.
+pub(crate) const WINDOW_SCALE: u8 = 7;
+/// First receive window, bytes.
+pub(crate) const WINDOW_INITIAL: u32 = 65_535;
+/// First send buffer, bytes.
+pub(crate) const SEND_INITIAL: u32 = 128 << 10;
+/// Payload per segment if the peer does not say (RFC 9293 §3.7.1).
+pub(crate) const MSS_DEFAULT: u16 = 536;
+/// Smallest payload per segment that we let a peer or router talk us into.
+pub(crate) const MSS_MIN: u16 = 88;
+
+pub(crate) mod flag {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const PSH: u8 = 8;
+    pub const ACK: u8 = 16;
+}
+
+/// `a < b` of sequence numbers.
+pub(crate) fn lt(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// `a <= b` of sequence numbers.
+pub(crate) fn le(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) <= 0
+}
+
+/// The later one.
+pub(crate) fn later(a: u32, b: u32) -> u32 {
+    if lt(a, b) { b } else { a }
+}
+
+/// What a connection sees of the world around it.
+pub(crate) struct Cx<'a> {
+    pub now: u64,
+    /// Bytes left of the memory budget.
+    pub memory_free: usize,
+    pub limits: &'a crate::Limits,
+}
+
+impl Cx<'_> {
+    /// The clock of the timestamp option.
+    pub fn ms(&self) -> u32 {
+        (self.now / MS) as u32
+    }
+}
+
+pub(crate) use input::Verdict;
+pub(crate) use output::Emit;

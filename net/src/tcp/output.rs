@@ -1,0 +1,389 @@
+//! What a connection sends now: which bytes, in which frames, with which flags.
+
+use super::conn::{Conn, is};
+use super::head::{self, HEAD_MAX, Out, Path, ip_len};
+use super::*;
+use crate::types::{FrameSink, Sent, TcpState};
+
+/// Pieces of payload per frame.
+const PIECES: usize = 60;
+/// Frames that one connection may send before others get their turn.
+const BURST: u32 = 8;
+
+/// How `emit` ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emit {
+    /// Nothing left to send now.
+    Idle,
+    /// There is more; it is the turn of others.
+    More,
+    /// The sink is full.
+    Full,
+}
+
+/// A segment (or super-segment) that shall go out.
+struct Plan {
+    seq: u32,
+    len: u32,
+    flags: u8,
+    again: bool,
+}
+
+impl Conn {
+    /// Sends what may be sent.
+    pub fn emit(&mut self, cx: &Cx, path: &Path, sink: &mut dyn FrameSink) -> Emit {
+        if self.state == TcpState::Closed {
+            return Emit::Idle;
+        }
+        self.shrink_mss(path);
+        for _ in 0..BURST {
+            let Some(plan) = self.next(cx, path) else {
+                if self.has(is::PROBE) {
+                    // One old byte's sequence number and no data: the peer must answer (RFC 9293 §3.8.4).
+                    let probe = Plan { seq: self.snd_una.wrapping_sub(1), len: 0, flags: 0, again: true };
+                    if self.transmit(cx, path, sink, &probe) == Sent::Full {
+                        return Emit::Full;
+                    }
+                    self.flags &= !is::PROBE;
+                }
+                if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due()) {
+                    let ack = Plan { seq: self.snd_nxt, len: 0, flags: 0, again: false };
+                    if self.transmit(cx, path, sink, &ack) == Sent::Full {
+                        return Emit::Full;
+                    }
+                }
+                self.arm(cx);
+                return Emit::Idle;
+            };
+            if self.transmit(cx, path, sink, &plan) == Sent::Full {
+                return Emit::Full;
+            }
+            self.account(cx, &plan);
+        }
+        Emit::More
+    }
+
+    /// The link may have become narrower than when the connection began.
+    fn shrink_mss(&mut self, path: &Path) {
+        let room = path.mtu.saturating_sub(ip_len(self.tuple.local.ip) + 20 + if self.has(is::TS) { 12 } else { 0 });
+        self.mss = self.mss.min(room.min(65_535) as u16).max(MSS_MIN - 12);
+    }
+
+    /// Bytes that are probably in the network (RFC 6675 `pipe`).
+    fn pipe(&self) -> u32 {
+        let flight = self.snd_nxt.wrapping_sub(self.snd_una);
+        if !self.has(is::SACK) {
+            return flight.saturating_sub(u32::from(self.dup_acks) * u32::from(self.mss));
+        }
+        if self.sacked.is_empty() {
+            return flight;
+        }
+        let mut pipe = flight.saturating_sub(self.sacked.covered(self.snd_una, self.snd_nxt));
+        if self.has(is::RECOVERY)
+            && let Some(edge) = self.sacked.lost_edge(u32::from(self.mss))
+        {
+            let from = later(self.rexmit, self.snd_una);
+            if lt(from, edge) {
+                let lost = edge.wrapping_sub(from).saturating_sub(self.sacked.covered(from, edge));
+                pipe = pipe.saturating_sub(lost);
+            }
+        }
+        pipe
+    }
+
+    /// The next segment, if one may be sent.
+    fn next(&mut self, cx: &Cx, path: &Path) -> Option<Plan> {
+        match self.state {
+            TcpState::SynSent | TcpState::SynReceived => {
+                let flags = flag::SYN | if self.state == TcpState::SynReceived { flag::ACK } else { 0 };
+                let again = self.snd_nxt != self.snd_max;
+                return (self.snd_nxt == self.iss).then_some(Plan { seq: self.iss, len: 0, flags, again });
+            }
+            TcpState::FinWait2 | TcpState::TimeWait => return None,
+            _ => {}
+        }
+        let mss = u32::from(self.mss);
+        let end = self.data_end();
+        let pipe = self.pipe();
+        if self.has(is::RECOVERY)
+            && let Some(plan) = self.next_lost(end, pipe)
+        {
+            return Some(plan);
+        }
+        let mut limit = end;
+        if lt(self.snd_nxt, self.snd_max) {
+            // After a timeout: again from the start, without what has arrived.
+            let (start, stop) = self.sacked.hole(self.snd_nxt);
+            self.snd_nxt = start;
+            if let Some(stop) = stop {
+                limit = stop;
+            }
+        }
+        let fin_due = self.has(is::FIN_QUEUED) && le(self.snd_nxt, end);
+        let left = if lt(self.snd_nxt, limit) { limit.wrapping_sub(self.snd_nxt) } else { 0 };
+        if left == 0 {
+            return (fin_due && self.snd_nxt == end).then_some(Plan {
+                seq: end,
+                len: 0,
+                flags: flag::FIN | flag::ACK,
+                again: lt(end, self.snd_max),
+            });
+        }
+        if self.snd_nxt == self.snd_una && cx.now.saturating_sub(self.sent_at) > self.rto_ns() && !self.outstanding() {
+            self.cubic.on_idle(mss);
+        }
+        let again = lt(self.snd_nxt, self.snd_max);
+        let edge = self.snd_una.wrapping_add(self.snd_wnd);
+        let window = if lt(self.snd_nxt, edge) { edge.wrapping_sub(self.snd_nxt) } else { 0 };
+        let congestion = self.cubic.cwnd.saturating_sub(pipe);
+        if congestion < left.min(window) {
+            self.flags |= is::LIMITED;
+        } else if pipe.saturating_add(left) < self.cubic.cwnd / 2 {
+            self.flags &= !is::LIMITED;
+        }
+        let allowed = left.min(window).min(congestion);
+        let mut len = allowed.min(self.super_segment(path));
+        if len >= mss {
+            if len < left || self.holds_back_tail() {
+                len -= len % mss;
+            }
+        } else {
+            let may = if len == left {
+                again || (fin_due && limit == end) || !self.holds_back_tail()
+            } else {
+                // Limited by the peer's window: silly-window avoidance (RFC 9293 §3.8.6.2.1), which the persist timer overrides.
+                len > 0 && len == window && (again || len >= self.snd_wnd_max / 2 || self.has(is::PROBE))
+            };
+            if !may {
+                return None;
+            }
+        }
+        let mut flags = flag::ACK;
+        let stop = self.snd_nxt.wrapping_add(len);
+        if stop == end {
+            flags |= flag::PSH | if self.has(is::FIN_QUEUED) { flag::FIN } else { 0 };
+        }
+        Some(Plan { seq: self.snd_nxt, len, flags, again })
+    }
+
+    /// The next hole to fill in fast recovery.
+    fn next_lost(&mut self, end: u32, pipe: u32) -> Option<Plan> {
+        let mss = u32::from(self.mss);
+        let forced = self.has(is::FORCE);
+        let (start, stop) = self.sacked.hole(later(self.rexmit, self.snd_una));
+        if !forced {
+            let edge = self.sacked.lost_edge(mss)?;
+            if !lt(start, edge) || pipe.saturating_add(mss) > self.cubic.cwnd {
+                return None;
+            }
+        }
+        let mut limit = if lt(end, self.snd_max) { end } else { self.snd_max };
+        if let Some(stop) = stop
+            && lt(stop, limit)
+        {
+            limit = stop;
+        }
+        let len = if lt(start, limit) { limit.wrapping_sub(start).min(mss) } else { 0 };
+        let fin = self.has(is::FIN_QUEUED) && start.wrapping_add(len) == end && lt(end, self.snd_max);
+        if len == 0 && !fin {
+            self.flags &= !is::FORCE;
+            return None;
+        }
+        Some(Plan { seq: start, len, flags: flag::ACK | if fin { flag::FIN } else { 0 }, again: true })
+    }
+
+    /// Whether a last segment that is not full must wait (Nagle as of Minshall, or cork).
+    fn holds_back_tail(&self) -> bool {
+        if self.has(is::FIN_QUEUED) {
+            return false;
+        }
+        self.has(is::CORK) || (!self.has(is::NODELAY) && lt(self.snd_una, self.snd_small))
+    }
+
+    /// Largest payload of one frame.
+    fn super_segment(&self, path: &Path) -> u32 {
+        let mss = u32::from(self.mss);
+        let tso = if self.tuple.local.ip.is_v4() { path.offload.tso4 } else { path.offload.tso6 };
+        if !tso {
+            return mss;
+        }
+        // An IP packet's length has 16 bits.
+        let most = 65_535 - 100;
+        most - most % mss
+    }
+
+    /// Window to advertise, as the field's value; updates the advertised edge.
+    fn advertise(&mut self, cx: &Cx, syn: bool) -> u16 {
+        let limit = self.rcv_limit as usize;
+        let free = limit.saturating_sub(self.recv.len()).min(cx.memory_free) as u32;
+        let now = self.rcv_adv.wrapping_sub(self.rcv_nxt).min(1 << 30);
+        // Never shrink; do not advertise silly increases (RFC 9293 §3.8.6.2.2).
+        let step = (self.rcv_limit / 2).min(2 * u32::from(self.rcv_mss));
+        let mut window = if free >= now.saturating_add(step) || syn { free.max(now) } else { now };
+        if syn {
+            window = self.rcv_limit.min(WINDOW_INITIAL);
+        } else {
+            window = window.min(65_535 << self.rcv_scale);
+        }
+        let field = if syn { window } else { window >> self.rcv_scale }.min(65_535);
+        let edge = self.rcv_nxt.wrapping_add(if syn { field } else { field << self.rcv_scale });
+        self.rcv_adv = later(self.rcv_adv, edge);
+        field as u16
+    }
+
+    /// Whether the owner has read so much that the peer should know. Also where the window grows.
+    pub fn window_update_due(&mut self) -> bool {
+        if !self.synchronized() || self.has(is::FIN_RECEIVED) {
+            return false;
+        }
+        let limit = self.rcv_limit;
+        let free = limit.saturating_sub(self.recv.len() as u32);
+        let now = self.rcv_adv.wrapping_sub(self.rcv_nxt);
+        let more = free.saturating_sub(now);
+        let mss = u32::from(self.rcv_mss);
+        more >= limit / 2 || (more >= 2 * mss && (more >= limit / 4 || now <= limit / 8 || limit <= 8 * mss))
+    }
+
+    /// The owner took data: maybe grow the window, maybe send an update. Whether something is to be sent.
+    pub fn after_recv(&mut self, cx: &Cx) -> bool {
+        if !self.has(is::FIXED_RECEIVE) && self.drained >= self.rcv_limit {
+            self.drained = 0;
+            if self.recv.len() < self.rcv_limit as usize / 2 && cx.memory_free / 8 > self.rcv_limit as usize {
+                self.rcv_limit = self.rcv_limit.saturating_mul(2).min(cx.limits.receive_buffer.max(WINDOW_INITIAL));
+            }
+        }
+        self.window_update_due()
+    }
+
+    /// Writes the frame and hands it over.
+    fn transmit(&mut self, cx: &Cx, path: &Path, sink: &mut dyn FrameSink, plan: &Plan) -> Sent {
+        let syn = plan.flags & flag::SYN != 0;
+        let mut options = [0u8; 40];
+        let mut opt_len = 0;
+        let mut put = |bytes: &[u8]| {
+            if let Some(place) = options.get_mut(opt_len..opt_len + bytes.len()) {
+                place.copy_from_slice(bytes);
+                opt_len += bytes.len();
+            }
+        };
+        let ts_value = cx.ms().wrapping_add(self.ts_offset);
+        if syn {
+            let first = self.state == TcpState::SynSent;
+            let mss = path.mtu.saturating_sub(ip_len(self.tuple.local.ip) + 20).min(65_535) as u16;
+            let [a, b] = mss.to_be_bytes();
+            put(&[2, 4, a, b]);
+            if first || self.has(is::TS) {
+                put(&if first || self.has(is::SACK) { [4, 2] } else { [1, 1] });
+                put(&[8, 10]);
+                put(&ts_value.to_be_bytes());
+                put(&self.ts_recent.to_be_bytes());
+            } else if self.has(is::SACK) {
+                put(&[1, 1, 4, 2]);
+            }
+            if first || self.rcv_scale != 0 {
+                put(&[1, 3, 3, WINDOW_SCALE]);
+            }
+        } else {
+            if self.has(is::TS) {
+                put(&[1, 1, 8, 10]);
+                put(&ts_value.to_be_bytes());
+                put(&self.ts_recent.to_be_bytes());
+            }
+            if self.has(is::SACK) && !self.ahead.is_empty() {
+                let mut blocks = [(0, 0); 3];
+                let n = self.ahead.blocks(&mut blocks);
+                put(&[1, 1, 5, 2 + 8 * n as u8]);
+                for (from, to) in blocks.iter().take(n) {
+                    put(&from.to_be_bytes());
+                    put(&to.to_be_bytes());
+                }
+            }
+        }
+        // SACK blocks make the header longer than the mss allows for; they and data rarely meet.
+        let edge = self.rcv_adv;
+        let window = self.advertise(cx, syn);
+        let mut pieces: [&[u8]; PIECES] = [&[]; PIECES];
+        let mut count = 0;
+        let mut len = 0;
+        if plan.len > 0 {
+            let mut want = plan.len as usize;
+            let mss = usize::from(self.mss);
+            let extra = opt_len.saturating_sub(if self.has(is::TS) { 12 } else { 0 });
+            if extra > 0 && want > mss - extra.min(mss) && want <= mss {
+                want = (mss - extra.min(mss)).max(1);
+            }
+            let offset = plan.seq.wrapping_sub(self.snd_una) as usize;
+            self.send.seek(offset);
+            (count, len) = self.send.slices(offset, want, &mut pieces);
+        }
+        let short = len < plan.len as usize;
+        let out = Out {
+            tuple: &self.tuple,
+            seq: plan.seq,
+            ack: self.rcv_nxt,
+            flags: (plan.flags | if plan.flags == flag::SYN { 0 } else { flag::ACK })
+                & if short { !(flag::FIN | flag::PSH) } else { 0xff },
+            window,
+            options: options.get(..opt_len).unwrap_or(&[]),
+            mss: usize::from(self.mss) - opt_len.saturating_sub(if self.has(is::TS) { 12 } else { 0 }).min(40),
+            ident: plan.seq as u16,
+        };
+        let mut buffer = [0; HEAD_MAX];
+        let payload = pieces.get(..count).unwrap_or(&[]);
+        let (head_len, hdr) = head::tcp(&mut buffer, path, &out, payload, len);
+        let sent = sink.send(hdr, buffer.get(..head_len).unwrap_or(&[]), payload);
+        if sent == Sent::Full {
+            self.rcv_adv = edge;
+            return sent;
+        }
+        if !syn || self.state == TcpState::SynReceived {
+            self.last_ack = self.rcv_nxt;
+            self.flags &= !is::ACK_NOW;
+            self.ack_at = NEVER;
+        }
+        self.sent_at = cx.now;
+        self.last_len = len as u32;
+        sent
+    }
+
+    /// Moves the send variables behind a segment that went out.
+    fn account(&mut self, cx: &Cx, plan: &Plan) {
+        let len = self.last_len;
+        let whole = len == plan.len;
+        let control = u32::from(plan.flags & flag::SYN != 0) + u32::from(whole && plan.flags & flag::FIN != 0);
+        let stop = plan.seq.wrapping_add(len + control);
+        if self.has(is::RECOVERY) && plan.again && lt(plan.seq, self.snd_nxt) {
+            self.rexmit = later(self.rexmit, stop);
+            self.flags &= !is::FORCE;
+            self.retransmits = self.retransmits.saturating_add(1);
+        } else {
+            self.snd_nxt = stop;
+            if len % u32::from(self.mss) != 0 {
+                self.snd_small = stop;
+            }
+        }
+        if lt(self.snd_max, stop) {
+            if !self.outstanding() {
+                self.progress_at = cx.now;
+            }
+            self.snd_max = stop;
+            self.start_timing(plan.seq, cx.now);
+        }
+        self.flags &= !is::PROBE;
+        if self.rto_at == NEVER {
+            self.rto_at = cx.now + self.rto_ns();
+        }
+    }
+
+    /// Arms the timer if data waits for a window and nothing is under way that would bring news of it.
+    fn arm(&mut self, cx: &Cx) {
+        if self.rto_at != NEVER || !self.synchronized() {
+            return;
+        }
+        if self.outstanding() {
+            self.rto_at = cx.now + self.rto_ns();
+        } else if lt(self.snd_nxt, self.data_end()) && !self.has(is::CORK) {
+            self.rto_at = cx.now + self.rto_ns();
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What happens when a connection's time has come.
+
+use super::conn::{Conn, is};
+use super::*;
+use crate::Error;
+use crate::types::TcpState;
+
+impl Conn {
+    /// The earliest of its timers.
+    pub fn deadline(&self) -> u64 {
+        self.rto_at.min(self.ack_at).min(self.misc_at)
+    }
+
+    /// Handles what is due.
+    pub fn on_timer(&mut self, cx: &Cx) {
+        if self.ack_at <= cx.now {
+            self.ack_at = NEVER;
+            self.flags |= is::ACK_NOW;
+        }
+        if self.rto_at <= cx.now {
+            self.rto_at = NEVER;
+            self.on_rto(cx);
+        }
+        if self.misc_at <= cx.now && self.state != TcpState::Closed {
+            self.misc_at = NEVER;
+            self.on_misc(cx);
+        }
+    }
+
+    fn on_rto(&mut self, cx: &Cx) {
+        let patience = match self.user_timeout {
+            0 if self.has(is::ORPHAN) => ORPHAN_TIME,
+            0 => GIVE_UP,
+            ms => u64::from(ms) * MS,
+        };
+        let syn = matches!(self.state, TcpState::SynSent | TcpState::SynReceived);
+        if cx.now.saturating_sub(self.progress_at) >= patience || (syn && self.backoff >= SYN_RETRIES) {
+            self.die(Some(self.error.unwrap_or(Error::TimedOut)));
+            return;
+        }
+        self.backoff = self.backoff.saturating_add(1).min(20);
+        if !self.outstanding() {
+            // The persist timer (RFC 9293 §3.8.6.1); `output` arms it again.
+            self.flags |= is::PROBE;
+            return;
+        }
+        let flight = self.snd_max.wrapping_sub(self.snd_una);
+        if !syn {
+            if self.backoff == 1 {
+                self.cubic.on_timeout(flight, u32::from(self.mss));
+            } else {
+                // The receiver may have dropped what it had reported (RFC 2018 §8).
+                self.sacked.clear();
+                self.cubic.cwnd = u32::from(self.mss);
+            }
+        }
+        self.snd_nxt = self.snd_una;
+        self.dup_acks = 0;
+        self.recover = self.snd_max;
+        self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED);
+        self.retransmits = self.retransmits.saturating_add(1);
+    }
+
+    /// There is no way to the peer: for ever (`unreachable`), or until the next hop answers.
+    pub fn no_path(&mut self, cx: &Cx, unreachable: bool) {
+        if unreachable && self.state == TcpState::SynSent {
+            self.die(Some(Error::HostUnreachable));
+        } else if self.rto_at == NEVER && self.state != TcpState::Closed {
+            self.rto_at = cx.now + self.rto_ns();
+        }
+    }
+
+    fn on_misc(&mut self, cx: &Cx) {
+        if self.has(is::ORPHAN) {
+            self.die(None);
+            return;
+        }
+        let Some(k) = self.keep_alive else { return };
+        if !self.synchronized() {
+            return;
+        }
+        let quiet_since = self.heard_at + u64::from(k.idle.max(1)) * SECOND;
+        if self.outstanding() || !self.send.is_empty() || (self.probes == 0 && quiet_since > cx.now) {
+            // Retransmissions probe as well.
+            self.probes = 0;
+            self.misc_at = quiet_since.max(cx.now + SECOND);
+            return;
+        }
+        if self.probes >= k.count {
+            self.die(Some(Error::TimedOut));
+            return;
+        }
+        self.probes += 1;
+        self.flags |= is::PROBE;
+        self.misc_at = cx.now + u64::from(k.interval.max(1)) * SECOND;
+    }
+}
