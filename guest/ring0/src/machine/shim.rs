@@ -47,6 +47,8 @@ pub struct Shim {
     pub total: u64,
     /// Network device.
     pub nic: Option<Nic>,
+    /// When the timer runs out, in nanoseconds since boot; 0 if it does not run.
+    pub expires: u64,
     /// The host wants the guest to stop, and it was not told yet.
     pub stop: bool,
 }
@@ -82,7 +84,6 @@ impl Shim {
     /// Sleeps until something is ready or the time has passed; the gate's `wait`.
     pub fn wait(&mut self, timeout: u64) -> u64 {
         let deadline = self.clock.now().saturating_add(timeout);
-        let mut armed = false;
         let found = loop {
             let mut found = self.ready();
             if found == 0 && timeout != 0 {
@@ -97,23 +98,27 @@ impl Shim {
             if now >= deadline {
                 break 0;
             }
-            self.arm(deadline - now);
-            armed = true;
+            // A timer that runs out earlier wakes this loop once more, which is cheaper than setting it for each short sleep.
+            if !(now..=deadline).contains(&self.expires) {
+                self.arm(now, deadline - now);
+            }
             // SAFETY: interrupts are off; they come on together with the `hlt`, so none is missed in between.
             let vector = unsafe { shim_halt() };
             self.interrupt(vector);
         };
         if timeout != 0 {
             self.interrupts(false);
-            if armed {
-                self.arm(TICK_NS);
+            let now = self.clock.now();
+            if !(now..=now + TICK_NS).contains(&self.expires) {
+                self.arm(now, TICK_NS);
             }
         }
         found
     }
 
-    /// The next timer interrupt comes after `ns`.
-    pub fn arm(&mut self, ns: u64) {
+    /// The next timer interrupt comes `ns` after `now`.
+    pub fn arm(&mut self, now: u64, ns: u64) {
+        self.expires = now.saturating_add(ns);
         let (timer, tsc) = self.clock.ticks(ns);
         self.apic.arm(&mut self.space.mem, timer, tsc);
     }
@@ -121,7 +126,7 @@ impl Shim {
     /// Acknowledges an interrupt; whether it was one.
     pub fn interrupt(&mut self, vector: u64) -> bool {
         match vector {
-            TIMER => {}
+            TIMER => self.expires = 0,
             DEVICE => {
                 if let Some(nic) = &self.nic {
                     nic.acknowledge(&mut self.space);

@@ -287,11 +287,12 @@ fn boot(
         fault_stack: page.fault_stack.base + page.fault_stack.len,
         total: machine.total(),
         nic,
+        expires: 0,
         stop: false,
     };
     // SAFETY: called once, here, before ring 3 starts.
     let shim = unsafe { install(shim) };
-    shim.arm(TICK_NS);
+    shim.arm(shim.clock.now(), TICK_NS);
     Ok((frame, shim))
 }
 

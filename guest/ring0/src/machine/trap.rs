@@ -52,7 +52,7 @@ extern "C" fn shim_trap(frame: &mut Frame) {
     cpu::close_user_access(&shim.features);
     if frame.vector >= 32 {
         if shim.interrupt(frame.vector) && frame.vector == TIMER {
-            shim.arm(TICK_NS);
+            shim.arm(shim.clock.now(), TICK_NS);
             tick(shim, frame);
         }
         return;
