@@ -355,3 +355,10 @@ pub fn resolvers() -> Vec<IpAddr> {
     }
     found
 }
+
+/// Forgets the network, for tests.
+#[cfg(test)]
+pub fn reset() {
+    let old = NET.with(Option::take);
+    drop(old);
+}

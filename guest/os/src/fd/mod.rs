@@ -5,11 +5,13 @@
 
 pub mod console;
 mod table;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod watch;
 
 pub use crate::fs::map::{MapSource, map_source};
 
-pub use table::{close, close_range, dup, dup_at, flags, get, has_room, install, limit, set_flags, set_limit};
+pub use table::{close, close_range, dup, dup_at, flags, get, has_room, init, install, limit, set_flags, set_limit};
 
 use crate::errno::{Errno, Result};
 use crate::fs::Stat;

@@ -29,12 +29,12 @@ impl Table {
     /// Opens 0, 1 and 2 at the first use of the table.
     fn standard(&mut self) -> Result<()> {
         if !self.standard_opened {
-            self.standard_opened = true;
             for (stream, flags) in
                 [(None, O_RDONLY), (Some(Stream::Output), O_WRONLY), (Some(Stream::Errors), O_WRONLY)]
             {
                 self.insert(open_file(console::Console::new(stream), flags)?, false, 0)?;
             }
+            self.standard_opened = true;
         }
         Ok(())
     }
@@ -79,6 +79,11 @@ fn with<T>(f: impl FnOnce(&mut Table) -> Result<T>) -> Result<T> {
         table.standard()?;
         f(table)
     })
+}
+
+/// Opens the standard streams. Where memory is too short for that, the first use of the table tries again and reports it.
+pub fn init() {
+    let _ = with(|_| Ok(()));
 }
 
 /// The description behind a descriptor.
@@ -184,4 +189,15 @@ pub fn limit() -> u32 {
 pub fn set_limit(limit: u32) {
     let _guard = donjon_base::preempt::off();
     TABLE.with(|t| t.limit = limit);
+}
+
+/// Forgets everything, for tests.
+#[cfg(test)]
+pub fn reset() {
+    let old = TABLE.with(|t| {
+        let slots = core::mem::take(&mut t.slots);
+        *t = Table { slots: Vec::new(), lowest: 0, limit: LIMIT, standard_opened: false };
+        slots
+    });
+    drop(old);
 }

@@ -6,7 +6,9 @@ mod file;
 pub mod map;
 mod path;
 mod stat;
-mod tmpfs;
+pub(crate) mod tmpfs;
+#[cfg(test)]
+mod tests;
 
 pub use file::{DirEntry, LockKind, OpenFile, copy_range, flock, read_dir};
 pub use path::{At, Node};
@@ -343,4 +345,11 @@ pub(crate) fn socket_at(path: &[u8]) -> Result<Option<Rc<dyn core::any::Any>>> {
         Node::Tmp(tmp) if tmp.is_socket() => Ok(tmp.socket()),
         _ => Err(Errno::ECONNREFUSED),
     }
+}
+
+/// An empty tree with a tmpfs of at most that many bytes, for tests.
+#[cfg(test)]
+pub(crate) fn reset(limit: u64) {
+    path::reset();
+    tmpfs::reset(limit);
 }

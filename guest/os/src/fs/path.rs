@@ -140,6 +140,13 @@ fn cwd() -> Node {
     CWD.with(|c| c.clone()).unwrap_or(Node::ROOT)
 }
 
+/// Back to the root, for tests.
+#[cfg(test)]
+pub fn reset() {
+    let old = CWD.with(Option::take);
+    drop(old);
+}
+
 pub(super) fn set_cwd(node: Node) -> Result<()> {
     if !node.is_dir() {
         return Err(Errno::ENOTDIR);

@@ -498,3 +498,13 @@ pub fn link(node: &Rc<TmpNode>, to: &Rc<TmpNode>, name: &[u8]) -> Result<()> {
     node.nlink.set(node.nlink.get() + 1);
     Ok(())
 }
+
+/// An empty tmpfs with a limit, for tests.
+#[cfg(test)]
+pub fn reset(limit: u64) {
+    let old = SPACE.with(|s| s.root.take());
+    drop(old);
+    SPACE.with(|s| *s = Space { root: None, used: 0, limit: 0, next_ino: 2 });
+    root();
+    SPACE.with(|s| s.limit = limit);
+}

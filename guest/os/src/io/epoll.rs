@@ -243,23 +243,32 @@ impl Interest {
         }
     }
 
-    /// Whether `target` can be reached from this set, that is, whether a registration would close a ring; also fails when sets
-    /// are nested too deep.
-    fn depth_to(self: &Rc<Self>, target: &Rc<Interest>, level: u32) -> Result<()> {
+    /// Levels of sets below this one and with it. `ELOOP` if `target` is among them or there are too many.
+    fn depth_below(self: &Rc<Self>, target: &Rc<Interest>, level: u32) -> Result<u32> {
         if Rc::ptr_eq(self, target) || level > NEST_MAX {
             return Err(Errno::ELOOP);
         }
-        let mut result = Ok(());
-        target.watch.epolls(|outer| {
-            if result.is_ok() {
-                result = if level + 1 > NEST_MAX || Rc::ptr_eq(outer, self) {
-                    Err(Errno::ELOOP)
-                } else {
-                    self.depth_to(outer, level + 1)
-                };
+        let mut deepest = level;
+        let mut at = 0;
+        loop {
+            let file = match self.inner.borrow().slots.get(at) {
+                Some(slot) => slot.file.as_ref().and_then(Weak::upgrade),
+                None => return Ok(deepest),
+            };
+            if let Some(set) = file.as_ref().and_then(|f| f.obj.as_any().downcast_ref::<Epoll>()) {
+                deepest = deepest.max(set.interest.depth_below(target, level + 1)?);
             }
-        });
-        result
+            at += 1;
+        }
+    }
+
+    /// Levels of sets above this one and with it.
+    fn depth_above(&self, level: u32) -> u32 {
+        let mut deepest = level;
+        if level <= NEST_MAX {
+            self.watch.epolls(|outer| deepest = deepest.max(outer.depth_above(level + 1)));
+        }
+        deepest
     }
 }
 
@@ -339,7 +348,9 @@ pub fn ctl(epfd: i32, fd: i32, op: Op) -> Result<()> {
                     return Err(Errno::EINVAL);
                 }
                 // The new edge goes from `set` to `inner`: it must not be possible to come from `inner` to `set`.
-                inner.interest.depth_to(set, 1)?;
+                if inner.interest.depth_below(set, 1)? + set.depth_above(1) > NEST_MAX {
+                    return Err(Errno::ELOOP);
+                }
             }
             let slot = set.inner.borrow_mut().insert(fd, &file, event.events, event.data)?;
             if let Err(e) = watch.add_epoll(me, slot, event.events & events::ALL) {

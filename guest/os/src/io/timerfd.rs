@@ -209,3 +209,10 @@ impl Drop for TimerFd {
         QUEUE.with(|q| q.armed.remove(&(self.timer.next.get(), self.timer.id)));
     }
 }
+
+/// Forgets that the poller is registered, for tests: each has a scheduler of its own.
+#[cfg(test)]
+pub fn reset() {
+    let old = QUEUE.with(|q| core::mem::replace(q, Queue { armed: BTreeMap::new(), next_id: 0 }));
+    drop(old);
+}

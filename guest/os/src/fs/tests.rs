@@ -1,0 +1,230 @@
+use super::*;
+use crate::fd::tests::start;
+use crate::fd::{O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use std::string::String;
+use std::{vec, vec::Vec};
+
+fn o(path: &str, flags: i32) -> Result<i32> {
+    open(At::Cwd, path.as_bytes(), flags, 0o666)
+}
+
+fn put(fd: i32, text: &[u8]) -> Result<usize> {
+    fd::write(fd, &[text])
+}
+
+fn content(path: &str) -> Result<Vec<u8>> {
+    let fd = o(path, O_RDONLY)?;
+    let mut buf = vec![0; 100];
+    let n = fd::read(fd, &mut [&mut buf])?;
+    fd::close(fd)?;
+    buf.truncate(n);
+    Ok(buf)
+}
+
+fn make(path: &str, text: &[u8]) {
+    let fd = o(path, O_WRONLY | O_CREAT | O_TRUNC).unwrap();
+    put(fd, text).unwrap();
+    fd::close(fd).unwrap();
+}
+
+fn list(path: &str) -> Vec<String> {
+    let fd = o(path, O_RDONLY | O_DIRECTORY).unwrap();
+    let mut names = Vec::new();
+    while let Some(e) = read_dir(fd).unwrap() {
+        names.push(String::from_utf8(e.name).unwrap());
+    }
+    fd::close(fd).unwrap();
+    names
+}
+
+#[test]
+fn files_are_made_read_and_replaced() {
+    let _s = start();
+    assert_eq!(o("/tmp/a", O_RDONLY), Err(Errno::ENOENT));
+    assert_eq!(o("/tmp/a/b", O_WRONLY | O_CREAT), Err(Errno::ENOENT));
+    make("/tmp/a", b"hello");
+    assert_eq!(content("/tmp/a"), Ok(b"hello".to_vec()));
+    assert_eq!(o("/tmp/a", O_WRONLY | O_CREAT | O_EXCL), Err(Errno::EEXIST));
+    assert_eq!(o("/tmp/a/", O_RDONLY), Err(Errno::ENOTDIR));
+    assert_eq!(o("/tmp/a/x", O_RDONLY), Err(Errno::ENOTDIR));
+    assert_eq!(o("/tmp", O_WRONLY), Err(Errno::EISDIR));
+    assert_eq!(o("/tmp/b/", O_WRONLY | O_CREAT), Err(Errno::EISDIR));
+    assert_eq!(o("/x", O_WRONLY | O_CREAT), Err(Errno::EROFS));
+    assert_eq!(o("", O_RDONLY), Err(Errno::ENOENT));
+    assert_eq!(o(&"x".repeat(5000), O_RDONLY), Err(Errno::ENAMETOOLONG));
+    assert_eq!(o(&std::format!("/tmp/{}", "x".repeat(256)), O_RDONLY), Err(Errno::ENAMETOOLONG));
+    let fd = o("/tmp/a", O_WRONLY | O_APPEND).unwrap();
+    put(fd, b" you").unwrap();
+    assert_eq!(fd::read(fd, &mut [&mut [0; 1]]), Err(Errno::EBADF));
+    assert_eq!(content("/tmp/../tmp/./a"), Ok(b"hello you".to_vec()));
+    make("/tmp/a", b"");
+    assert_eq!(stat(At::Cwd, b"/tmp/a", true, false).unwrap().size, 0);
+}
+
+#[test]
+fn positions_holes_and_truncation() {
+    let _s = start();
+    let fd = o("/tmp/h", O_RDWR | O_CREAT).unwrap();
+    assert_eq!(fd::write_at(fd, &[b"end"], 10_000), Ok(3));
+    let s = fd::stat(fd).unwrap();
+    assert_eq!((s.size, s.used, s.mode), (10_003, 4096, kind::FILE | 0o644));
+    let mut buf = [9; 8];
+    assert_eq!(fd::read_at(fd, &mut [&mut buf], 9_997), Ok(6));
+    assert_eq!(&buf, b"\0\0\0end\x09\x09");
+    assert_eq!(fd::seek(fd, -3, 2), Ok(10_000));
+    assert_eq!(fd::read(fd, &mut [&mut buf[..2], &mut [0; 9]]), Ok(3));
+    assert_eq!((fd::seek(fd, -1, 0), fd::seek(fd, 0, 9)), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
+    fd::truncate(fd, 10_001).unwrap();
+    fd::truncate(fd, 20_000).unwrap();
+    // What was cut off must not come back.
+    assert_eq!(fd::read_at(fd, &mut [&mut buf[..3]], 10_000), Ok(3));
+    assert_eq!(&buf[..3], b"e\0\0");
+    fd::truncate(fd, 0).unwrap();
+    assert_eq!(fd::stat(fd).unwrap().used, 0);
+    assert_eq!(fd::truncate(fd, -1), Err(Errno::EINVAL));
+    assert_eq!(fd::truncate(fd, i64::MAX), Err(Errno::EFBIG));
+}
+
+#[test]
+fn a_full_tmpfs_says_so_and_space_comes_back() {
+    let _s = start();
+    let (before, limit) = usage();
+    let fd = o("/tmp/big", O_RDWR | O_CREAT).unwrap();
+    let chunk = vec![1; 100_000];
+    let mut total = 0;
+    let error = loop {
+        match put(fd, &chunk) {
+            Ok(n) => total += n as u64,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error, Errno::ENOSPC);
+    assert!(total <= limit && total > limit - 3 * 4096, "{total} of {limit}");
+    assert_eq!(o("/tmp/more", O_RDWR | O_CREAT).and_then(|f| put(f, &[1; 4096])), Err(Errno::ENOSPC));
+    unlink(At::Cwd, b"/tmp/big", false).unwrap();
+    assert!(usage().0 >= total, "an open file keeps its space");
+    fd::close(fd).unwrap();
+    let _ = unlink(At::Cwd, b"/tmp/more", false);
+    for n in 3..10 {
+        let _ = fd::close(n);
+    }
+    assert_eq!(usage().0, before);
+    let mut made = 0;
+    while mkdir(At::Cwd, std::format!("/tmp/d{made}").as_bytes(), 0o777).is_ok() {
+        made += 1;
+    }
+    assert!((1000..10_000).contains(&made), "directories cost something: {made}");
+}
+
+#[test]
+fn directories_and_names() {
+    let _s = start();
+    assert_eq!(mkdir(At::Cwd, b"/tmp/d", 0o777), Ok(()));
+    assert_eq!(mkdir(At::Cwd, b"/tmp/d", 0o777), Err(Errno::EEXIST));
+    assert_eq!(mkdir(At::Cwd, b"/d", 0o777), Err(Errno::EROFS));
+    make("/tmp/d/b", b"1");
+    make("/tmp/d/a", b"2");
+    assert_eq!(list("/tmp/d"), [".", "..", "a", "b"]);
+    assert_eq!(list("/dev")[..4], [".", "..", "null", "zero"]);
+    assert_eq!(list("/"), [".", "..", "tmp", "dev"]);
+    assert_eq!(unlink(At::Cwd, b"/tmp/d", true), Err(Errno::ENOTEMPTY));
+    assert_eq!(unlink(At::Cwd, b"/tmp/d", false), Err(Errno::EISDIR));
+    assert_eq!(unlink(At::Cwd, b"/tmp/d/a", true), Err(Errno::ENOTDIR));
+    assert_eq!(unlink(At::Cwd, b"/tmp", true), Err(Errno::EBUSY));
+    let re = |a: &str, b: &str| rename(At::Cwd, a.as_bytes(), At::Cwd, b.as_bytes(), true);
+    assert_eq!(re("/tmp/d/a", "/tmp/d/b"), Ok(()));
+    assert_eq!(content("/tmp/d/b"), Ok(b"2".to_vec()));
+    assert_eq!(re("/tmp/d", "/tmp/d/x"), Err(Errno::EINVAL));
+    assert_eq!(re("/tmp/d", "/tmp/e"), Ok(()));
+    assert_eq!(re("/tmp/e/b", "/dev/b"), Err(Errno::EXDEV));
+    assert_eq!(rename(At::Cwd, b"/tmp/e/b", At::Cwd, b"/tmp/e/b", false), Err(Errno::EEXIST));
+    chdir(b"/tmp/e").unwrap();
+    assert_eq!(cwd(), Ok(b"/tmp/e".to_vec()));
+    assert_eq!(content("b"), Ok(b"2".to_vec()));
+    let dir = o(".", O_RDONLY).unwrap();
+    assert_eq!(open(At::Fd(dir), b"b", O_RDONLY, 0).map(|_| ()), Ok(()));
+    assert_eq!(open(At::Fd(1), b"b", O_RDONLY, 0), Err(Errno::ENOTDIR));
+    assert_eq!(unlink(At::Cwd, b"b", false), Ok(()));
+    assert_eq!(unlink(At::Cwd, b"/tmp/e", true), Ok(()));
+    assert_eq!(o("x", O_WRONLY | O_CREAT), Err(Errno::ENOENT));
+    assert_eq!(cwd(), Err(Errno::ENOENT));
+    chdir(b"/").unwrap();
+}
+
+#[test]
+fn links() {
+    let _s = start();
+    make("/tmp/f", b"x");
+    symlink(b"f", At::Cwd, b"/tmp/l").unwrap();
+    symlink(b"/tmp/loop", At::Cwd, b"/tmp/loop").unwrap();
+    symlink(b"/tmp/new", At::Cwd, b"/tmp/dangling").unwrap();
+    assert_eq!(content("/tmp/l"), Ok(b"x".to_vec()));
+    assert_eq!(o("/tmp/l", O_RDONLY | O_NOFOLLOW), Err(Errno::ELOOP));
+    assert_eq!(o("/tmp/loop", O_RDONLY), Err(Errno::ELOOP));
+    assert_eq!(read_link(At::Cwd, b"/tmp/l"), Ok(b"f".to_vec()));
+    assert_eq!(read_link(At::Cwd, b"/tmp/f"), Err(Errno::EINVAL));
+    assert_eq!(stat(At::Cwd, b"/tmp/l", false, false).unwrap().mode & kind::MASK, kind::LINK);
+    assert_eq!(o("/tmp/dangling", O_WRONLY | O_CREAT | O_EXCL), Err(Errno::EEXIST));
+    make("/tmp/dangling", b"made");
+    assert_eq!(content("/tmp/new"), Ok(b"made".to_vec()));
+    assert_eq!(real_path(b"/tmp/../tmp/l"), Ok(b"/tmp/f".to_vec()));
+    assert_eq!(real_path(b"/tmp/nothing"), Err(Errno::ENOENT));
+    assert_eq!(real_path(b"/"), Ok(b"/".to_vec()));
+    link(At::Cwd, b"/tmp/f", At::Cwd, b"/tmp/g", false).unwrap();
+    assert_eq!(stat(At::Cwd, b"/tmp/g", true, false).unwrap().nlink, 2);
+    unlink(At::Cwd, b"/tmp/f", false).unwrap();
+    assert_eq!(content("/tmp/g"), Ok(b"x".to_vec()));
+    assert_eq!(stat(At::Cwd, b"/tmp/g", true, false).unwrap().nlink, 1);
+}
+
+#[test]
+fn devices_and_rights() {
+    let _s = start();
+    assert_eq!(content("/dev/null"), Ok(vec![]));
+    assert_eq!(content("/dev/zero"), Ok(vec![0; 100]));
+    assert_ne!(content("/dev/urandom").unwrap(), content("/dev/urandom").unwrap());
+    assert_eq!(o("/dev/full", O_WRONLY).and_then(|f| put(f, b"x")), Err(Errno::ENOSPC));
+    make("/dev/null", b"x");
+    make("/tmp/f", b"x");
+    assert_eq!(access(At::Cwd, b"/tmp/f", 6, true), Ok(()));
+    assert_eq!(access(At::Cwd, b"/tmp/f", 1, true), Err(Errno::EACCES));
+    assert_eq!(access(At::Cwd, b"/", 2, true), Err(Errno::EROFS));
+    chmod(At::Cwd, Some(b"/tmp/f"), 0o600, true).unwrap();
+    set_times(At::Cwd, Some(b"/tmp/f"), Some(5), None, true).unwrap();
+    let s = stat(At::Cwd, b"/tmp/f", true, false).unwrap();
+    assert_eq!((s.mode, s.atime), (kind::FILE | 0o600, Time { sec: 0, nsec: 5 }));
+    assert_eq!(chmod(At::Cwd, Some(b"/"), 0, true), Err(Errno::EROFS));
+}
+
+#[test]
+fn locks_exclude() {
+    let _s = start();
+    make("/tmp/f", b"");
+    let (a, b) = (o("/tmp/f", O_RDONLY).unwrap(), o("/tmp/f", O_RDONLY).unwrap());
+    flock(a, Some(LockKind::Shared), false).unwrap();
+    flock(b, Some(LockKind::Shared), false).unwrap();
+    assert_eq!(flock(a, Some(LockKind::Exclusive), false), Err(Errno::EAGAIN));
+    flock(b, None, false).unwrap();
+    flock(a, Some(LockKind::Exclusive), false).unwrap();
+    fn release(fd: usize) {
+        fd::close(fd as i32).unwrap();
+    }
+    crate::sched::spawn(release, a as usize, 64 << 10).unwrap();
+    flock(b, Some(LockKind::Exclusive), true).unwrap();
+}
+
+#[test]
+fn copies_between_files() {
+    let _s = start();
+    make("/tmp/a", b"0123456789");
+    let (from, to) = (o("/tmp/a", O_RDONLY).unwrap(), o("/tmp/b", O_RDWR | O_CREAT).unwrap());
+    let mut at = 2;
+    assert_eq!(copy_range(from, Some(&mut at), to, None, 5), Ok(5));
+    assert_eq!((at, content("/tmp/b")), (7, Ok(b"23456".to_vec())));
+    assert_eq!(copy_range(from, None, to, Some(&mut 0), 100), Ok(10));
+    assert_eq!(copy_range(from, None, to, None, 100), Ok(0));
+    assert_eq!(content("/tmp/b"), Ok(b"0123456789".to_vec()));
+    let (r, w) = crate::io::pipe::create(0).unwrap();
+    assert_eq!(copy_range(from, Some(&mut 8), w, None, 9), Ok(2));
+    assert_eq!(copy_range(r, None, to, None, 9), Err(Errno::EINVAL));
+}
