@@ -174,3 +174,7 @@ fn bar(config: &mut impl Config, at: Function, number: u32) -> Result<PhysAddr, 
     }
     Ok(PhysAddr(address))
 }
+
+#[cfg(test)]
+#[path = "pci_tests.rs"]
+mod tests;
