@@ -19,7 +19,7 @@ fn program() -> &'static [u8] {
         let flags = "-Crelocation-model=pie -Clink-arg=-nostartfiles -Clink-arg=-nostdlib -Clink-arg=-static-pie \
                      -Clink-arg=-Wl,--pack-dyn-relocs=relr,-z,relro,-z,now,-z,separate-loadable-segments,-z,max-page-size=4096,--no-dynamic-linker,--build-id=none";
         let out = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--quiet", "--offline", "--manifest-path"])
+            .args(["build", "--release", "--quiet", "--target=x86_64-unknown-linux-gnu", "--manifest-path"])
             .arg(dir.join("Cargo.toml"))
             .arg("--target-dir")
             .arg(&target)
@@ -28,7 +28,7 @@ fn program() -> &'static [u8] {
             .output()
             .expect("cargo runs");
         assert!(out.status.success(), "the test guest does not build:\n{}", String::from_utf8_lossy(&out.stderr));
-        std::fs::read(target.join("release/monitor-test-guest")).expect("the guest was built")
+        std::fs::read(target.join("x86_64-unknown-linux-gnu/release/monitor-test-guest")).expect("the guest was built")
     })
 }
 

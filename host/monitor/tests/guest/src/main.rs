@@ -3,6 +3,11 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod heap;
+mod net;
+
 use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -96,8 +101,10 @@ impl Write for Out {
 }
 
 macro_rules! say {
-    ($($t:tt)*) => {{ let _ = writeln!(Out(1), $($t)*); }};
+    ($($t:tt)*) => {{ let _ = core::fmt::Write::write_fmt(&mut $crate::Out(1), format_args!("{}\n", format_args!($($t)*))); }};
 }
+
+use say;
 
 fn exit(code: u64) -> ! {
     gate(Call::Exit, code, 0, 0);
@@ -202,7 +209,14 @@ extern "sysv64" fn main(page: u64) -> ! {
             let b = boot();
             say!("engine {}", core::str::from_utf8(&b.engine).unwrap().trim_end_matches('\0'));
             say!("memory {}", b.memory);
-            say!("image {:#x} reserve {:#x} stack {:#x} boot {:#x} gate {:#x}", b.image.base, r.base, b.stack.base, page, b.gate);
+            say!(
+                "image {:#x} reserve {:#x} stack {:#x} boot {:#x} gate {:#x}",
+                b.image.base,
+                r.base,
+                b.stack.base,
+                page,
+                b.gate
+            );
             say!("entropy {}", b.entropy.iter().any(|e| *e != 0));
             let t = now();
             say!("clock {}", t > 0 && now() >= t);
@@ -236,7 +250,9 @@ extern "sysv64" fn main(page: u64) -> ! {
         }
         "ud2" => unsafe { asm!("ud2", options(noreturn)) },
         "divide" => {
-            unsafe { asm!("xor ecx, ecx", "mov eax, 1", "xor edx, edx", "div ecx", out("eax") _, out("ecx") _, out("edx") _) };
+            unsafe {
+                asm!("xor ecx, ecx", "mov eax, 1", "xor edx, edx", "div ecx", out("eax") _, out("ecx") _, out("edx") _)
+            };
             exit(0)
         }
         "double-fault" => {
@@ -402,6 +418,9 @@ extern "sysv64" fn main(page: u64) -> ! {
             exit(0)
         }
         "arp" => arp(),
+        "echo" => net::echo(number(args.next())),
+        "connect" => net::connect(args.next().unwrap_or("?"), number(args.next())),
+        "datagram" => net::datagram(args.next().unwrap_or("?")),
         "syscall" => {
             let nr = number(args.next()) as i64;
             let mut a = [0; 6];
@@ -463,10 +482,7 @@ fn arp() -> ! {
     e[22..28].copy_from_slice(&boot().net.mac);
     e[28..32].copy_from_slice(&boot().net.ipv4);
     e[38..42].copy_from_slice(&boot().net.ipv4_gateway);
-    let iov = [
-        IoVec { base: frame.as_ptr() as u64, len: 12 },
-        IoVec { base: frame.as_ptr() as u64 + 12, len: 42 },
-    ];
+    let iov = [IoVec { base: frame.as_ptr() as u64, len: 12 }, IoVec { base: frame.as_ptr() as u64 + 12, len: 42 }];
     let mut f = Frame { iov: iov.as_ptr() as u64, iov_count: 2, len: 0 };
     assert_eq!(gate(Call::NetSend, &raw mut f as u64, 1, 0), 1);
     loop {

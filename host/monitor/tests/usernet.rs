@@ -1,0 +1,304 @@
+//! User-mode networking: real clients and servers of this host against a guest that runs donjon-net.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Child;
+use std::time::Duration;
+
+use common::{Ran, Spec, first_line, image, launcher, pack, run_with, write};
+use donjon_abi::manifest::Egress;
+
+struct Guest(Child, u16);
+
+impl Guest {
+    /// An echo server behind a port of this host.
+    fn echo(delay: &str) -> Guest {
+        let port = free_port();
+        let publish = format!("{port}:7");
+        let udp = format!("{port}:7/udp");
+        let child = launcher(image(), &["-p", &publish, "-p", &udp], &["echo", delay]).spawn().unwrap();
+        Guest(child, port)
+    }
+
+    fn ready(mut self) -> Guest {
+        assert_eq!(first_line(&mut self.0), "ready");
+        self
+    }
+
+    fn connect(&self) -> TcpStream {
+        let s = TcpStream::connect((Ipv4Addr::LOCALHOST, self.1)).unwrap();
+        s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        s
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port that nothing listens on, for TCP and UDP.
+fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Answers once: echoes to the end of the stream.
+fn echo_server(listener: TcpListener) -> std::thread::JoinHandle<usize> {
+    std::thread::spawn(move || {
+        let (mut s, _) = listener.accept().unwrap();
+        let (mut total, mut buffer) = (0, vec![0; 65536]);
+        loop {
+            let n = s.read(&mut buffer).unwrap();
+            if n == 0 {
+                return total;
+            }
+            total += n;
+            s.write_all(&buffer[..n]).unwrap();
+        }
+    })
+}
+
+fn v4(addr: Ipv4Addr, prefix: u8, port: u16) -> Egress {
+    Egress { protocol: 0, prefix, port, addr: addr.to_ipv6_mapped().octets() }
+}
+
+fn gateway_image(name: &str, port: u16) -> std::path::PathBuf {
+    write(name, &pack(&Spec { egress: vec![v4(Ipv4Addr::new(10, 0, 2, 2), 128, port)], ..Spec::default() }))
+}
+
+#[test]
+fn the_gateway_answers_arp() {
+    let r = run_with(image(), &[], &["arp"]);
+    assert_eq!(r.out, "gateway [52, 55, a, 0, 2, 2]\n", "{r:?}");
+}
+
+#[test]
+fn published_port_echoes_and_half_close_passes() {
+    let guest = Guest::echo("0").ready();
+    for _ in 0..3 {
+        let mut s = guest.connect();
+        s.write_all(b"hello").unwrap();
+        s.shutdown(Shutdown::Write).unwrap();
+        let mut all = vec![];
+        s.read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"hello");
+    }
+}
+
+#[test]
+fn bulk_comes_back_whole() {
+    let guest = Guest::echo("0").ready();
+    let data: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut s = guest.connect();
+    let mut reader = s.try_clone().unwrap();
+    let expected = data.clone();
+    let reading = std::thread::spawn(move || {
+        let mut all = vec![];
+        reader.read_to_end(&mut all).unwrap();
+        assert!(all == expected, "{} of {} bytes", all.len(), expected.len());
+    });
+    s.write_all(&data).unwrap();
+    s.shutdown(Shutdown::Write).unwrap();
+    reading.join().unwrap();
+}
+
+#[test]
+fn a_slow_reader_stops_the_sender_and_loses_nothing() {
+    let guest = Guest::echo("0").ready();
+    let mut s = guest.connect();
+    s.set_nonblocking(true).unwrap();
+    let (chunk, mut sent) = (vec![7u8; 65536], 0usize);
+    // Nobody reads: after what all queues hold, writing must block.
+    let mut idle = 0;
+    while idle < 200 {
+        match s.write(&chunk) {
+            Ok(n) => {
+                sent += n;
+                idle = 0;
+                assert!(sent < 200_000_000, "there is no back-pressure");
+            }
+            Err(_) => {
+                idle += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    s.set_nonblocking(false).unwrap();
+    s.shutdown(Shutdown::Write).unwrap();
+    let mut all = vec![];
+    s.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), sent);
+}
+
+#[test]
+fn a_hundred_connections_at_once() {
+    let guest = Guest::echo("0").ready();
+    let mut all: Vec<TcpStream> = (0..100).map(|_| guest.connect()).collect();
+    for (i, s) in all.iter_mut().enumerate() {
+        write!(s, "number {i}").unwrap();
+    }
+    for (i, s) in all.iter_mut().enumerate().rev() {
+        let expected = format!("number {i}");
+        let mut got = vec![0; expected.len()];
+        s.read_exact(&mut got).unwrap();
+        assert_eq!(got, expected.as_bytes());
+    }
+}
+
+#[test]
+fn many_connections_one_after_another() {
+    let guest = Guest::echo("0").ready();
+    for i in 0..2000 {
+        let mut s = guest.connect();
+        s.write_all(b"x").unwrap();
+        let mut got = [0];
+        s.read_exact(&mut got).unwrap_or_else(|e| panic!("connection {i}: {e}"));
+    }
+}
+
+#[test]
+fn resets_pass_both_ways() {
+    let guest = Guest::echo("0").ready();
+    let mut s = guest.connect();
+    s.write_all(b"R").unwrap();
+    assert_eq!(s.read(&mut [0; 10]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    // A client that disappears in the middle does not hurt the next.
+    for _ in 0..10 {
+        let mut s = guest.connect();
+        s.write_all(&vec![1; 1_000_000]).unwrap();
+        rustix::net::sockopt::set_socket_linger(&s, Some(Duration::ZERO)).unwrap();
+        drop(s);
+    }
+    let mut s = guest.connect();
+    s.write_all(b"still").unwrap();
+    let mut got = [0; 5];
+    s.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"still");
+}
+
+#[test]
+fn a_connection_that_comes_while_the_guest_boots_is_served() {
+    let guest = Guest::echo("300");
+    let mut tries = 0;
+    let mut s = loop {
+        match TcpStream::connect((Ipv4Addr::LOCALHOST, guest.1)) {
+            Ok(s) => break s,
+            Err(_) => {
+                tries += 1;
+                assert!(tries < 2000, "the monitor does not listen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    s.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    s.write_all(b"early").unwrap();
+    let mut got = [0; 5];
+    s.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"early");
+}
+
+#[test]
+fn published_udp_echoes() {
+    let guest = Guest::echo("0").ready();
+    let s = UdpSocket::bind("127.0.0.1:0").unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for n in [1usize, 1000, 1472, 9000] {
+        s.send_to(&vec![n as u8; n], (Ipv4Addr::LOCALHOST, guest.1)).unwrap();
+        let mut got = vec![0; 65536];
+        let (len, from) = s.recv_from(&mut got).unwrap();
+        assert_eq!((len, got[0], from.port()), (n, n as u8, guest.1));
+    }
+}
+
+#[test]
+fn the_guest_connects_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let image = gateway_image("out", port);
+    let server = echo_server(listener);
+    let r = run_with(&image, &[], &["connect", &format!("10.0.2.2:{port}"), "3000000"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "sent 3000000 received 3000000 right true\n"), "{r:?}");
+    assert_eq!(server.join().unwrap(), 3_000_000);
+}
+
+#[test]
+fn the_guest_connects_out_over_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        eprintln!("SKIPPED: this host has no IPv6 loopback");
+        return;
+    };
+    let port = listener.local_addr().unwrap().port();
+    let addr = "fd00::2".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let egress = vec![Egress { protocol: 6, prefix: 128, port, addr }];
+    let image = write("out6", &pack(&Spec { egress, ..Spec::default() }));
+    let server = echo_server(listener);
+    let r = run_with(&image, &[], &["connect", &format!("[fd00::2]:{port}"), "1000"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "sent 1000 received 1000 right true\n"), "{r:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn a_refused_connection_is_refused_to_the_guest() {
+    let port = free_port();
+    let r = run_with(&gateway_image("refused", port), &[], &["connect", &format!("10.0.2.2:{port}"), "1"]);
+    assert_eq!(r.out, "error ConnectionRefused\n", "{r:?}");
+}
+
+#[test]
+fn what_the_manifest_does_not_name_is_out_of_reach() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let to = format!("10.0.2.2:{port}");
+    let r = run_with(image(), &[], &["connect", &to, "1"]);
+    assert_eq!(r.out, "error ConnectionRefused\n", "FAILURE, the guest got out: {r:?}");
+    let other = gateway_image("other-port", port ^ 1);
+    let r = run_with(&other, &[], &["connect", &to, "1"]);
+    assert_eq!(r.out, "error ConnectionRefused\n", "FAILURE, the guest got out: {r:?}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "FAILURE, somebody has connected");
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_nonblocking(true).unwrap();
+    let r = run_with(image(), &[], &["datagram", &format!("10.0.2.2:{}", udp.local_addr().unwrap().port())]);
+    assert_eq!(r.out, "no answer\n", "{r:?}");
+    assert!(udp.recv(&mut [0; 10]).is_err(), "FAILURE, a datagram got out");
+}
+
+#[test]
+fn the_guest_sends_datagrams_out() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let port = udp.local_addr().unwrap().port();
+    let image = gateway_image("udp", port);
+    let server = std::thread::spawn(move || {
+        let mut got = [0; 100];
+        let (n, from) = udp.recv_from(&mut got).unwrap();
+        assert_eq!(&got[..n], b"question");
+        udp.send_to(b"answer", from).unwrap();
+    });
+    let to = format!("10.0.2.2:{port}");
+    let r = run_with(&image, &[], &["datagram", &to]);
+    assert_eq!(r.out, format!("{to} says answer\n"), "{r:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn a_port_in_use_is_said_before_the_guest_starts() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let SocketAddr::V4(addr) = taken.local_addr().unwrap() else { panic!("not IPv4") };
+    let r: Ran = launcher(image(), &["-p", &format!("{}:80", addr.port())], &["hello"]).output().unwrap().into();
+    assert_eq!((r.code, r.out.as_str()), (Some(71), ""), "{r:?}");
+    assert!(r.err.contains(&format!("cannot publish tcp port {addr}")) && r.err.contains("hint: "), "{r:?}");
+    let r = run_with(image(), &["-p", "192.0.2.1:8080:80"], &["hello"]);
+    assert_eq!((r.code, IpAddr::V4(Ipv4Addr::LOCALHOST).is_loopback()), (Some(71), true), "{r:?}");
+    let r = run_with(image(), &["--net", "none", "-p", "8080:80"], &["hello"]);
+    assert_eq!(r.code, Some(2), "{r:?}");
+}
