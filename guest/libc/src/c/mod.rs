@@ -17,16 +17,24 @@
 extern crate std;
 
 pub mod chk;
+pub mod ctype;
 mod decimal;
 pub mod extern_c;
 mod format;
+pub mod locale;
+pub mod math;
 pub mod mem;
+pub mod misc;
 pub mod printf;
 mod search;
+pub mod setjmp;
+pub mod sort;
 mod sse;
 pub mod stdio;
 pub mod string;
-mod valist;
+pub mod strto;
+pub mod time;
+pub mod valist;
 pub mod wide;
 
 #[cfg(test)]

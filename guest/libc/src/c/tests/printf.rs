@@ -137,14 +137,15 @@ fn doubles() {
 #[test]
 fn long_doubles() {
     let mut random = Random(12);
-    for round in 0..40_000 {
+    for round in 0..20_000 {
         let mut text = spec(&mut random).replace('#', "");
         text.push('L');
         text.push(['f', 'e', 'E', 'g', 'a', 'A'][random.below(6)]);
         text += ">";
         let (mantissa, exponent) = match round % 8 {
-            0 => (random.next() | 1 << 63, 1 + random.next() % 0x7ffe),
-            1 => (random.next() >> (1 + random.below(63)), 0),
+            // Thousands of digits take long.
+            0 if round % 320 == 0 => (random.next() | 1 << 63, 1 + random.next() % 0x7ffe),
+            1 if round % 320 == 1 => (random.next() >> (1 + random.below(63)), 0),
             2 => (0, 0),
             3 => (1 << 63, 0x7fff),
             4 => (3 << 62, 0x7fff),
