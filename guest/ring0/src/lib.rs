@@ -9,11 +9,13 @@ pub mod cmdline;
 pub mod firmware;
 pub mod frames;
 pub mod image;
+pub mod iov;
 #[cfg(donjon_guest)]
 pub mod machine;
 pub mod nic;
 pub mod pci;
 pub mod phys;
+pub mod pool;
 pub mod rng;
 pub mod space;
 pub mod strings;

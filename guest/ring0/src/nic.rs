@@ -3,13 +3,15 @@
 //! Descriptors name the shim's own buffers only (ADR 0003). There are few of them, however long the device's queues are, and they get
 //! memory when they are first used.
 
+use crate::iov::Iov;
 use crate::phys::{Phys, PhysAddr};
+use crate::pool::{Each, Pool};
 use crate::space::{Access, Refused, Space};
 use crate::transport::Transport;
 use crate::user;
 use crate::virtq::{Lie, Queue, SIZE_MAX, Writer};
 use donjon_abi::boot::{self, net};
-use donjon_abi::{FRAME_IOV_MAX, FRAME_MAX, IoVec, NET_HDR_LEN, NetHdr, PAGE, net_hdr};
+use donjon_abi::{FRAME_MAX, NET_HDR_LEN, NetHdr, net_hdr};
 
 /// Bits of the feature word (§5.1.3).
 mod feature {
@@ -56,62 +58,6 @@ impl From<Refused> for Failure {
 impl From<Lie> for Failure {
     fn from(l: Lie) -> Self {
         Failure::Device(l)
-    }
-}
-
-/// Buffers, one for each descriptor of a queue.
-struct Pool {
-    /// 0: none yet.
-    pages: [PhysAddr; SIZE_MAX as usize],
-    each: Each,
-}
-
-/// How large a buffer is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Each {
-    Page,
-    HalfPage,
-}
-
-impl Each {
-    /// Power of two of the bytes.
-    const fn shift(self) -> u32 {
-        match self {
-            Each::Page => 12,
-            Each::HalfPage => 11,
-        }
-    }
-
-    const fn size(self) -> u32 {
-        1 << self.shift()
-    }
-}
-
-impl Pool {
-    const fn new(each: Each) -> Pool {
-        Pool { pages: [PhysAddr(0); SIZE_MAX as usize], each }
-    }
-
-    /// Number of the page and offset in it.
-    const fn place(&self, index: u16) -> (usize, u64) {
-        let offset = (index as u64) << self.each.shift();
-        ((offset / PAGE) as usize, offset % PAGE)
-    }
-
-    /// The buffer's memory; it has some since [`Self::back`].
-    fn at(&self, index: u16) -> PhysAddr {
-        let (page, offset) = self.place(index);
-        self.pages.get(page).copied().unwrap_or_default().add(offset)
-    }
-
-    /// Gives the buffer memory if it has none.
-    fn back<M: Phys>(&mut self, space: &mut Space<M>, index: u16) -> Option<PhysAddr> {
-        let (number, _) = self.place(index);
-        let page = self.pages.get_mut(number)?;
-        if *page == PhysAddr(0) {
-            *page = space.frames.alloc(&mut space.mem)?;
-        }
-        Some(self.at(index))
     }
 }
 
@@ -245,7 +191,7 @@ impl Nic {
     fn send_one<M: Phys>(&mut self, space: &mut Space<M>, frame: u64) -> Result<bool, Failure> {
         let mut iov = Iov::read(space, frame)?;
         let total = iov.total;
-        let well_formed = iov.pieces[0].len == NET_HDR_LEN as u64 && total > NET_HDR_LEN as u64 + 14;
+        let well_formed = iov.first() == NET_HDR_LEN as u64 && total > NET_HDR_LEN as u64 + 14;
         if !well_formed || total > FRAME_MAX as u64 {
             return Ok(true);
         }
@@ -425,68 +371,6 @@ fn describe(transport: &Transport, mem: &impl Phys, features: u64, out: &mut boo
         if has(feature) {
             out.flags |= flag;
         }
-    }
-}
-
-/// The pieces of a guest's frame, read once, and how far they have been used.
-struct Iov {
-    pieces: [IoVec; FRAME_IOV_MAX as usize],
-    count: usize,
-    total: u64,
-    at: usize,
-    offset: u64,
-}
-
-impl Iov {
-    fn read<M: Phys>(space: &mut Space<M>, frame: u64) -> Result<Iov, Failure> {
-        let mut head = [0; 12];
-        user::read(space, frame, &mut head)?;
-        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) =
-            (*head.first_chunk().ok_or(Failure::Invalid)?, *head.last_chunk().ok_or(Failure::Invalid)?);
-        let (array, count) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]));
-        if count == 0 || count > FRAME_IOV_MAX {
-            return Err(Failure::Invalid);
-        }
-        let mut bytes = [0; 16 * FRAME_IOV_MAX as usize];
-        let bytes = bytes.get_mut(..count as usize * 16).ok_or(Failure::Invalid)?;
-        user::read(space, array, bytes)?;
-        let mut iov = Iov {
-            pieces: [IoVec::default(); FRAME_IOV_MAX as usize],
-            count: count as usize,
-            total: 0,
-            at: 0,
-            offset: 0,
-        };
-        for (piece, bytes) in iov.pieces.iter_mut().zip(bytes.chunks_exact(16)) {
-            let word = |at| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-            *piece = IoVec { base: word(0), len: word(8) };
-            iov.total = iov.total.saturating_add(piece.len);
-        }
-        Ok(iov)
-    }
-
-    /// Copies the next `len` bytes between the guest's pieces and `own` memory: [`Access::Read`] reads the guest's.
-    fn copy<M: Phys>(&mut self, space: &mut Space<M>, own: PhysAddr, len: u32, access: Access) -> Result<(), Refused> {
-        let mut done = 0;
-        let len = u64::from(len);
-        while done < len {
-            let piece = self.pieces.get(..self.count).and_then(|p| p.get(self.at)).ok_or(Refused::Rights)?;
-            let n = (piece.len - self.offset).min(len - done);
-            let start = piece.base.checked_add(self.offset).ok_or(Refused::Rights)?;
-            user::pieces(space, start, n, access, |s, at, n| {
-                match access {
-                    Access::Read => s.mem.copy(at, own.add(done), n),
-                    Access::Write => s.mem.copy(own.add(done), at, n),
-                }
-                done += n as u64;
-            })?;
-            self.offset += n;
-            if self.offset == piece.len {
-                self.at += 1;
-                self.offset = 0;
-            }
-        }
-        Ok(())
     }
 }
 

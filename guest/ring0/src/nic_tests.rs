@@ -1,7 +1,7 @@
 use super::*;
 use crate::frames::Frames;
 use crate::phys::Fake;
-use donjon_abi::Prot;
+use donjon_abi::{PAGE, Prot};
 use std::vec::Vec;
 
 const REGS: PhysAddr = PhysAddr(0x10_0000);

@@ -93,7 +93,8 @@ fn a_card_behind_a_bridge_is_found_and_opened() {
 
 #[test]
 fn what_cannot_be_used_is_said() {
-    let spoil: [(fn(&mut Bus), &str); 6] = [
+    type Spoil = fn(&mut Bus);
+    let spoil: [(Spoil, &str); 6] = [
         (|b| b.card[4] = 0xc, "firmware has not assigned its registers"),
         (|b| b.card[4] = 0xc001, "its registers are in I/O space"),
         (|b| b.card[0x54 / 4] = 7, "it names a BAR that does not exist"),
