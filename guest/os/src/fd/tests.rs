@@ -376,7 +376,10 @@ fn unix_sockets_listen_by_path() {
     let d = socket::socket(AF_UNIX, SOCK_STREAM | NONBLOCK, 0).unwrap();
     assert_eq!(socket::connect(d, &path), Err(Errno::EAGAIN));
     let (s, peer) = socket::accept(l, 0).unwrap();
-    assert_eq!((peer, socket::peer(c), socket::local(s)), (Addr::Unix(Box::default()), Ok(path.clone()), Ok(path.clone())));
+    assert_eq!(
+        (peer, socket::peer(c), socket::local(s)),
+        (Addr::Unix(Box::default()), Ok(path.clone()), Ok(path.clone()))
+    );
     put(c, b"hi").unwrap();
     assert_eq!(get_bytes(s, 9), Ok(b"hi".to_vec()));
     // A blocking connect waits for a place in the backlog.

@@ -6,9 +6,9 @@ mod file;
 pub mod map;
 mod path;
 mod stat;
-pub(crate) mod tmpfs;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tmpfs;
 
 pub use file::{DirEntry, LockKind, OpenFile, copy_range, flock, read_dir};
 pub use path::{At, Node};

@@ -3,6 +3,8 @@
 pub mod addr;
 pub mod inet;
 pub mod option;
+#[cfg(test)]
+mod tests;
 pub mod unix;
 
 pub use addr::Addr;

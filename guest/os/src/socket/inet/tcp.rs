@@ -9,7 +9,7 @@ use crate::netif;
 use crate::socket::option::{self, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, ip, ipv6, so, tcp};
 use crate::socket::{Addr, Common, How, Received, SOCK_STREAM, Socket, Value, msg};
 use core::cell::Cell;
-use donjon_net::{BindOptions, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
+use donjon_net::{BindOptions, Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
 
 /// What Linux says for keep-alive parameters that nobody has set.
 const KEEP_ALIVE: KeepAlive = KeepAlive { idle: 7200, interval: 75, count: 9 };
@@ -151,7 +151,11 @@ impl Socket for Tcp {
     }
 
     fn send(&self, bufs: &[&[u8]], _to: Option<&Addr>, _flags: i32) -> Result<usize> {
-        let n = netif::with(|s| s.send(self.handle, bufs))?.map_err(err)?;
+        let n = netif::with(|s| s.send(self.handle, bufs))?.map_err(|e| match e {
+            // What Linux's TCP says before there is a connection.
+            Error::NotConnected => Errno::EPIPE,
+            e => err(e),
+        })?;
         netif::flush();
         Ok(n)
     }

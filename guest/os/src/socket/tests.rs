@@ -1,0 +1,168 @@
+use super::addr::{AF_INET, AF_INET6};
+use super::*;
+use crate::fd::tests::start;
+use crate::fd::watch::events::{HUP, IN, OUT, RDHUP};
+use crate::io::poll::{PollFd, poll};
+use donjon_base::clock;
+use std::{vec, vec::Vec};
+
+fn at(text: &str) -> Addr {
+    Addr::Inet(text.parse().unwrap())
+}
+
+fn listener(domain: i32, addr: &str) -> (i32, Addr) {
+    let l = socket(domain, SOCK_STREAM, 0).unwrap();
+    bind(l, &at(addr)).unwrap();
+    listen(l, 16).unwrap();
+    (l, local(l).unwrap())
+}
+
+fn read(fd: i32, max: usize) -> Result<Vec<u8>> {
+    let mut buf = vec![0; max];
+    let n = crate::fd::read(fd, &mut [&mut buf])?;
+    buf.truncate(n);
+    Ok(buf)
+}
+
+fn ready(fd: i32) -> u32 {
+    let mut fds = [PollFd { fd, events: -1, revents: 0 }];
+    poll(&mut fds, Some(0)).unwrap();
+    u32::from(fds[0].revents as u16)
+}
+
+#[test]
+fn tcp_over_loopback_echoes() {
+    let _s = start();
+    let (l, addr) = listener(AF_INET, "127.0.0.1:0");
+    fn server(l: usize) {
+        let (c, _) = accept(l as i32, 0).unwrap();
+        loop {
+            let data = read(c, 5000).unwrap();
+            if data.is_empty() {
+                break;
+            }
+            assert_eq!(crate::fd::write(c, &[&data]), Ok(data.len()));
+        }
+        crate::fd::close(c).unwrap();
+    }
+    crate::sched::spawn(server, l as usize, 64 << 10).unwrap();
+    let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    connect(c, &addr).unwrap();
+    assert_eq!(connect(c, &addr), Err(Errno::EISCONN));
+    assert_eq!(peer(c), Ok(addr));
+    fn writer(c: usize) {
+        let data: Vec<u8> = (0..400_000u32).map(|i| (i % 251) as u8).collect();
+        assert_eq!(crate::fd::write(c as i32, &[&data[..1000], &data[1000..]]), Ok(400_000));
+        shutdown(c as i32, 1).unwrap();
+    }
+    crate::sched::spawn(writer, c as usize, 64 << 10).unwrap();
+    let mut total = 0u32;
+    loop {
+        let data = read(c, 7001).unwrap();
+        if data.is_empty() {
+            break;
+        }
+        for b in data {
+            assert_eq!(b, (total % 251) as u8);
+            total += 1;
+        }
+    }
+    assert_eq!(total, 400_000);
+    assert_eq!(crate::fd::write(c, &[b"x"]), Err(Errno::EPIPE));
+}
+
+#[test]
+fn non_blocking_connects_report_by_readiness() {
+    let _s = start();
+    let c = socket(AF_INET, SOCK_STREAM | crate::fd::O_NONBLOCK, 0).unwrap();
+    let refused = connect(c, &at("127.0.0.1:9"));
+    if refused == Err(Errno::EINPROGRESS) {
+        assert_ne!(ready(c), 0);
+        assert_eq!(option(c, 1, 4).unwrap().bytes(), Errno::ECONNREFUSED.0.to_ne_bytes());
+    } else {
+        assert_eq!(refused, Err(Errno::ECONNREFUSED));
+    }
+    let (l, addr) = listener(AF_INET, "0.0.0.0:0");
+    let Addr::Inet(a) = addr else { panic!() };
+    let c = socket(AF_INET, SOCK_STREAM | crate::fd::O_NONBLOCK, 0).unwrap();
+    let started = connect(c, &at(&std::format!("127.0.0.1:{}", a.port())));
+    assert!(matches!(started, Ok(()) | Err(Errno::EINPROGRESS)), "{started:?}");
+    assert_eq!(ready(c) & (OUT | HUP), OUT);
+    assert_eq!(option(c, 1, 4).unwrap().bytes(), [0; 4]);
+    assert_eq!(ready(l) & IN, IN);
+    let (s, _) = accept(l, crate::fd::O_NONBLOCK).unwrap();
+    assert_eq!(read(s, 1), Err(Errno::EAGAIN));
+    let begin = clock::monotonic();
+    crate::fd::close(c).unwrap();
+    assert_eq!(ready(s) & (IN | RDHUP), IN | RDHUP);
+    assert_eq!(read(s, 1), Ok(vec![]));
+    assert_eq!(clock::monotonic(), begin);
+    assert_eq!(accept(s, 0).err(), Some(Errno::EINVAL));
+}
+
+#[test]
+fn dual_stack_listeners_show_mapped_addresses() {
+    let _s = start();
+    let (l, addr) = listener(AF_INET6, "[::]:0");
+    let Addr::Inet(a) = addr else { panic!() };
+    let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    connect(c, &at(&std::format!("127.0.0.1:{}", a.port()))).unwrap();
+    let (s, from) = accept(l, 0).unwrap();
+    let Addr::Inet(from) = from else { panic!() };
+    assert_eq!(from.ip(), "::ffff:127.0.0.1".parse::<core::net::IpAddr>().unwrap());
+    assert_eq!(local(s), Ok(at(&std::format!("[::ffff:127.0.0.1]:{}", a.port()))));
+    let c6 = socket(AF_INET6, SOCK_STREAM, 0).unwrap();
+    connect(c6, &at(&std::format!("[::1]:{}", a.port()))).unwrap();
+    assert_eq!(accept(l, 0).map(|_| ()), Ok(()));
+    assert_eq!(connect(c, &at("[::1]:1")), Err(Errno::EAFNOSUPPORT));
+    // The same port is taken for IPv4 as well, unless only IPv6 was bound.
+    let other = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    assert_eq!(bind(other, &at(&std::format!("0.0.0.0:{}", a.port()))), Err(Errno::EADDRINUSE));
+}
+
+#[test]
+fn udp_over_loopback() {
+    let _s = start();
+    let a = socket(AF_INET, SOCK_DGRAM | crate::fd::O_NONBLOCK, 0).unwrap();
+    bind(a, &at("127.0.0.1:0")).unwrap();
+    let b = socket(AF_INET, SOCK_DGRAM | crate::fd::O_NONBLOCK, 0).unwrap();
+    let to = local(a).unwrap();
+    assert_eq!(send(b, &[b"x"], None, 0), Err(Errno::EDESTADDRREQ));
+    assert_eq!(send(b, &[b"hello, ", b"world"], Some(&to), 0), Ok(12));
+    assert_eq!(crate::fd::available(a), Ok(12));
+    let mut buf = [0; 5];
+    let got = recv(a, &mut [&mut buf], msg::PEEK).unwrap();
+    assert_eq!((got.copied, got.len), (5, 12));
+    let got = recv(a, &mut [&mut buf[..2], &mut [0; 100]], 0).unwrap();
+    assert_eq!((got.copied, got.len, &buf[..2]), (12, 12, &b"he"[..]));
+    connect(a, &got.from.unwrap()).unwrap();
+    assert_eq!(crate::fd::write(a, &[b"back"]), Ok(4));
+    assert_eq!(read(b, 9), Ok(b"back".to_vec()));
+    assert_eq!(read(b, 9), Err(Errno::EAGAIN));
+    assert_eq!(send(b, &[&vec![0; 65_508]], Some(&to), 0), Err(Errno::EMSGSIZE));
+    assert_eq!(send(b, &[b"x"], Some(&at("255.255.255.255:9")), 0), Err(Errno::EACCES));
+    connect(a, &Addr::Unspecified).unwrap();
+    assert_eq!(peer(a), Err(Errno::ENOTCONN));
+}
+
+#[test]
+fn options_are_kept_or_refused() {
+    let _s = start();
+    let s = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    let int = |level, name| option(s, level, name).map(|v| i32::from_ne_bytes(v.bytes().try_into().unwrap()));
+    let set = |level, name, v: i32| set_option(s, level, name, &v.to_ne_bytes());
+    for (level, name, value) in [(6, 1, 1), (1, 9, 1), (6, 4, 11), (6, 5, 12), (6, 6, 13), (1, 2, 1), (6, 18, 5000)] {
+        assert_eq!(set(level, name, value), Ok(()), "{level} {name}");
+        assert_eq!(int(level, name), Ok(value), "{level} {name}");
+    }
+    assert_eq!((int(1, 39), int(1, 3), int(1, 38), int(1, 30)), (Ok(2), Ok(1), Ok(6), Ok(0)));
+    assert_eq!(set(1, 8, 10_000), Ok(()));
+    assert_eq!(int(1, 8), Ok(20_000));
+    assert_eq!(set(1, 15, 1), Err(Errno::ENOPROTOOPT));
+    assert_eq!(set(0, 12345, 1), Err(Errno::ENOPROTOOPT));
+    assert_eq!(socket(AF_INET, 3, 1), Err(Errno::EPERM));
+    assert_eq!(socket(AF_INET, SOCK_STREAM, 99), Err(Errno::EPROTONOSUPPORT));
+    assert_eq!(socket(77, SOCK_STREAM, 0), Err(Errno::EAFNOSUPPORT));
+    assert_eq!(send(s, &[b"x"], None, 0).err(), Some(Errno::EPIPE));
+    assert_eq!(read(s, 1), Err(Errno::ENOTCONN));
+}
