@@ -44,6 +44,6 @@ pub fn bytes(range: Range) -> &'static [u8] {
 }
 
 /// The NUL-ended strings of `boot().args` or `boot().env`, without their NULs.
-pub fn strings(range: Range) -> impl Iterator<Item = &'static [u8]> {
+pub fn strings(range: Range) -> impl Iterator<Item = &'static [u8]> + Clone {
     bytes(range).split_inclusive(|b| *b == 0).filter_map(|s| s.strip_suffix(&[0]))
 }

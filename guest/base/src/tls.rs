@@ -18,16 +18,20 @@ pub struct Tcb {
     _reserved: [usize; 2],
     /// What `-fstack-protector` code compares with, at `%fs:0x28`.
     pub canary: usize,
-    _pointer_guard: usize,
+    /// What `setjmp` mangles addresses with, at `%fs:0x30`.
+    pub pointer_guard: usize,
     /// The C library's `errno`.
     pub errno: Cell<i32>,
-    /// The scheduler's name for this thread.
+    /// The thread's number.
     pub thread: u32,
     /// For the libc door: destructor list and thread-specific data.
     pub libc: [Cell<usize>; 4],
 }
 
-const _: () = assert!(core::mem::offset_of!(Tcb, canary) == 0x28);
+const _: () = {
+    assert!(core::mem::offset_of!(Tcb, canary) == 0x28);
+    assert!(core::mem::offset_of!(Tcb, pointer_guard) == 0x30);
+};
 
 /// The running thread's control block.
 #[inline]
@@ -42,21 +46,21 @@ pub fn tcb() -> &'static Tcb {
     }
     #[cfg(not(donjon_guest))]
     {
-        thread_local!(static TCB: &'static Tcb = Box::leak(Box::new(Tcb::new(0, 0, 0))));
+        thread_local!(static TCB: &'static Tcb = Box::leak(Box::new(Tcb::new(0, [0; 2], 0))));
         TCB.with(|t| *t)
     }
 }
 
 impl Tcb {
-    fn new(this: usize, canary: usize, thread: u32) -> Self {
+    fn new(this: usize, secrets: [usize; 2], thread: u32) -> Self {
         Tcb {
             this,
             _dtv: 0,
             _this_too: this,
             _reserved: [0; 2],
             // The lowest byte is zero, so that string functions do not run over it unnoticed.
-            canary: canary & !0xff,
-            _pointer_guard: 0,
+            canary: secrets[0] & !0xff,
+            pointer_guard: secrets[1],
             errno: Cell::new(0),
             thread,
             libc: [const { Cell::new(0) }; 4],
@@ -71,22 +75,32 @@ pub fn size() -> usize {
 }
 
 /// Writes control block and TLS variables to the memory that ends at `top`. Returns the block's address, below which
-/// [`size`] in total is used; the stack may begin at `top - size()`.
+/// [`size`] in total is used; the stack may begin at `top - size()`. `secrets` are canary and pointer guard, the same for all threads.
 ///
 /// # Safety
 /// `[top - size(), top)` must be writable and otherwise unused.
-pub unsafe fn install(top: usize, canary: usize, thread: u32) -> usize {
+pub unsafe fn install(top: usize, secrets: [usize; 2], thread: u32) -> usize {
     let t = template();
     let at = (top - size_of::<Tcb>()) & !(t.align.max(64) - 1);
-    // As lld computes the offsets: the block's start is congruent to `p_vaddr` modulo the alignment.
-    let block = at - t.memory - (t.vaddr.wrapping_add(t.memory).wrapping_neg() & (t.align - 1));
+    let block = block_below(at, &t);
     // SAFETY: 1. the block lies within `size()` below `top`; 2. the initial image is part of the program.
     unsafe {
         core::ptr::copy_nonoverlapping(t.image.as_ptr(), block as *mut u8, t.image.len());
         core::ptr::write_bytes((block + t.image.len()) as *mut u8, 0, t.memory - t.image.len());
-        core::ptr::write(at as *mut Tcb, Tcb::new(at, canary, thread));
+        core::ptr::write(at as *mut Tcb, Tcb::new(at, secrets, thread));
     }
     at
+}
+
+/// Address of a thread's TLS block.
+pub fn block(tcb: &Tcb) -> usize {
+    let t = template();
+    block_below(tcb.this, &t)
+}
+
+fn block_below(tcb: usize, t: &Template) -> usize {
+    // As lld computes the offsets: the block's start is congruent to `p_vaddr` modulo the alignment.
+    tcb - t.memory - (t.vaddr.wrapping_add(t.memory).wrapping_neg() & (t.align - 1))
 }
 
 /// Makes `tcb` the running thread's control block.

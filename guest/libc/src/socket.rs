@@ -258,19 +258,6 @@ pub unsafe extern "C" fn recv(fd: c_int, data: *mut c_void, len: size_t, flags: 
     ret_size(unsafe { bytes_mut(data, len) }.and_then(|b| os::recv(fd, &mut [b], flags)).map(|got| length(&got, flags)))
 }
 
-/// Fortified `recv`.
-///
-/// # Safety
-/// As in C.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn __recv_chk(fd: c_int, data: *mut c_void, len: size_t, size: size_t, flags: c_int) -> ssize_t {
-    if len > size {
-        donjon_os::fatal(format_args!("recv: longer than the buffer"));
-    }
-    // SAFETY: the same contract.
-    unsafe { recv(fd, data, len, flags) }
-}
-
 unsafe fn send_message(fd: c_int, message: *const msghdr, flags: c_int) -> Result<usize> {
     // SAFETY: by contract of the callers.
     let m = unsafe { take(message) }?;

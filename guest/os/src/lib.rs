@@ -29,6 +29,22 @@ pub mod thread;
 
 pub use fault::fatal;
 
+/// Sets up memory and the first thread, and continues with `entry` on that thread's stack. Returns only if there is not enough memory.
+/// `entry` runs with preemption off and calls [`begin`] first.
+#[cfg(donjon_guest)]
+pub fn start(entry: extern "C" fn(usize) -> !) -> errno::Result<()> {
+    if !mem::init() {
+        return Err(errno::Errno::ENOMEM);
+    }
+    sched::start(entry)
+}
+
+/// Sets up the rest: what needs the scheduler.
+#[cfg(donjon_guest)]
+pub fn begin() {
+    fd::init();
+}
+
 /// Ends the guest at once.
 pub fn exit(status: i32) -> ! {
     donjon_base::gate::exit(status)

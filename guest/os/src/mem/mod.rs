@@ -13,7 +13,7 @@ mod pages;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::fatal;
+use crate::{errno::Errno, fatal};
 use donjon_abi::Prot;
 use donjon_base::{Lock, PAGE, boot, gate};
 use heap::BadPointer;
@@ -153,14 +153,32 @@ pub fn map(len: usize, align: usize, charge: usize) -> Option<usize> {
     Some(a.addr)
 }
 
-/// Frees `[addr, addr + len)`, which must be whole pages of mappings, with read-write rights. Returns false if any of it is not a
-/// mapping, or if there is no memory for the bookkeeping of a partial unmap; what was freed before that stays freed.
+/// Frees the whole pages of `[addr, addr + len)`, which must be mappings. Returns false if any of it is not, or if there is no memory
+/// for the bookkeeping of a partial unmap; what was freed before that stays freed.
 ///
 /// # Safety
 /// Nobody uses the memory any more.
 pub unsafe fn unmap(addr: usize, len: usize) -> bool {
+    each(addr, len, |heap, span| {
+        if heap.span(span).cursor == CHANGED {
+            let (start, pages) = (heap.span(span).start, heap.span(span).pages);
+            // SAFETY: rights are added to memory that nobody uses.
+            if unsafe { gate::protect(heap.addr(start), pages as usize * PAGE, Prot::ReadWrite) }.is_err() {
+                return false;
+            }
+        }
+        heap.free(span);
+        true
+    })
+}
+
+/// In a mapping's `cursor`: its rights are not read-write throughout.
+const CHANGED: u16 = 1;
+
+/// Cuts mappings at the ends of the range and calls `f` for each span in it. False if some of it is not mapped or `f` says so.
+fn each(addr: usize, len: usize, mut f: impl FnMut(&mut Pages, u32) -> bool) -> bool {
     let mut heap = HEAP.lock();
-    let end = addr + len.next_multiple_of(PAGE);
+    let Some(end) = addr.checked_add(len).and_then(|e| e.checked_next_multiple_of(PAGE)) else { return false };
     let mut at = addr;
     while at < end {
         let Some((mut span, start, stop)) = mapping(&mut heap, at) else { return false };
@@ -171,7 +189,9 @@ pub unsafe fn unmap(addr: usize, len: usize) -> bool {
         if stop > end && heap.cut(span, ((end - at) / PAGE) as u32).is_none() {
             return false;
         }
-        heap.free(span);
+        if !f(&mut heap, span) {
+            return false;
+        }
         at = stop.min(end);
     }
     true
@@ -202,13 +222,48 @@ fn mapping(heap: &mut Pages, addr: usize) -> Option<(u32, usize, usize)> {
     (s.kind == Kind::Mapping && (start..stop).contains(&addr)).then_some((span, start, stop))
 }
 
-/// Sets the rights of whole pages inside mappings.
+/// Sets the rights of whole pages inside one mapping, without counting anything against the memory limit: for guard pages.
 ///
 /// # Safety
-/// No reference relies on the old rights. They must be read-write again before the memory is unmapped.
+/// No reference relies on the old rights.
 pub unsafe fn protect(addr: usize, len: usize, prot: Prot) -> Result<(), donjon_abi::Error> {
+    {
+        let mut heap = HEAP.lock();
+        let (span, ..) = mapping(&mut heap, addr).ok_or(donjon_abi::Error::BadAddress)?;
+        heap.span(span).cursor = CHANGED;
+    }
     // SAFETY: by contract.
     unsafe { gate::protect(addr, len, prot) }
+}
+
+/// Sets the rights of whole pages of mappings. Pages that become writable count against the memory limit from then on.
+/// ENOMEM if they do not fit or if some of the range is not mapped.
+///
+/// # Safety
+/// No reference relies on the old rights.
+pub unsafe fn change(addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
+    if !is_mapped(addr, len) {
+        return Err(Errno::ENOMEM);
+    }
+    if prot == Prot::ReadWrite {
+        let ok = each(addr, len, |heap, span| {
+            let pages = heap.span(span).pages;
+            heap.recharge(span, pages)
+        });
+        if !ok {
+            return Err(Errno::ENOMEM);
+        }
+    }
+    let mut heap = HEAP.lock();
+    let mut at = addr;
+    while at < addr + len {
+        let (span, _, stop) = mapping(&mut heap, at).ok_or(Errno::ENOMEM)?;
+        heap.span(span).cursor = CHANGED;
+        at = stop;
+    }
+    drop(heap);
+    // SAFETY: by contract.
+    unsafe { gate::protect(addr, len, prot) }.map_err(|_| Errno::ENOMEM)
 }
 
 /// Gives the content of whole pages back to the host: they read as zeros next.

@@ -241,6 +241,7 @@ impl Pages {
         let s = self.span(span);
         s.kind = kind;
         s.charge = charge;
+        s.cursor = 0;
         let start = s.start;
         self.used += charge;
         for page in start..start + pages {
@@ -281,11 +282,11 @@ impl Pages {
     /// Cuts a used run in two at `pages`; both keep the kind. Returns the second part's span.
     pub fn cut(&mut self, span: u32, pages: u32) -> Option<u32> {
         let rest = self.split(span, pages)?;
-        let (kind, charge) = (self.span(span).kind, self.span(span).charge);
+        let (kind, charge, cursor) = (self.span(span).kind, self.span(span).charge, self.span(span).cursor);
         self.span(span).charge = charge.min(pages);
         let (start, len) = (self.span(rest).start, self.span(rest).pages);
         let s = self.span(rest);
-        s.kind = kind;
+        (s.kind, s.cursor) = (kind, cursor);
         s.charge = charge - charge.min(pages);
         for page in start..start + len {
             self.set_map(page, rest);
@@ -337,6 +338,17 @@ impl Pages {
         s.pages = pages;
         s.charge += more;
         self.used += more;
+        true
+    }
+
+    /// Changes how many pages of a used run count against the limit; false if the limit would be passed.
+    pub fn recharge(&mut self, span: u32, charge: u32) -> bool {
+        let old = self.span(span).charge;
+        if charge > old && !self.make_room(charge - old) {
+            return false;
+        }
+        self.used = self.used - old + charge;
+        self.span(span).charge = charge;
         true
     }
 

@@ -50,38 +50,44 @@ struct Sched {
     zombie: Option<u32>,
     switches: u32,
     pollers: Vec<Poller>,
+    /// Monotonic time at the start, and time spent in the host's `wait` since, ns.
+    started: u64,
+    idle: u64,
 }
 
-static SCHED: Lock<Sched> = Lock::new(Sched {
-    threads: Threads::new(),
-    timers: Timers::new(),
-    current: 0,
-    zombie: None,
-    switches: 0,
-    pollers: Vec::new(),
-});
+static SCHED: Lock<Sched> = Lock::new(Sched::new());
 
 static POLLING: AtomicBool = AtomicBool::new(false);
 
-/// Makes the code that calls it the first thread. `stack` and `tcb` are what it runs on.
-pub fn init(tcb: usize) -> Result<()> {
-    {
-        let mut s = SCHED.lock();
-        *s = Sched {
-            threads: Threads::new(),
-            timers: Timers::new(),
-            current: 0,
-            zombie: None,
-            switches: 0,
-            pollers: Vec::new(),
-        };
-        let slot = s.threads.add(Thread::main(tcb))?;
-        s.timers.reserve(1)?;
-        s.current = slot;
-    }
+/// Makes the code that calls it the first thread: for tests.
+#[cfg(test)]
+pub(crate) fn init() -> Result<()> {
+    let mut s = SCHED.lock();
+    *s = Sched::new();
     POLLING.store(false, Relaxed);
     preempt::set_tick(tick);
-    Ok(())
+    s.add_main().map(|_| ())
+}
+
+/// Makes the first thread, with a stack of its own, and continues there.
+#[cfg(donjon_guest)]
+pub(crate) fn start(entry: extern "C" fn(usize) -> !) -> Result<()> {
+    let stack = crate::thread::stack::take(crate::thread::STACK_MAIN)?;
+    let (tcb, top) = {
+        let mut s = SCHED.lock();
+        s.started = clock::monotonic();
+        let slot = s.add_main()?;
+        let (tcb, top) = stack.prepare(s.threads.id(slot).number());
+        let t = s.threads.get_mut(slot);
+        t.tcb = tcb;
+        t.stack = Some(stack);
+        (tcb, top)
+    };
+    preempt::set_tick(tick);
+    // SAFETY: the control block is new and complete.
+    unsafe { tls::activate(tcb) };
+    // SAFETY: the stack is new; the boot stack is not used again.
+    unsafe { context::jump(top, entry, 0) }
 }
 
 /// The running thread.
@@ -176,6 +182,16 @@ pub fn sleep_until(deadline: u64) {
     }
 }
 
+/// Nanoseconds since the guest started.
+pub fn uptime() -> u64 {
+    clock::monotonic().saturating_sub(SCHED.lock().started)
+}
+
+/// Nanoseconds in which the guest was not idle.
+pub fn busy() -> u64 {
+    uptime().saturating_sub(SCHED.lock().idle)
+}
+
 /// Number of threads that exist.
 pub fn thread_count() -> usize {
     SCHED.lock().threads.len()
@@ -229,6 +245,26 @@ pub(crate) fn forget(id: ThreadId) {
 }
 
 impl Sched {
+    const fn new() -> Self {
+        Sched {
+            threads: Threads::new(),
+            timers: Timers::new(),
+            current: 0,
+            zombie: None,
+            switches: 0,
+            pollers: Vec::new(),
+            started: 0,
+            idle: 0,
+        }
+    }
+
+    fn add_main(&mut self) -> Result<u32> {
+        let slot = self.threads.add(Thread::main(0))?;
+        self.timers.reserve(1)?;
+        self.current = slot;
+        Ok(slot)
+    }
+
     fn unpark(&mut self, slot: u32) {
         let t = self.threads.get_mut(slot);
         if t.state == State::Parked {
@@ -355,8 +391,10 @@ fn idle() {
         }
         earlier(deadline, s.timers.first().map(|t| t.0))
     };
-    let timeout = deadline.map(|d| d.saturating_sub(clock::monotonic()));
-    if gate::wait(timeout).stop {
+    let before = clock::monotonic();
+    let ready = gate::wait(deadline.map(|d| d.saturating_sub(before)));
+    SCHED.lock().idle += clock::monotonic().saturating_sub(before);
+    if ready.stop {
         signal::stop_requested();
     }
 }

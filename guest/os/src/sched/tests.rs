@@ -7,7 +7,7 @@ use donjon_base::host;
 fn start() -> host::Session {
     let s = host::session();
     crate::mem::tests::fresh_global();
-    init(0).expect("memory");
+    init().expect("memory");
     s
 }
 

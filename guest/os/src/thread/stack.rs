@@ -70,20 +70,21 @@ pub(crate) fn give_back(s: Stack) {
         }
     }
     // SAFETY: nobody uses the stack. If the guard cannot be lifted, the address space is lost, and no more.
-    if unsafe { mem::protect(s.base, PAGE, Prot::ReadWrite) }.is_ok() {
-        // SAFETY: as above.
-        unsafe { mem::unmap(s.base, s.len) };
-    }
+    unsafe { mem::unmap(s.base, s.len) };
+}
+
+/// Stack canary and pointer guard of this boot.
+fn secrets() -> [usize; 2] {
+    static SECRETS: Lock<Option<[usize; 2]>> = Lock::new(None);
+    *SECRETS.lock().get_or_insert_with(|| [random::u64() as usize, random::u64() as usize])
 }
 
 impl Stack {
     /// Puts TLS at the top for the thread of that number. Returns the control block's address and where the stack begins.
     pub fn prepare(&self, thread: u32) -> (usize, usize) {
         let top = self.base + self.len;
-        let mut canary = [0; 8];
-        random::fill(&mut canary);
         // SAFETY: the stack is new, and longer than `tls::size()`.
-        let tcb = unsafe { tls::install(top, usize::from_ne_bytes(canary), thread) };
+        let tcb = unsafe { tls::install(top, secrets(), thread) };
         (tcb, (top - tls::size()) & !15)
     }
 

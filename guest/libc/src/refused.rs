@@ -1,0 +1,62 @@
+//! What a sealed machine with one process refuses by design: every function here fails with ENOSYS and does nothing else.
+//! `donjon audit` names who refers to them.
+
+#![expect(unsafe_code, reason = "C names")]
+// UNSAFETY: exports symbols; nothing is dereferenced.
+
+use crate::errno::set;
+use core::ffi::c_int;
+use donjon_os::errno::Errno;
+
+macro_rules! refused {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: refused, ENOSYS.")]
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub extern "C" fn $name() -> c_int {
+            set(Errno::ENOSYS);
+            -1
+        }
+    )*};
+}
+
+// Other processes and programs.
+refused! { fork vfork clone execv execve execvp execvpe execveat fexecve wait waitpid waitid wait4 pidfd_open daemon setsid setpgid getpgid getsid }
+// Other processes' memory, tracing, profiling.
+refused! { ptrace process_vm_readv process_vm_writev perf_event_open }
+// The machine, its file systems and its name.
+refused! { mount umount umount2 chroot pivot_root reboot swapon swapoff sethostname setdomainname init_module delete_module unshare setns }
+// Users and capabilities.
+refused! { setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups capset }
+// Scheduling of other threads, priorities.
+refused! { sched_setaffinity sched_setscheduler setpriority nice }
+// Interrupting timers and signals that wait.
+refused! { alarm setitimer timer_create timer_settime timer_delete sigsuspend sigtimedwait sigwaitinfo sigwait signalfd sigqueue }
+// Memory that stays in place or moves.
+refused! { mremap mlock mlock2 munlock mlockall munlockall mincore msync remap_file_pages shmget shmat shmdt shm_open shm_unlink }
+// Watching files.
+refused! { inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_init }
+
+/// `posix_spawn`: refused; returns the error itself, as POSIX has it.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn posix_spawn() -> c_int {
+    Errno::ENOSYS.0
+}
+
+/// `posix_spawnp`: refused; returns the error itself, as POSIX has it.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn posix_spawnp() -> c_int {
+    Errno::ENOSYS.0
+}
+
+/// `system`: refused; -1 with ENOSYS.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn system() -> c_int {
+    set(Errno::ENOSYS);
+    -1
+}
+
+/// `pthread_atfork`: nothing will fork, so there is nothing to run.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn pthread_atfork() -> c_int {
+    0
+}

@@ -1,0 +1,138 @@
+//! What libgcc's unwinder asks for, and backtraces through it.
+
+#![expect(unsafe_code, reason = "reads the program's headers, calls the unwinder")]
+// UNSAFETY: C structures, and a symbol that may be missing.
+
+use core::ffi::{c_char, c_int, c_void};
+use donjon_base::{boot, tls::ProgramHeader, tls::program_headers};
+
+const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
+const PT_TLS: u32 = 7;
+
+/// `struct dl_phdr_info`.
+#[repr(C)]
+pub struct PhdrInfo {
+    addr: usize,
+    name: *const c_char,
+    headers: *const ProgramHeader,
+    count: u16,
+    adds: u64,
+    subs: u64,
+    tls_module: usize,
+    tls_data: *mut c_void,
+}
+
+/// `dl_iterate_phdr`: there is one object.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dl_iterate_phdr(
+    f: unsafe extern "C" fn(*mut PhdrInfo, usize, *mut c_void) -> c_int,
+    data: *mut c_void,
+) -> c_int {
+    let headers = program_headers();
+    let has_tls = headers.iter().any(|h| h.kind == PT_TLS);
+    let mut info = PhdrInfo {
+        addr: boot().image.base as usize,
+        name: c"".as_ptr(),
+        headers: headers.as_ptr(),
+        count: headers.len() as u16,
+        adds: 1,
+        subs: 0,
+        tls_module: usize::from(has_tls),
+        tls_data: core::ptr::null_mut(),
+    };
+    // SAFETY: the caller's function, with what it asks for.
+    unsafe { f(&raw mut info, size_of::<PhdrInfo>(), data) }
+}
+
+/// `struct dl_find_object` (glibc 2.35).
+#[repr(C)]
+pub struct FoundObject {
+    flags: u64,
+    map_start: usize,
+    map_end: usize,
+    link_map: *mut c_void,
+    eh_frame: usize,
+    _reserved: [u64; 7],
+}
+
+/// `_dl_find_object`: 0 and the object that contains the address, or -1.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _dl_find_object(pc: usize, out: *mut FoundObject) -> c_int {
+    let image = boot().image;
+    let (base, end) = (image.base as usize, (image.base + image.len) as usize);
+    if !(base..end).contains(&pc) {
+        return -1;
+    }
+    let Some(h) = program_headers().iter().find(|h| h.kind == PT_GNU_EH_FRAME) else { return -1 };
+    // SAFETY: the caller's structure is writable.
+    unsafe {
+        (*out).flags = 0;
+        (*out).map_start = base;
+        (*out).map_end = end;
+        (*out).link_map = core::ptr::null_mut();
+        (*out).eh_frame = base + h.vaddr;
+    }
+    0
+}
+
+/// `__tls_get_addr`: linkers turn its uses into direct ones in a program like ours; this is for objects where they cannot.
+///
+/// # Safety
+/// As the ABI says: module (always 1) and offset.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __tls_get_addr(index: *const [usize; 2]) -> *mut c_void {
+    // SAFETY: the compiler's own structure.
+    let [_, offset] = unsafe { *index };
+    (donjon_base::tls::block(donjon_base::tls::tcb()) + offset) as *mut c_void
+}
+
+/// C++'s handle of this object.
+#[unsafe(no_mangle)]
+pub static __dso_handle: usize = 0;
+
+// ---- backtraces ----
+
+// A program that aborts on panic has no unwinder, so the reference is weak.
+core::arch::global_asm!(".weak _Unwind_Backtrace", ".weak _Unwind_GetIP");
+
+/// Walks the running thread's frames. False if the program has no unwinder.
+pub(crate) fn backtrace(frames: &mut dyn FnMut(usize) -> bool) -> bool {
+    type Step = extern "C" fn(*mut c_void, *mut c_void) -> c_int;
+    struct Walk<'a> {
+        frames: &'a mut dyn FnMut(usize) -> bool,
+        get_ip: extern "C" fn(*mut c_void) -> usize,
+    }
+    extern "C" fn step(context: *mut c_void, walk: *mut c_void) -> c_int {
+        // SAFETY: the walk outlives the call of `_Unwind_Backtrace` below.
+        let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
+        let ip = (walk.get_ip)(context);
+        // _URC_NO_REASON, or _URC_END_OF_STACK to stop.
+        if ip != 0 && (walk.frames)(ip) { 0 } else { 5 }
+    }
+    let (backtrace, get_ip): (usize, usize);
+    // SAFETY: reads two words of the global offset table.
+    unsafe {
+        core::arch::asm!(
+            "mov {}, [rip + _Unwind_Backtrace@GOTPCREL]",
+            "mov {}, [rip + _Unwind_GetIP@GOTPCREL]",
+            out(reg) backtrace,
+            out(reg) get_ip,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+    if backtrace == 0 || get_ip == 0 {
+        return false;
+    }
+    // SAFETY: the Itanium C++ ABI's types of these functions.
+    let (run, get_ip): (extern "C" fn(Step, *mut c_void) -> c_int, extern "C" fn(*mut c_void) -> usize) =
+        unsafe { (core::mem::transmute(backtrace as *const ()), core::mem::transmute(get_ip as *const ())) };
+    let mut walk = Walk { frames, get_ip };
+    run(step, (&raw mut walk).cast());
+    true
+}
