@@ -26,6 +26,7 @@ pub mod math;
 pub mod mem;
 pub mod misc;
 pub mod printf;
+pub mod scanf;
 mod search;
 pub mod setjmp;
 pub mod sort;

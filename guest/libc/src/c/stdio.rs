@@ -21,7 +21,7 @@ const FAILED: c_int = 0x20;
 /// A stream. What glibc's inline functions look at comes first: its flags, and pointers that are always equal, so that those functions
 /// call `__uflow` and `__overflow`.
 #[repr(C)]
-pub struct File {
+pub struct Stream {
     flags: c_int,
     glibc: [usize; 8],
     fd: c_int,
@@ -38,8 +38,24 @@ pub struct File {
     pending: usize,
     /// What `ungetc` put back.
     unread: Option<u8>,
-    next: *mut File,
+}
+
+/// A stream, its lock and its place in the list of streams: what C calls `FILE`.
+#[repr(C)]
+pub struct File {
+    stream: UnsafeCell<Stream>,
     lock: Lock,
+    next: UnsafeCell<*mut File>,
+}
+
+impl File {
+    const fn new(fd: c_int, buffering: Buffering, readable: bool, writable: bool) -> Self {
+        Self {
+            stream: UnsafeCell::new(Stream::new(fd, buffering, readable, writable)),
+            lock: Lock { owner: AtomicUsize::new(0), depth: UnsafeCell::new(0) },
+            next: UnsafeCell::new(null_mut()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -49,7 +65,7 @@ enum Buffering {
     None,
 }
 
-impl File {
+impl Stream {
     const fn new(fd: c_int, buffering: Buffering, readable: bool, writable: bool) -> Self {
         Self {
             flags: 0,
@@ -65,8 +81,6 @@ impl File {
             end: 0,
             pending: 0,
             unread: None,
-            next: null_mut(),
-            lock: Lock { owner: AtomicUsize::new(0), depth: UnsafeCell::new(0) },
         }
     }
 
@@ -181,7 +195,8 @@ impl File {
         n > 0
     }
 
-    fn get(&mut self) -> Option<u8> {
+    /// The next byte.
+    pub fn get(&mut self) -> Option<u8> {
         if let Some(byte) = self.unread.take() {
             return Some(byte);
         }
@@ -192,6 +207,16 @@ impl File {
         let byte = unsafe { *self.buffer.add(self.start) };
         self.start += 1;
         Some(byte)
+    }
+
+    /// Puts one byte back; false if one is there already.
+    pub fn unget(&mut self, byte: u8) -> bool {
+        if self.unread.is_some() {
+            return false;
+        }
+        self.unread = Some(byte);
+        self.flags &= !AT_END;
+        true
     }
 
     /// Copies up to `n` bytes to `out`; returns how many.
@@ -285,12 +310,13 @@ impl Lock {
 ///
 /// # Safety
 /// `file` is a stream.
-pub unsafe fn with<T>(file: *mut File, f: impl FnOnce(&mut File) -> T) -> T {
+pub unsafe fn with<T>(file: *mut File, f: impl FnOnce(&mut Stream) -> T) -> T {
     // SAFETY: 1. a stream by the caller's word; 2. the lock makes the reference the only one.
     unsafe {
-        (*file).lock.acquire();
-        let value = f(&mut *file);
-        (*file).lock.release();
+        let file = &*file;
+        file.lock.acquire();
+        let value = f(&mut *file.stream.get());
+        file.lock.release();
         value
     }
 }
@@ -352,7 +378,7 @@ extern "C" fn flush_all() -> c_int {
     // SAFETY: 1. the list is ours while locked; 2. all in it are streams.
     unsafe {
         let mut each = |file| {
-            if !with(file, File::flush) {
+            if !with(file, Stream::flush) {
                 result = EOF;
             }
         };
@@ -360,7 +386,7 @@ extern "C" fn flush_all() -> c_int {
         let mut file = *STREAMS.0.get();
         while !file.is_null() {
             each(file);
-            file = (*file).next;
+            file = *(*file).next.get();
         }
     }
     STREAMS.1.release();
@@ -455,7 +481,7 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut File {
         }
         file.write(File::new(fd, Buffering::Full, readable, writable));
         STREAMS.1.acquire();
-        (*file).next = *STREAMS.0.get();
+        *(*file).next.get() = *STREAMS.0.get();
         *STREAMS.0.get() = file;
         STREAMS.1.release();
         file
@@ -470,28 +496,26 @@ pub unsafe extern "C" fn fclose(file: *mut File) -> c_int {
         STREAMS.1.acquire();
         let mut link = STREAMS.0.get();
         while !(*link).is_null() && *link != file {
-            link = &raw mut (**link).next;
+            link = (**link).next.get();
         }
         let ours = !(*link).is_null();
         if ours {
-            *link = (*file).next;
+            *link = *(*file).next.get();
         }
         STREAMS.1.release();
-        let (flushed, own) = with(file, |file| {
+        let (flushed, closed) = with(file, |file| {
             let flushed = file.flush();
             file.drop_read();
-            (flushed, core::mem::take(&mut file.own_buffer))
+            if core::mem::take(&mut file.own_buffer) {
+                free(core::mem::replace(&mut file.buffer, null_mut()).cast());
+                file.capacity = 0;
+            }
+            (flushed, close(core::mem::replace(&mut file.fd, -1)) == 0)
         });
-        let closed = close((*file).fd);
-        if own {
-            free(core::mem::replace(&mut (*file).buffer, null_mut()).cast());
-            (*file).capacity = 0;
-        }
-        (*file).fd = -1;
         if ours {
             free(file.cast());
         }
-        if flushed && closed == 0 { 0 } else { EOF }
+        if flushed && closed { 0 } else { EOF }
     }
 }
 
@@ -516,7 +540,7 @@ pub unsafe extern "C" fn fwrite(data: *const c_void, size: usize, count: usize, 
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn fgetc(file: *mut File) -> c_int {
     // SAFETY: C contract.
-    unsafe { with(file, File::get).map_or(EOF, c_int::from) }
+    unsafe { with(file, Stream::get).map_or(EOF, c_int::from) }
 }
 
 /// Writes a byte.
@@ -536,13 +560,7 @@ pub unsafe extern "C" fn ungetc(c: c_int, file: *mut File) -> c_int {
     unsafe {
         with(file, |file| {
             file.flush();
-            if file.unread.is_none() {
-                file.unread = Some(c as u8);
-            } else {
-                return EOF;
-            }
-            file.flags &= !AT_END;
-            c_int::from(c as u8)
+            if file.unget(c as u8) { c_int::from(c as u8) } else { EOF }
         })
     }
 }

@@ -3,5 +3,7 @@
 mod numbers;
 mod printf;
 mod random;
+mod scanf;
+mod streams;
 mod strings;
 mod times;
