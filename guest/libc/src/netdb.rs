@@ -262,6 +262,12 @@ pub unsafe extern "C" fn freeaddrinfo(list: *mut addrinfo) {
     }
 }
 
+/// `gnu_get_libc_version(3)`: std asks before it works around a resolver bug of glibc before 2.26.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn gnu_get_libc_version() -> *const c_char {
+    c"2.36".as_ptr()
+}
+
 /// `gai_strerror(3)`.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn gai_strerror(error: c_int) -> *const c_char {

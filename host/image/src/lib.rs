@@ -1,10 +1,10 @@
 //! Link, pack, open and inspect Donjon images.
 //!
-//! - [`config`]: `Donjon.toml`.
-//! - [`project`]: runs cargo on the user's project, with this program as its linker.
-//! - [`linker`]: the linker mode: swaps the C library for the guest object and explains what does not link.
-//! - [`pack`](mod@pack): a linked program becomes an image.
-//! - [`image`]: an image is opened and checked.
+//! - `config`: `Donjon.toml`.
+//! - `project`: runs cargo on the user's project, with this program as its linker.
+//! - `linker`: the linker mode: swaps the C library for the guest object and explains what does not link.
+//! - `pack`: a linked program becomes an image.
+//! - `image`: an image is opened and checked.
 
 pub mod bundle;
 pub mod config;
