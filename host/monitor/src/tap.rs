@@ -24,22 +24,17 @@ const TUN_F_TSO6: u64 = 4;
 /// Opens the device: one frame per read and write, with the 12-byte virtio header in front, checksum and segmentation offload both ways.
 pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
     // Without this check the driver would create an interface of that name, if we may, which would vanish at the end.
-    let state = format!("/sys/class/net/{}/flags", options.name);
-    let flags = std::fs::read_to_string(&state).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::other("there is no such interface"),
+    let flags = query(&options.name, libc::SIOCGIFFLAGS).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV) => Error::other("there is no such interface"),
         _ => e,
     })?;
-    let up = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).is_ok_and(|f| f & 1 == 1);
-    if !up {
+    if flags & libc::IFF_UP == 0 {
         return Err(Error::other("the interface is down"));
     }
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     // SAFETY: 1. an ifreq of zeros is valid, 2. the name is at most 15 bytes (checked when the options were parsed), 3. both live for the call.
     unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(options.name.bytes().take(15)) {
-            *to = from as libc::c_char;
-        }
+        let mut request = named(&options.name);
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
         ioctl(&file, TUNSETIFF, (&raw mut request) as u64)?;
         let size = donjon_abi::NET_HDR_LEN as i32;
@@ -95,11 +90,31 @@ pub(crate) fn boot_net(options: &TapOptions) -> boot::Net {
 
 /// The interface's own MTU.
 fn mtu(name: &str) -> u32 {
-    std::fs::read_to_string(format!("/sys/class/net/{name}/mtu"))
-        .ok()
-        .and_then(|t| t.trim().parse().ok())
-        .filter(|m| (576..=65_535).contains(m))
-        .unwrap_or(1500)
+    let mtu = query(name, libc::SIOCGIFMTU).unwrap_or(1500);
+    u32::try_from(mtu).ok().filter(|m| (576..=65_535).contains(m)).unwrap_or(1500)
+}
+
+/// A request about the interface of that name (at most 15 bytes count).
+fn named(name: &str) -> libc::ifreq {
+    // SAFETY: an ifreq of zeros is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// Asks the kernel about an interface (netdevice(7)): a number of 32 bits, or of 16 in its lower half.
+fn query(name: &str, request: u64) -> Result<i32> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut answer = named(name);
+    // SAFETY: 1. the structure lives for the call, 2. all of its bytes are initialised.
+    unsafe {
+        if libc::ioctl(socket.as_raw_fd(), request, &raw mut answer) < 0 {
+            return Err(Error::last_os_error());
+        }
+        Ok(answer.ifr_ifru.ifru_mtu)
+    }
 }
 
 /// A locally administered address that stays the same for an interface name (FNV-1a), so that neighbours' caches stay right over restarts.

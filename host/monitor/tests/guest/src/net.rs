@@ -81,6 +81,7 @@ impl Host {
 struct Echo {
     held: Vec<u8>,
     ended: bool,
+    begun: bool,
 }
 
 /// TCP and UDP echo on port 7 after `delay` ms; a first byte of 'R' resets the connection.
@@ -136,8 +137,11 @@ fn serve(stack: &mut Stack, flows: &mut BTreeMap<Handle, Echo>, handle: Handle, 
         } else {
             match stack.recv(handle, &mut [&mut *buffer], RecvMode::Take) {
                 Ok(0) => flow.ended = true,
-                Ok(_) if buffer[0] == b'R' => break,
-                Ok(n) => flow.held.extend_from_slice(&buffer[..n]),
+                Ok(_) if buffer[0] == b'R' && !flow.begun => break,
+                Ok(n) => {
+                    flow.begun = true;
+                    flow.held.extend_from_slice(&buffer[..n]);
+                }
                 Err(Error::WouldBlock) => return,
                 Err(_) => break,
             }

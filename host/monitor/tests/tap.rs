@@ -1,0 +1,102 @@
+//! A TAP device, in a network namespace of its own: needs root.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Ran, first_line, image, launcher};
+
+/// A namespace with `tap0` (10.77.0.1/24), deleted at the end.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(name: &str) -> Option<Namespace> {
+        if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
+            eprintln!("SKIPPED: a TAP device needs root and /dev/net/tun");
+            return None;
+        }
+        let name = format!("donjon-mon-{name}-{}", std::process::id());
+        if !ip(&["netns", "add", &name]) {
+            eprintln!("SKIPPED: `ip netns add` does not work here");
+            return None;
+        }
+        let ns = Namespace(name);
+        for words in
+            ["tuntap add tap0 mode tap", "addr add 10.77.0.1/24 dev tap0", "link set tap0 up", "link set lo up"]
+        {
+            let words: Vec<&str> = ["-n", &ns.0].into_iter().chain(words.split(' ')).collect();
+            assert!(ip(&words), "{words:?}");
+        }
+        Some(ns)
+    }
+
+    /// Moves this thread into the namespace; what it starts is there too.
+    fn enter(&self) {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        rustix::thread::move_into_link_name_space(
+            std::os::fd::AsFd::as_fd(&file),
+            Some(rustix::thread::LinkNameSpaceType::Network),
+        )
+        .unwrap();
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.0]);
+    }
+}
+
+fn ip(words: &[&str]) -> bool {
+    Command::new("ip").args(words).output().is_ok_and(|o| o.status.success())
+}
+
+#[test]
+fn guest_answers_over_tap_with_offloads() {
+    let Some(ns) = Namespace::new("echo") else { return };
+    ns.enter();
+    let mut child =
+        launcher(image(), &["--net", "tap:tap0,ip=10.77.0.2/24,gw=10.77.0.1"], &["echo", "0"]).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    let mut s = TcpStream::connect("10.77.0.2:7").unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let data: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8 | 0x80).collect();
+    let (mut reader, expected) = (s.try_clone().unwrap(), data.clone());
+    let reading = std::thread::spawn(move || {
+        let mut all = vec![];
+        reader.read_to_end(&mut all).unwrap();
+        assert!(all == expected, "{} of {} bytes", all.len(), expected.len());
+    });
+    s.write_all(&data).unwrap();
+    s.shutdown(Shutdown::Write).unwrap();
+    reading.join().unwrap();
+
+    let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    udp.send_to(b"datagram", "10.77.0.2:7").unwrap();
+    let mut got = [0; 100];
+    let n = udp.recv(&mut got).unwrap();
+    assert_eq!(&got[..n], b"datagram");
+
+    // It belongs to one guest at a time.
+    let r: Ran = launcher(image(), &["--net", "tap:tap0,ip=10.77.0.3/24"], &["hello"]).output().unwrap().into();
+    assert_eq!(r.code, Some(71), "{r:?}");
+    assert!(r.err.contains("another program uses it"), "{r:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn tap_errors_say_what_to_do() {
+    let r: Ran = launcher(image(), &["--net", "tap:nosuchtap0"], &["hello"]).output().unwrap().into();
+    assert_eq!(r.code, Some(71), "{r:?}");
+    assert!(r.err.contains("there is no such interface") && r.err.contains("hint: "), "{r:?}");
+    let Some(ns) = Namespace::new("down") else { return };
+    ns.enter();
+    assert!(ip(&["link", "set", "tap0", "down"]));
+    let r: Ran = launcher(image(), &["--net", "tap:tap0"], &["hello"]).output().unwrap().into();
+    assert!(r.code == Some(71) && r.err.contains("the interface is down"), "{r:?}");
+}
