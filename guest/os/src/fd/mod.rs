@@ -386,8 +386,7 @@ const HEADROOM: usize = 32 * 1024;
 
 /// `ENOMEM` when memory is so short that the library OS itself might not get what it needs.
 pub fn headroom() -> Result<()> {
-    let mut probe = alloc::vec::Vec::<u8>::new();
-    probe.try_reserve_exact(HEADROOM).map_err(|_| Errno::ENOMEM)
+    if crate::mem::available() < HEADROOM { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 /// `fsync`, `fdatasync`.
