@@ -1,9 +1,106 @@
 //! Names for the addresses in a crash report.
+//!
+//! The guest knows no names: its image has no symbols. The builder leaves the linked program, symbols included, beside the image
+//! (`IMAGE.debug`); a report's `image+0x…` is looked up there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Adds names to `image+0x…` in `report` if there is a file with symbols beside the image (`IMAGE.debug`).
+use object::{Object, ObjectSymbol, SymbolKind};
+
+/// What precedes an address in a report.
+const MARK: &str = "image+0x";
+
+/// Adds names to each `image+0x…` in `report` if there is a file with symbols beside the image.
 pub fn annotate(report: &str, image: &Path) -> String {
-    let _ = image;
-    report.into()
+    if !report.contains(MARK) {
+        return report.into();
+    }
+    let Some(table) = std::fs::read(beside(image)).ok().and_then(|bytes| Table::parse(&bytes)) else {
+        return report.into();
+    };
+    let mut out = String::with_capacity(report.len() * 2);
+    let mut rest = report;
+    while let Some(at) = rest.find(MARK) {
+        let digits = at + MARK.len();
+        let len = rest[digits..].bytes().take_while(u8::is_ascii_hexdigit).count();
+        let (before, after) = rest.split_at(digits + len);
+        out.push_str(before);
+        if let Some(name) = u64::from_str_radix(&rest[digits..digits + len], 16).ok().and_then(|a| table.name(a)) {
+            out.push_str(" (");
+            out.push_str(&name);
+            out.push(')');
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The file with symbols of an image: its path and `.debug`.
+pub fn beside(image: &Path) -> PathBuf {
+    let mut path = image.as_os_str().to_owned();
+    path.push(".debug");
+    path.into()
+}
+
+/// Functions by address.
+struct Table(Vec<(u64, u64, String)>);
+
+impl Table {
+    fn parse(bytes: &[u8]) -> Option<Table> {
+        let file = object::File::parse(bytes).ok()?;
+        let mut functions: Vec<_> = file
+            .symbols()
+            .filter(|s| s.kind() == SymbolKind::Text && s.is_definition())
+            .filter_map(|s| Some((s.address(), s.size(), s.name().ok()?.to_owned())))
+            .collect();
+        functions.sort();
+        Some(Table(functions))
+    }
+
+    /// `function+0x…` for an address; assembly without a size reaches to the next function.
+    fn name(&self, address: u64) -> Option<String> {
+        let index = self.0.partition_point(|(start, ..)| *start <= address).checked_sub(1)?;
+        let (start, size, name) = &self.0[index];
+        let offset = address - start;
+        // Return addresses may lie just behind a function that does not return.
+        if *size > 0 && offset > *size {
+            return None;
+        }
+        Some(format!("{:#}+{offset:#x}", rustc_demangle::demangle(name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_added_where_they_are_known() {
+        let table =
+            Table(vec![(0x1000, 0x10, "_ZN4core3fmt5write17h0123456789abcdefE".into()), (0x2000, 0, "asm".into())]);
+        assert_eq!(table.name(0x1004).as_deref(), Some("core::fmt::write+0x4"));
+        assert_eq!(table.name(0x1010).as_deref(), Some("core::fmt::write+0x10"));
+        assert_eq!(table.name(0x1011), None);
+        assert_eq!(table.name(0x2fff).as_deref(), Some("asm+0xfff"));
+        assert_eq!(table.name(0xfff), None);
+    }
+
+    #[test]
+    fn reports_are_annotated_with_this_very_program() {
+        let dir = std::env::temp_dir().join(format!("donjon-symbols-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let image = dir.join("x.img");
+        assert_eq!(annotate("at image+0x10", &image), "at image+0x10", "no file");
+        std::fs::copy(std::env::current_exe().unwrap(), beside(&image)).unwrap();
+        let bytes = std::fs::read(beside(&image)).unwrap();
+        let file = object::File::parse(&*bytes).unwrap();
+        let here = file.symbols().find(|s| s.name().is_ok_and(|n| n.contains("beside"))).unwrap().address();
+        let got = annotate(&format!("fault at image+{here:#x}, called by image+0x1"), &image);
+        assert!(
+            got.starts_with(&format!("fault at image+{here:#x} (donjon_monitor::symbols::beside+0x0), called")),
+            "{got}"
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
