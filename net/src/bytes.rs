@@ -1,5 +1,6 @@
 //! The byte queue behind every socket: a list of chunks that exist only while they hold data.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -11,24 +12,26 @@ const AHEAD_MAX: usize = 16 << 10;
 /// A queue of bytes. The first chunk stands apart so that a queue of one chunk needs one allocation.
 pub(crate) struct ByteQueue {
     first: Vec<u8>,
-    rest: VecDeque<Vec<u8>>,
+    /// Boxed, since an idle connection has none, and there are many idle connections.
+    #[expect(clippy::box_collection, reason = "size of an idle connection")]
+    rest: Option<Box<VecDeque<Vec<u8>>>>,
     /// Bytes of `first` that are gone.
-    head: usize,
-    len: usize,
+    head: u32,
+    len: u32,
     /// Bytes allocated.
-    held: usize,
+    held: u32,
     /// Where [`ByteQueue::slices`] last stopped: index of a chunk, and offset in the queue of its first byte.
-    cursor: (usize, usize),
+    cursor: (u32, u32),
 }
 
 impl ByteQueue {
     pub const fn new() -> ByteQueue {
-        ByteQueue { first: Vec::new(), rest: VecDeque::new(), head: 0, len: 0, held: 0, cursor: (0, 0) }
+        ByteQueue { first: Vec::new(), rest: None, head: 0, len: 0, held: 0, cursor: (0, 0) }
     }
 
     /// Bytes in the queue.
     pub fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -37,13 +40,13 @@ impl ByteQueue {
 
     /// Bytes of memory in use.
     pub fn held(&self) -> usize {
-        self.held
+        self.held as usize
     }
 
     /// Appends; returns how many bytes were taken, fewer only if there is no memory.
     pub fn push(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
-        let tail = self.rest.back_mut().unwrap_or(&mut self.first);
+        let tail = self.rest.as_mut().and_then(|r| r.back_mut()).unwrap_or(&mut self.first);
         let room = (tail.capacity() - tail.len()).min(rest.len());
         if room > 0 {
             let (now, later) = rest.split_at(room);
@@ -53,7 +56,7 @@ impl ByteQueue {
         while !rest.is_empty() {
             let want = rest.len().min(CHUNK_MAX);
             // Alone, a chunk is exact; behind others it grows with the queue, so that many small pieces end in few chunks.
-            let queued = self.len + (data.len() - rest.len());
+            let queued = self.len() + (data.len() - rest.len());
             let capacity = if queued == 0 { want } else { want.max(queued.clamp(512, AHEAD_MAX)) };
             let (now, later) = rest.split_at(want);
             let mut chunk = Vec::new();
@@ -67,19 +70,20 @@ impl ByteQueue {
             rest = later;
         }
         let taken = data.len() - rest.len();
-        self.len += taken;
+        self.len += taken as u32;
         taken
     }
 
     fn append(&mut self, chunk: Vec<u8>) -> bool {
-        let held = chunk.capacity();
+        let held = chunk.capacity() as u32;
         if self.first.capacity() == 0 {
             self.first = chunk;
         } else {
-            if self.rest.try_reserve(1).is_err() {
+            let rest = self.rest.get_or_insert_default();
+            if rest.try_reserve(1).is_err() {
                 return false;
             }
-            self.rest.push_back(chunk);
+            rest.push_back(chunk);
         }
         self.held += held;
         true
@@ -91,30 +95,31 @@ impl ByteQueue {
         if len == 0 || !self.append(chunk) {
             return 0;
         }
-        self.len += len;
+        self.len += len as u32;
         len
     }
 
     /// Drops the first `n` bytes (or all).
     pub fn consume(&mut self, n: usize) {
-        let mut n = n.min(self.len);
-        self.len -= n;
-        self.cursor = if self.cursor.1 >= n { (self.cursor.0, self.cursor.1 - n) } else { (0, 0) };
+        let mut n = n.min(self.len());
+        let gone = n as u32;
+        self.len -= gone;
+        self.cursor = if self.cursor.1 >= gone { (self.cursor.0, self.cursor.1 - gone) } else { (0, 0) };
         if self.len == 0 {
             self.first = Vec::new();
-            self.rest = VecDeque::new();
+            self.rest = None;
             (self.head, self.held, self.cursor) = (0, 0, (0, 0));
             return;
         }
         while n > 0 {
-            let there = self.first.len() - self.head;
+            let there = self.first.len() - self.head as usize;
             if n < there {
-                self.head += n;
+                self.head += n as u32;
                 return;
             }
             n -= there;
-            self.held -= self.first.capacity();
-            self.first = self.rest.pop_front().unwrap_or_default();
+            self.held -= self.first.capacity() as u32;
+            self.first = self.rest.as_mut().and_then(|r| r.pop_front()).unwrap_or_default();
             self.head = 0;
             self.cursor.0 = self.cursor.0.saturating_sub(1);
             if self.cursor.0 == 0 {
@@ -125,9 +130,9 @@ impl ByteQueue {
 
     fn chunk(&self, index: usize) -> &[u8] {
         if index == 0 {
-            self.first.get(self.head..).unwrap_or(&[])
+            self.first.get(self.head as usize..).unwrap_or(&[])
         } else {
-            self.rest.get(index - 1).map_or(&[], |c| c)
+            self.rest.as_ref().and_then(|r| r.get(index - 1)).map_or(&[], |c| c)
         }
     }
 
@@ -158,21 +163,21 @@ impl ByteQueue {
 
     /// Moves the cursor to the chunk that holds the byte at `offset`. Cheap if it is near or after the last place.
     pub fn seek(&mut self, offset: usize) {
-        if self.cursor.1 > offset {
+        if self.cursor.1 as usize > offset {
             self.cursor = (0, 0);
         }
         loop {
-            let len = self.chunk(self.cursor.0).len();
-            if len == 0 || offset < self.cursor.1 + len {
+            let len = self.chunk(self.cursor.0 as usize).len();
+            if len == 0 || offset < self.cursor.1 as usize + len {
                 return;
             }
-            self.cursor = (self.cursor.0 + 1, self.cursor.1 + len);
+            self.cursor = (self.cursor.0 + 1, self.cursor.1 + len as u32);
         }
     }
 
     /// The pieces that hold up to `want` bytes from `offset`; `seek(offset)` first. Returns number of pieces and bytes.
     pub fn slices<'a>(&'a self, offset: usize, want: usize, out: &mut [&'a [u8]]) -> (usize, usize) {
-        let (mut index, start) = self.cursor;
+        let (mut index, start) = (self.cursor.0 as usize, self.cursor.1 as usize);
         let mut skip = offset.saturating_sub(start);
         let (mut count, mut bytes) = (0, 0);
         for place in out.iter_mut() {

@@ -35,6 +35,7 @@ mod ingress;
 mod neighbour;
 mod neighbour_wire;
 mod ports;
+mod slaac;
 mod slab;
 mod socket;
 mod stack;

@@ -1,27 +1,14 @@
-//! ARP (RFC 826), neighbour discovery (RFC 4861) and address configuration by router advertisements (RFC 4862) on the wire.
+//! ARP (RFC 826) and neighbour discovery (RFC 4861) on the wire.
 
 use crate::addr::Ip;
 use crate::egress::Frame;
+use crate::ingress::Meta;
 use crate::neighbour::Due;
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
 use crate::{Error, NetHdr};
 use alloc::vec;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
-
-pub(crate) struct Slaac {
-    pub on: bool,
-}
-
-impl Slaac {
-    pub fn new(on: bool, _now: u64) -> Slaac {
-        Slaac { on }
-    }
-
-    pub fn deadline(&self) -> Option<u64> {
-        None
-    }
-}
 
 impl Stack {
     fn send_arp(&mut self, operation: ArpOperation, dst_mac: [u8; 6], src: Ip, target_mac: [u8; 6], target: Ip) {
@@ -122,11 +109,84 @@ impl Stack {
         }
     }
 
-    fn solicit(&mut self, _src: Ip, _hop: Ip, _known: Option<[u8; 6]>) {}
+    /// Sends a neighbour discovery message: `kind`, four bytes, the target if there is one, and our Ethernet address as the option `option`.
+    pub(crate) fn send_ndp(&mut self, src: Ip, dst: Ip, kind: u8, word: [u8; 4], target: Option<Ip>, option: u8) {
+        let [m0, m1, m2, m3, m4, m5] = self.config.mac;
+        let link = [option, 1, m0, m1, m2, m3, m4, m5];
+        let target = target.map(|t| t.0);
+        let target = target.as_ref().map_or(&[][..], |t| t);
+        let link: &[u8] = if src.is_unspecified() { &[] } else { &link };
+        self.send_ip(src, dst, 58, 255, &[&[kind, 0, 0, 0], &word, target, link], Some(2));
+    }
 
-    fn advertise_unsolicited(&mut self, _ip: Ip) {}
+    fn solicit(&mut self, src: Ip, hop: Ip, known: Option<[u8; 6]>) {
+        let _ = known;
+        self.send_ndp(src, hop.solicited_node(), SOLICITATION, [0; 4], Some(hop), 1);
+    }
 
-    pub(crate) fn slaac_timer(&mut self) {
-        let _ = self.slaac.on;
+    fn advertise_unsolicited(&mut self, ip: Ip) {
+        // Override.
+        self.send_ndp(ip, ALL_NODES, ADVERTISEMENT, [0x20, 0, 0, 0], Some(ip), 2);
+    }
+
+    /// A neighbour discovery message whose hop limit and checksum are right.
+    pub(crate) fn ndp_input(&mut self, meta: &Meta, kind: u8, data: &[u8]) {
+        match kind {
+            SOLICITATION | ADVERTISEMENT => {
+                let Some((head, options)) = data.split_first_chunk::<24>() else { return };
+                let Some(target) = head[8..].first_chunk::<16>().map(|t| Ip(*t)) else { return };
+                let mut mac = None;
+                options_of(options, |option, body| {
+                    if option == if kind == SOLICITATION { 1 } else { 2 } {
+                        mac = body.first_chunk::<6>().copied();
+                    }
+                });
+                if kind == SOLICITATION {
+                    self.on_solicitation(meta, target, mac);
+                } else if let Some(mac) = mac
+                    && !self.iface.owns(target)
+                    && let Some(r) = self.neighbours.learn(self.now, target, mac, false)
+                {
+                    self.release(r);
+                }
+            }
+            ROUTER_ADVERTISEMENT => self.router_advertisement(meta, data),
+            _ => {}
+        }
+    }
+
+    fn on_solicitation(&mut self, meta: &Meta, target: Ip, mac: Option<[u8; 6]>) {
+        if !self.iface.owns(target) || self.iface.owns(meta.src) {
+            return;
+        }
+        if meta.src.is_unspecified() {
+            // Somebody wants our address (RFC 4862 §5.4.3).
+            self.advertise_unsolicited(target);
+            return;
+        }
+        if let Some(mac) = mac
+            && let Some(r) = self.neighbours.learn(self.now, meta.src, mac, true)
+        {
+            self.release(r);
+        }
+        // Solicited, override.
+        self.send_ndp(target, meta.src, ADVERTISEMENT, [0x60, 0, 0, 0], Some(target), 2);
+    }
+}
+
+pub(crate) const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const ALL_NODES: Ip = Ip([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// Calls `each` with type and content of the options; a malformed one ends it.
+pub(crate) fn options_of(mut options: &[u8], mut each: impl FnMut(u8, &[u8])) {
+    while let Some(&[kind, len]) = options.first_chunk::<2>() {
+        let len = usize::from(len) * 8;
+        let Some((option, rest)) = options.split_at_checked(len) else { return };
+        let Some(body) = option.get(2..) else { return };
+        each(kind, body);
+        options = rest;
     }
 }

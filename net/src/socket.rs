@@ -223,7 +223,7 @@ impl Stack {
             Kind::Fresh(_) => {}
             Kind::Tcp(c) => {
                 self.timers.cancel(slot);
-                self.memory = self.memory.saturating_sub(c.charged);
+                self.memory = self.memory.saturating_sub(c.charged as usize);
                 if sock.orphan {
                     self.orphans = self.orphans.saturating_sub(1);
                 }

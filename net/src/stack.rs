@@ -7,8 +7,8 @@ use crate::fragment::Fragments;
 use crate::hash::{Key, Random};
 use crate::iface::Iface;
 use crate::neighbour::Neighbours;
-use crate::neighbour_wire::Slaac;
 use crate::ports::Ports;
+use crate::slaac::Slaac;
 use crate::slab::Slab;
 use crate::socket::{Kind, Sock};
 use crate::table::Table;
@@ -61,6 +61,10 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// Bytes that an established connection costs while it is idle: its state, its slot, its entry in the table at three quarters' load.
+    pub const CONNECTION_SIZE: usize =
+        size_of::<crate::tcp::conn::Conn>() + size_of::<Option<Sock>>() + 8 + 4 + 8 * 4 / 3;
+
     /// A stack. It has the loopback addresses, and no other until [`Stack::add_address`], DHCP or SLAAC give it one.
     pub fn new(mut config: Config, now: u64) -> Stack {
         config.mtu = config.mtu.clamp(1280, 65_535);
@@ -261,6 +265,11 @@ impl Stack {
     /// What DHCP gave us; `None` before it did and when it ran out.
     pub fn dhcp_lease(&self) -> Option<Lease> {
         self.dhcp.lease()
+    }
+
+    /// The resolver that a router advertisement named (RFC 8106), with `slaac`.
+    pub fn advertised_dns(&self) -> Option<core::net::Ipv6Addr> {
+        self.slaac.dns.map(Ip::as_v6)
     }
 
     /// Goes up whenever an address, router or lease changes.

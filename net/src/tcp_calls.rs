@@ -7,6 +7,7 @@ use crate::stack::{Stack, cx};
 use crate::tcp::conn::{Conn, is};
 use crate::tcp::listen::{BACKLOG_MAX, Listener};
 use crate::tcp::{NEVER, ORPHAN_TIME, flag};
+use crate::tcp_glue::charge;
 use crate::types::*;
 use crate::{Error, Handle, Pending};
 use alloc::boxed::Box;
@@ -249,9 +250,7 @@ impl Stack {
         let n = c.recv(buffers, mode)?;
         if mode == RecvMode::Take && n > 0 {
             let update = c.after_recv(&cx);
-            let held = c.held();
-            self.memory = (self.memory + held).saturating_sub(c.charged);
-            c.charged = held;
+            charge(&mut self.memory, c);
             if update {
                 self.mark_ready(handle.slot);
             }

@@ -236,9 +236,6 @@ impl Stack {
         if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener) {
             l.ready.push_back((handle.slot, handle.generation));
         }
-        if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(handle.slot) {
-            c.listener = listener;
-        }
         self.conn_input(handle.slot, tuple, seg);
         self.raise(listener, Ready::ACCEPT.union(Ready::READABLE));
     }
@@ -374,9 +371,7 @@ impl Stack {
     pub(crate) fn after_emit(&mut self, slot: u32) {
         let now = self.now;
         let Some(Sock { kind: Kind::Tcp(c), orphan, .. }) = self.sockets.get_mut(slot) else { return };
-        let held = c.held();
-        self.memory = (self.memory + held).saturating_sub(c.charged);
-        c.charged = held;
+        charge(&mut self.memory, c);
         if c.state == TcpState::TimeWait {
             let old = Old {
                 tuple: c.tuple,
@@ -429,9 +424,7 @@ impl Stack {
 
     fn recharge(&mut self, slot: u32) {
         if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot) {
-            let held = c.held();
-            self.memory = (self.memory + held).saturating_sub(c.charged);
-            c.charged = held;
+            charge(&mut self.memory, c);
         }
     }
 
@@ -497,4 +490,11 @@ pub(crate) struct Brief {
 
 fn brief(seg: &Segment) -> Brief {
     Brief { seq: seg.seq, ack: seg.ack, len: seg.len(), flags: seg.flags }
+}
+
+/// Brings the count of used memory up to date with a connection's queues.
+pub(crate) fn charge(memory: &mut usize, c: &mut Conn) {
+    let held = c.held();
+    *memory = (*memory + held).saturating_sub(c.charged as usize);
+    c.charged = held as u32;
 }

@@ -32,3 +32,661 @@ fn refuses_where_nobody_listens() {
     sim.stacks[0].close(c);
     assert_eq!(sim.stacks[0].counts(), (0, 0, 0));
 }
+
+fn lossy(seed: u64, faults: Faults, total: u64, offload: bool) {
+    let caps = Offload { tx_csum: offload, tso4: offload, tso6: offload };
+    // The injector changes bytes, so the device must not vouch for them: without offload both sides verify.
+    let mut sim = Sim::with(seed, Config { offload: caps, ..config(1) }, Config { offload: caps, ..config(2) });
+    let (c, s) = sim.pair(80);
+    sim.faults = faults;
+    let time = transfer(&mut sim, 0, c, s, total, 900 * SECOND);
+    let back = transfer(&mut sim, 1, s, c, total / 2, 900 * SECOND);
+    println!("{seed}: {} ms, back {} ms", time / MS, back / MS);
+    sim.stacks[0].close(c);
+    sim.stacks[1].close(s);
+    sim.run(200 * SECOND);
+    assert_eq!(sim.stacks[0].counts(), (0, 0, 0));
+    assert_eq!(sim.stacks[1].counts(), (0, 0, 0));
+    assert_eq!(sim.stacks[0].memory_used() + sim.stacks[1].memory_used(), 0);
+}
+
+#[test]
+fn survives_loss() {
+    for seed in 1..8 {
+        lossy(seed, Faults { drop: 30, ..Faults::default() }, 1_000_000, false);
+    }
+    lossy(100, Faults { drop: 200, ..Faults::default() }, 100_000, false);
+}
+
+#[test]
+fn survives_everything_at_once() {
+    for seed in 1..8 {
+        let faults = Faults { drop: 20, duplicate: 20, reorder: 50, truncate: 10, corrupt: 20 };
+        lossy(seed, faults, 500_000, false);
+    }
+}
+
+#[test]
+fn survives_loss_of_super_frames() {
+    for seed in 1..5 {
+        lossy(seed, Faults { drop: 50, duplicate: 20, reorder: 50, ..Faults::default() }, 3_000_000, true);
+    }
+}
+
+#[test]
+fn a_lost_segment_costs_one_round_trip_and_not_a_timeout() {
+    let mut sim = Sim::new(5);
+    sim.delay = 10 * MS;
+    let (c, s) = sim.pair(80);
+    let clean = transfer_and_back(&mut sim, c, s, 500_000);
+    let mut count = 0;
+    sim.filter = Some(Box::new(move |side, frame| {
+        count += u32::from(side == 0 && frame.len() > 1000);
+        side == 0 && frame.len() > 1000 && count == 100
+    }));
+    let lossy = transfer_and_back(&mut sim, c, s, 500_000);
+    println!("{} {}", clean / MS, lossy / MS);
+    assert!(lossy < clean + 100 * MS, "{} {}", clean / MS, lossy / MS);
+    assert!(sim.stacks[0].tcp_info(c).unwrap().retransmits >= 1);
+    assert!(sim.stacks[0].tcp_info(c).unwrap().retransmits <= 3);
+}
+
+/// Sends `total` bytes over an open connection; how long it took.
+fn transfer_and_back(sim: &mut Sim, c: Handle, s: Handle, total: u64) -> u64 {
+    let start = sim.now;
+    let (mut sent, mut got) = (0, 0);
+    assert!(sim.run_until(60 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, total);
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == total
+    }));
+    sim.now - start
+}
+
+#[test]
+fn retransmits_by_the_clock_and_gives_up() {
+    let mut sim = Sim::new(3);
+    let (c, s) = sim.pair(80);
+    transfer_and_back(&mut sim, c, s, 10);
+    sim.run(SECOND);
+    // The peer vanishes.
+    let times = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = times.clone();
+    sim.filter = Some(Box::new(move |side, _| {
+        if side == 0 {
+            log.borrow_mut().push(());
+        }
+        true
+    }));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    let start = sim.now;
+    sim.flush();
+    let mut at = vec![0];
+    while at.len() < 6 {
+        sim.step();
+        if times.borrow().len() > at.len() {
+            at.push(sim.now - start);
+        }
+    }
+    // 200 ms, doubling (RFC 6298 §5.5).
+    let gaps: Vec<u64> = at.windows(2).map(|w| (w[1] - w[0]) / MS).collect();
+    assert_eq!(gaps, [200, 400, 800, 1600, 3200]);
+    assert!(sim.run_until(2000 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert!((800..1100).contains(&((sim.now - start) / SECOND)), "{}", (sim.now - start) / SECOND);
+    assert_eq!(sim.stacks[0].recv(c, &mut [&mut [0; 9]], RecvMode::Take), Err(Error::TimedOut));
+}
+
+#[test]
+fn user_timeout_ends_it_earlier() {
+    let mut sim = Sim::new(3);
+    let (c, _) = sim.pair(80);
+    let options = TcpOptions { user_timeout: 5000, ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    sim.filter = Some(Box::new(|_, _| true));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    let start = sim.now;
+    assert!(sim.run_until(2000 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert!((5..10).contains(&((sim.now - start) / SECOND)));
+}
+
+#[test]
+fn zero_window_is_probed_and_reopens() {
+    let mut sim = Sim::new(4);
+    let (c, s) = sim.pair(80);
+    let sent = {
+        let mut sent = 0;
+        sim.run_until(10 * SECOND, |sim| {
+            sent = feed(&mut sim.stacks[0], c, sent, 10_000_000);
+            false
+        });
+        sent
+    };
+    let queued = sim.stacks[1].tcp_info(s).unwrap();
+    assert!(queued.receive_window < 1460 && queued.receive_queue > 60_000, "{queued:?}");
+    // The update that opens the window is lost; a probe finds out.
+    sim.filter = Some(Box::new(|side, _| side == 1));
+    let (mut got, _) = drain(&mut sim.stacks[1], s, 0);
+    sim.flush();
+    sim.filter = None;
+    assert!(sim.run_until(200 * SECOND, |sim| {
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == sent
+    }));
+}
+
+#[test]
+fn a_silent_receiver_keeps_the_connection_alive() {
+    let mut sim = Sim::new(4);
+    let (c, s) = sim.pair(80);
+    let mut sent = 0;
+    sim.run_until(3 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 10_000_000);
+        false
+    });
+    sim.run(3000 * SECOND);
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::ERROR));
+    let mut got = 0;
+    assert!(sim.run_until(200 * SECOND, |sim| {
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == sent
+    }));
+}
+
+#[test]
+fn the_window_grows_while_the_owner_drains() {
+    let mut sim = Sim::new(6);
+    sim.delay = 50 * MS;
+    let (c, s) = sim.pair(80);
+    let time = transfer_and_back(&mut sim, c, s, 50_000_000);
+    sim.run(SECOND);
+    let info = sim.stacks[1].tcp_info(s).unwrap();
+    assert!(info.receive_window > 2 << 20, "{info:?}");
+    // With a window of 64 KB this takes 76 s.
+    assert!(time < 10 * SECOND, "{} ms", time / MS);
+}
+
+#[test]
+fn reset_tells_both() {
+    let mut sim = Sim::new(7);
+    let (c, s) = sim.pair(80);
+    sim.stacks[0].send(c, &[b"bye"]).unwrap();
+    sim.run(SECOND);
+    sim.stacks[0].abort(c);
+    sim.run(SECOND);
+    let mut b = [0; 10];
+    // What had arrived can still be read, as on Linux.
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(3));
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Err(Error::ConnectionReset));
+    assert_eq!(sim.stacks[1].send(s, &[b"x"]), Err(Error::BrokenPipe));
+    assert_eq!(sim.stacks[0].counts(), (0, 0, 0));
+    sim.stacks[1].close(s);
+    assert_eq!(sim.stacks[1].counts(), (0, 0, 0));
+}
+
+#[test]
+fn close_with_unread_data_resets() {
+    let mut sim = Sim::new(8);
+    let (c, s) = sim.pair(80);
+    sim.stacks[0].send(c, &[b"unread"]).unwrap();
+    sim.run(SECOND);
+    sim.stacks[1].close(s);
+    sim.run(SECOND);
+    assert!(sim.stacks[0].readiness(c).contains(Ready::ERROR));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionReset));
+}
+
+#[test]
+fn close_sends_what_is_queued_in_the_background() {
+    let mut sim = Sim::new(9);
+    let (c, s) = sim.pair(80);
+    let sent = feed(&mut sim.stacks[0], c, 0, 100_000);
+    assert_eq!(sent, 100_000);
+    sim.stacks[0].close(c);
+    assert_eq!(sim.stacks[0].send(c, &[b"x"]), Err(Error::BadHandle));
+    let (mut got, mut end) = (0, false);
+    assert!(sim.run_until(10 * SECOND, |sim| {
+        (got, end) = drain(&mut sim.stacks[1], s, got);
+        end
+    }));
+    assert_eq!(got, 100_000);
+}
+
+#[test]
+fn ten_thousand_connections_one_after_another() {
+    let mut sim = Sim::new(10);
+    sim.delay = 10_000;
+    let l = sim.listen(1, 80, 64);
+    for i in 0..10_000u32 {
+        let c = sim.connect(0, at(2, 80));
+        let mut server = None;
+        let mut got = 0;
+        let ok = sim.run_until(5 * SECOND, |sim| {
+            if server.is_none()
+                && let Ok((s, _)) = sim.stacks[1].accept(l)
+            {
+                sim.stacks[1].send(s, &[&i.to_be_bytes()]).unwrap();
+                sim.stacks[1].close(s);
+                server = Some(s);
+            }
+            let mut b = [0; 8];
+            match sim.stacks[0].recv(c, &mut [&mut b], RecvMode::Take) {
+                Ok(n) => {
+                    got += n;
+                    n == 0
+                }
+                Err(Error::WouldBlock) => false,
+                Err(e) => panic!("{i}: {e:?}"),
+            }
+        });
+        assert!(ok && got == 4, "{i}");
+        assert_ne!(sim.stacks[0].local_addr(c).unwrap().port(), 0);
+        sim.stacks[0].close(c);
+    }
+    sim.run(SECOND);
+    let (sockets, half, old) = sim.stacks[1].counts();
+    assert_eq!((sockets, half), (1, 0));
+    assert!(old <= limits().time_wait);
+}
+
+#[test]
+fn ports_are_random_in_range_and_never_zero() {
+    let mut sim = Sim::new(11);
+    sim.filter = Some(Box::new(|_, _| true));
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..28_232 {
+        let c = sim.connect(0, at(2, 80));
+        let port = sim.stacks[0].local_addr(c).unwrap().port();
+        assert!((32768..=60999).contains(&port) && seen.insert(port));
+    }
+    // All are taken now.
+    let s = &mut sim.stacks[0];
+    let c = s.tcp_socket(Domain::V4).unwrap();
+    assert_eq!(s.connect(c, at(2, 80)), Err(Error::AddressNotAvailable));
+    // But not towards somebody else.
+    assert_eq!(s.connect(c, at(3, 80)), Ok(()));
+    let mut order: Vec<u16> = seen.into_iter().collect();
+    order.dedup();
+    assert_eq!(order.len(), 28_232);
+}
+
+#[test]
+fn a_syn_flood_leaves_bounded_state_and_a_listener_that_works() {
+    let mut sim = Sim::new(12);
+    let l = sim.listen(1, 80, 16);
+    let mut rng = Rng(99);
+    for i in 0..100_000u64 {
+        let frame = raw_syn([172, 16, rng.below(200) as u8, rng.below(250) as u8 + 1], rng.next() as u16 | 1, i as u32);
+        sim.stacks[1].input(sim.now, NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }, &frame);
+        if i % 1000 == 0 {
+            sim.flush();
+        }
+    }
+    let (sockets, half, old) = sim.stacks[1].counts();
+    assert_eq!((sockets, old), (1, 0));
+    assert!(half <= limits().half_open && half <= 64, "{half}");
+    sim.run(70 * SECOND);
+    assert_eq!(sim.stacks[1].counts(), (1, 0, 0));
+    let c = sim.connect(0, at(2, 80));
+    assert!(sim.run_until(10 * SECOND, |s| s.stacks[1].accept(l).is_ok()));
+    assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+}
+
+fn raw_syn(from: [u8; 4], port: u16, seq: u32) -> Vec<u8> {
+    let mut f = vec![0; 54];
+    f[..6].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    f[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    f[12..14].copy_from_slice(&[8, 0]);
+    f[14] = 0x45;
+    f[17] = 40;
+    f[22] = 64;
+    f[23] = 6;
+    f[26..30].copy_from_slice(&from);
+    f[30..34].copy_from_slice(&[10, 0, 0, 2]);
+    let mut sum: u32 = (14..34).step_by(2).map(|i| u32::from(u16::from_be_bytes([f[i], f[i + 1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    f[34..36].copy_from_slice(&port.to_be_bytes());
+    f[36..38].copy_from_slice(&80u16.to_be_bytes());
+    f[38..42].copy_from_slice(&seq.to_be_bytes());
+    f[46] = 0x50;
+    f[47] = 2;
+    f[48..50].copy_from_slice(&[0xff, 0xff]);
+    f
+}
+
+#[test]
+fn backlog_overflow_drops_and_recovers() {
+    let mut sim = Sim::new(13);
+    let l = sim.listen(1, 80, 4);
+    let clients: Vec<Handle> = (0..20).map(|_| sim.connect(0, at(2, 80))).collect();
+    sim.run(SECOND / 2);
+    let (sockets, ..) = sim.stacks[1].counts();
+    assert!(sockets <= 1 + 4, "{sockets}");
+    // All get in once somebody accepts.
+    let mut accepted = Vec::new();
+    assert!(sim.run_until(60 * SECOND, |s| {
+        while let Ok((h, _)) = s.stacks[1].accept(l) {
+            accepted.push(h);
+        }
+        accepted.len() == 20
+    }));
+    for c in clients {
+        assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    }
+}
+
+#[test]
+fn a_new_syn_takes_over_time_wait() {
+    let mut sim = Sim::new(14);
+    let l = sim.listen(1, 80, 4);
+    for round in 0..50 {
+        let s = &mut sim.stacks[0];
+        let c = s.tcp_socket(Domain::V4).unwrap();
+        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+        s.connect(c, at(2, 80)).unwrap();
+        let mut server = None;
+        assert!(
+            sim.run_until(SECOND, |s| {
+                server = s.stacks[1].accept(l).ok();
+                server.is_some()
+            }),
+            "{round}"
+        );
+        // The server closes first, so that the TIME-WAIT is its.
+        sim.stacks[1].close(server.unwrap().0);
+        sim.run(100 * MS);
+        sim.stacks[0].close(c);
+        sim.run(100 * MS);
+        assert_eq!(sim.stacks[1].counts().2, 1);
+        assert_eq!(sim.stacks[0].counts(), (0, 0, 0));
+    }
+}
+
+#[test]
+fn reuse_addr_as_on_linux() {
+    let mut sim = Sim::new(15);
+    let (c, s) = sim.pair(80);
+    sim.stacks[1].close(s);
+    sim.run(100 * MS);
+    sim.stacks[0].close(c);
+    sim.run(100 * MS);
+    // A TIME-WAIT entry is on port 80 now.
+    let st = &mut sim.stacks[1];
+    let l = st.tcp_socket(Domain::V4).unwrap();
+    let options = |reuse_addr| BindOptions { reuse_addr, v6_only: false };
+    assert_eq!(st.bind(l, at(2, 80), options(false)), Err(Error::AddressInUse));
+    assert_eq!(st.bind(l, at(2, 80), options(true)), Ok(()));
+    st.listen(l, 1).unwrap();
+    let m = st.tcp_socket(Domain::V4).unwrap();
+    assert_eq!(st.bind(m, at(2, 80), options(true)), Err(Error::AddressInUse));
+    st.close(l);
+    assert_eq!(st.bind(m, at(2, 80), options(true)), Ok(()));
+    assert_eq!(st.bind(m, at(2, 81), options(true)), Err(Error::Invalid));
+    let n = st.tcp_socket(Domain::V4).unwrap();
+    assert_eq!(st.bind(n, at(9, 80), options(true)), Err(Error::AddressNotAvailable));
+}
+
+#[test]
+fn nagle_holds_back_and_nodelay_does_not() {
+    for nodelay in [false, true] {
+        let mut sim = Sim::new(16);
+        sim.delay = 20 * MS;
+        let (c, s) = sim.pair(80);
+        let options = TcpOptions { nodelay, ..sim.stacks[0].tcp_options(c).unwrap() };
+        sim.stacks[0].set_tcp_options(c, options).unwrap();
+        sim.run(SECOND);
+        let before = sim.frames[0];
+        for _ in 0..10 {
+            sim.stacks[0].send(c, &[b"tiny"]).unwrap();
+            sim.flush();
+        }
+        // All before any acknowledgement.
+        assert_eq!(sim.frames[0] - before, if nodelay { 10 } else { 1 });
+        let start = sim.now;
+        let mut n = 0;
+        assert!(sim.run_until(SECOND, |sim| {
+            let mut b = [0; 100];
+            if let Ok(k) = sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take) {
+                n += k;
+            }
+            n == 40
+        }));
+        let took = (sim.now - start) / MS;
+        assert!(if nodelay { took == 20 } else { (60..=101).contains(&took) }, "{took}");
+    }
+}
+
+#[test]
+fn acknowledgements_are_delayed_and_ride_on_answers() {
+    let mut sim = Sim::new(17);
+    let (c, s) = sim.pair(80);
+    sim.run(SECOND);
+    // A request without an answer is acknowledged after 40 ms.
+    let before = sim.frames[1];
+    sim.stacks[0].send(c, &[b"ping"]).unwrap();
+    let start = sim.now;
+    sim.run_until(SECOND, |sim| sim.frames[1] > before);
+    assert_eq!((sim.now - start) / MS, 40);
+    drain_all(&mut sim.stacks[1], s);
+    // With an answer at once there is no frame but the answer.
+    let before = sim.frames[1];
+    sim.stacks[0].send(c, &[b"ping"]).unwrap();
+    sim.run_until(SECOND, |sim| sim.stacks[1].readiness(s).contains(Ready::READABLE));
+    drain_all(&mut sim.stacks[1], s);
+    sim.stacks[1].send(s, &[b"pong"]).unwrap();
+    sim.run(20 * MS);
+    assert_eq!(sim.frames[1] - before, 1);
+}
+
+fn drain_all(s: &mut Stack, h: Handle) -> usize {
+    let mut n = 0;
+    let mut b = [0; 4096];
+    while let Ok(k) = s.recv(h, &mut [&mut b], RecvMode::Take)
+        && k > 0
+    {
+        n += k;
+    }
+    n
+}
+
+#[test]
+fn keep_alive_finds_a_dead_peer_and_spares_a_living_one() {
+    let mut sim = Sim::new(18);
+    let (c, _) = sim.pair(80);
+    let keep_alive = Some(KeepAlive { idle: 10, interval: 5, count: 3 });
+    let options = TcpOptions { keep_alive, ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    sim.run(1000 * SECOND);
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::ERROR));
+    sim.filter = Some(Box::new(|_, _| true));
+    let start = sim.now;
+    assert!(sim.run_until(1000 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    let took = (sim.now - start) / SECOND;
+    assert!((15..=26).contains(&took), "{took}");
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::TimedOut));
+}
+
+#[test]
+fn connect_to_nobody_times_out_or_is_unreachable() {
+    let mut sim = Sim::new(19);
+    // No such neighbour: three questions.
+    let c = sim.connect(0, at(77, 80));
+    let start = sim.now;
+    assert!(sim.run_until(100 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::HostUnreachable));
+    assert!((sim.now - start) / SECOND <= 4);
+    // A neighbour that does not answer SYNs.
+    let (_, _) = sim.pair(80);
+    sim.filter = Some(Box::new(|_, f| f[12..14] == [8, 0]));
+    let c = sim.connect(0, at(2, 82));
+    let start = sim.now;
+    assert!(sim.run_until(300 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::TimedOut));
+    assert_eq!((sim.now - start) / SECOND, 127);
+    // No route at all.
+    let s = &mut sim.stacks[0];
+    let c = s.tcp_socket(Domain::V4).unwrap();
+    assert_eq!(s.connect(c, "8.8.8.8:80".parse().unwrap()), Err(Error::NetworkUnreachable));
+}
+
+#[test]
+fn loopback_and_ipv6_and_dual_stack() {
+    let mut sim = Sim::new(20);
+    let s = &mut sim.stacks[0];
+    let l = s.tcp_socket(Domain::V6).unwrap();
+    s.bind(l, "[::]:80".parse().unwrap(), BindOptions::default()).unwrap();
+    s.listen(l, 8).unwrap();
+    for to in ["127.0.0.1:80", "[::1]:80", "10.0.0.1:80", "[fd00::1]:80", "0.0.0.0:80", "127.9.9.9:80"] {
+        let c = sim.connect(0, to.parse().unwrap());
+        let mut server = None;
+        assert!(
+            sim.run_until(SECOND, |s| {
+                server = server.or_else(|| s.stacks[0].accept(l).ok());
+                server.is_some()
+            }),
+            "{to}"
+        );
+        let (h, peer) = server.unwrap();
+        assert_eq!(peer, sim.stacks[0].local_addr(c).unwrap());
+        let (mut sent, mut got) = (0, 0);
+        assert!(sim.run_until(10 * SECOND, |sim| {
+            sent = feed(&mut sim.stacks[0], c, sent, 5_000_000);
+            got = drain(&mut sim.stacks[0], h, got).0;
+            got == 5_000_000
+        }));
+        sim.stacks[0].close(c);
+        sim.stacks[0].close(h);
+    }
+    assert!(sim.frames[0] <= 4, "only announcements leave: {}", sim.frames[0]);
+    // Over the link, IPv6.
+    let c = sim.connect(1, "[fd00::1]:80".parse().unwrap());
+    let mut server = None;
+    assert!(sim.run_until(SECOND, |s| {
+        server = server.or_else(|| s.stacks[0].accept(l).ok());
+        server.is_some()
+    }));
+    transfer(&mut sim, 1, c, server.unwrap().0, 3_000_000, 10 * SECOND);
+}
+
+#[test]
+fn deferred_accept_in_any_mode() {
+    let mut sim = Sim::with(21, config(1), Config { any_ip: true, ..config(2) });
+    let router = ip(2);
+    sim.stacks[0].set_router(Domain::V4, Some(router));
+    let l = sim.stacks[1].listen_any(16).unwrap();
+    let to = "93.184.216.34:443".parse().unwrap();
+    let c = sim.connect(0, to);
+    let mut found = None;
+    assert!(sim.run_until(SECOND, |s| {
+        found = s.stacks[1].next_pending(l).ok();
+        found.is_some()
+    }));
+    let (pending, local, _) = found.unwrap();
+    assert_eq!(local, to);
+    // The owner takes two seconds; SYNs come again meanwhile and make no second one.
+    sim.run(4 * SECOND);
+    assert_eq!(sim.stacks[1].next_pending(l), Err(Error::WouldBlock));
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    let s = sim.stacks[1].complete(pending).unwrap();
+    assert!(sim.run_until(SECOND, |sim| sim.stacks[0].readiness(c).contains(Ready::WRITABLE)));
+    assert_eq!(sim.stacks[1].local_addr(s).unwrap(), to);
+    assert!(sim.run_until(SECOND, |sim| sim.stacks[1].readiness(s).contains(Ready::WRITABLE)));
+    transfer(&mut sim, 0, c, s, 1_000_000, 10 * SECOND);
+    transfer(&mut sim, 1, s, c, 1_000_000, 10 * SECOND);
+    // And refused.
+    let c = sim.connect(0, to);
+    assert!(sim.run_until(SECOND, |s| match s.stacks[1].next_pending(l) {
+        Ok((p, ..)) => {
+            s.stacks[1].refuse(p);
+            true
+        }
+        Err(_) => false,
+    }));
+    assert!(sim.run_until(SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionRefused));
+    assert_eq!(sim.stacks[1].complete(pending), Err(Error::BadHandle));
+}
+
+#[test]
+fn idle_connections_are_small() {
+    let mut sim = Sim::new(22);
+    let (c, s) = sim.pair(80);
+    transfer_and_back(&mut sim, c, s, 2_000_000);
+    sim.run(10 * SECOND);
+    assert_eq!(sim.stacks[0].memory_used(), 0);
+    assert_eq!(sim.stacks[1].memory_used(), 0);
+    assert_eq!(sim.stacks[0].deadline(), None);
+    assert_eq!(sim.stacks[1].deadline(), None);
+    assert!(Stack::CONNECTION_SIZE <= 512, "{}", Stack::CONNECTION_SIZE);
+}
+
+#[test]
+fn the_memory_budget_holds() {
+    let small = Limits { memory: 300_000, ..limits() };
+    let mut sim = Sim::with(23, config(1), Config { limits: small, ..config(2) });
+    let mut pairs = Vec::new();
+    for i in 0..20 {
+        pairs.push(sim.pair(100 + i));
+    }
+    let mut sent = [0; 20];
+    sim.run_until(20 * SECOND, |sim| {
+        for (i, p) in pairs.iter().enumerate() {
+            sent[i] = feed(&mut sim.stacks[0], p.0, sent[i], 1_000_000);
+        }
+        assert!(sim.stacks[1].memory_used() <= 300_000 + 70_000, "{}", sim.stacks[1].memory_used());
+        false
+    });
+    // Nothing is lost for good when somebody reads again.
+    let mut got = [0; 20];
+    let ok = sim.run_until(600 * SECOND, |sim| {
+        for (i, p) in pairs.iter().enumerate() {
+            sent[i] = feed(&mut sim.stacks[0], p.0, sent[i], 1_000_000);
+            got[i] = drain(&mut sim.stacks[1], p.1, got[i]).0;
+        }
+        got.iter().all(|&g| g == 1_000_000)
+    });
+    let infos: Vec<_> = pairs.iter().map(|p| (sim.stacks[0].tcp_info(p.0), sim.stacks[1].tcp_info(p.1))).collect();
+    assert!(ok, "{got:?} {} {:?}", sim.stacks[1].memory_used(), &infos[..3]);
+}
+
+#[test]
+fn events_tell_what_happens() {
+    let mut sim = Sim::new(24);
+    let l = sim.listen(1, 80, 8);
+    let c = sim.connect(0, at(2, 80));
+    sim.run(100 * MS);
+    let mut got = Ready(0);
+    while let Some(e) = sim.stacks[0].next_event() {
+        assert_eq!(e.handle, c);
+        got = got.union(e.ready);
+    }
+    assert!(got.contains(Ready::CONNECTED) && got.contains(Ready::WRITABLE));
+    let e = sim.stacks[1].next_event().unwrap();
+    assert!(e.handle == l && e.ready.contains(Ready::ACCEPT));
+    assert_eq!(sim.stacks[1].next_event(), None);
+    let (s, _) = sim.stacks[1].accept(l).unwrap();
+    sim.stacks[0].send(c, &[b"x"]).unwrap();
+    sim.run(100 * MS);
+    let e = sim.stacks[1].next_event().unwrap();
+    assert!(e.handle == s && e.ready.contains(Ready::READABLE) && !e.ready.contains(Ready::READ_CLOSED));
+    sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+    sim.run(100 * MS);
+    let e = sim.stacks[1].next_event().unwrap();
+    assert!(e.ready.contains(Ready::READ_CLOSED) && !e.ready.contains(Ready::HANGUP));
+    drain_all(&mut sim.stacks[1], s);
+    // A full send queue raises WRITABLE when it drains.
+    let mut sent = 0;
+    for _ in 0..50 {
+        sent = feed(&mut sim.stacks[1], s, sent, 1 << 30);
+        sim.run(10 * MS);
+    }
+    while sim.stacks[1].next_event().is_some() {}
+    assert!(!sim.stacks[1].readiness(s).contains(Ready::WRITABLE));
+    let mut got = 0;
+    assert!(sim.run_until(10 * SECOND, |sim| {
+        got = drain(&mut sim.stacks[0], c, got).0;
+        std::iter::from_fn(|| sim.stacks[1].next_event()).any(|e| e.ready.contains(Ready::WRITABLE))
+    }));
+}

@@ -43,8 +43,6 @@ pub(crate) mod is {
     /// SO_RCVBUF and SO_SNDBUF were set.
     pub const FIXED_RECEIVE: u32 = 1 << 14;
     pub const FIXED_SEND: u32 = 1 << 15;
-    /// Cut off: nothing is sent any more, the error stays.
-    pub const DEAD: u32 = 1 << 16;
     /// The owner waits for room in the send queue.
     pub const WANTS_ROOM: u32 = 1 << 17;
     /// The congestion window was in full use at the last sending.
@@ -66,8 +64,6 @@ pub(crate) struct Conn {
     pub error: Option<Error>,
     /// Events that the stack has yet to queue.
     pub events: Ready,
-    /// Slot of the listener while UNACCEPTED.
-    pub listener: u32,
 
     pub iss: u32,
     pub snd_una: u32,
@@ -144,7 +140,7 @@ pub(crate) struct Conn {
     /// ms.
     pub user_timeout: u32,
     /// Bytes that the stack has counted for this connection.
-    pub charged: usize,
+    pub charged: u32,
 }
 
 impl Conn {
@@ -165,7 +161,6 @@ impl Conn {
             flags: 0,
             error: None,
             events: Ready(0),
-            listener: 0,
             iss,
             snd_una: iss,
             snd_nxt: iss,

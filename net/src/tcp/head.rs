@@ -75,6 +75,17 @@ pub(crate) fn ip(out: &mut [u8], src: Ip, dst: Ip, protocol: u8, ttl: u8, ident:
     }
 }
 
+/// Turns an IPv4 header into that of a fragment.
+pub(crate) fn set_fragment(out: &mut [u8], offset: usize, more: bool) {
+    let Some(h) = out.first_chunk_mut::<20>() else { return };
+    let field = (offset / 8) as u16 & 0x1fff | if more { 0x2000 } else { 0 };
+    h[6..8].copy_from_slice(&field.to_be_bytes());
+    h[10..12].fill(0);
+    let mut sum = Sum::new();
+    sum.add(h);
+    h[10..12].copy_from_slice(&sum.finish());
+}
+
 /// Writes all headers for `payload`; returns their length and the offload header.
 pub(crate) fn tcp(
     out: &mut [u8; HEAD_MAX],

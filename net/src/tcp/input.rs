@@ -312,7 +312,9 @@ impl Conn {
             return Verdict::Reset;
         }
         if seg.seq != self.rcv_nxt {
-            if self.ahead.held() + seg.payload.len() <= self.rcv_limit as usize && seg.payload.len() < cx.memory_free {
+            // Only while memory is plentiful: what is ahead of its turn can be had again.
+            let plenty = cx.memory_free.saturating_sub(seg.payload.len()) > cx.limits.memory / 4;
+            if plenty && self.ahead.held() + seg.payload.len() <= self.rcv_limit as usize {
                 self.ahead.insert(seg.seq, seg.payload);
             }
             if fin {
@@ -323,11 +325,20 @@ impl Conn {
             return Verdict::Done;
         }
         let len = seg.payload.len();
-        let taken = match () {
-            () if self.has(is::READ_SHUT) => len,
-            // No memory: as if it had been lost.
-            () if len > cx.memory_free => 0,
-            () => self.recv.push(seg.payload),
+        let taken = if self.has(is::READ_SHUT) {
+            len
+        } else {
+            let mut room = cx.memory_free;
+            if room < len {
+                // What is ahead of its turn makes room for what is not: the peer still has it (RFC 2018 §8). And a connection
+                // without anything queued always gets one segment, or everybody would wait for everybody.
+                room += self.ahead.held();
+                self.ahead.clear();
+                if self.recv.is_empty() {
+                    room = room.max(1460);
+                }
+            }
+            self.recv.push(seg.payload.get(..room).unwrap_or(seg.payload))
         };
         self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
         if taken > 0 {

@@ -22,7 +22,7 @@ impl Piece {
 /// Pieces beyond the next expected byte; sorted, not overlapping.
 pub(crate) struct Reassembly {
     pieces: Vec<Piece>,
-    held: usize,
+    held: u32,
     stamp: u32,
 }
 
@@ -37,7 +37,7 @@ impl Reassembly {
 
     /// Bytes of memory in use.
     pub fn held(&self) -> usize {
-        self.held
+        self.held as usize
     }
 
     pub fn clear(&mut self) {
@@ -80,7 +80,7 @@ impl Reassembly {
             return false;
         }
         own.extend_from_slice(data);
-        self.held += own.capacity();
+        self.held += own.capacity() as u32;
         self.pieces.insert(at, Piece { seq, data: own, stamp: self.stamp });
         true
     }
@@ -91,7 +91,7 @@ impl Reassembly {
             return None;
         }
         let p = self.pieces.remove(0);
-        self.held -= p.data.capacity();
+        self.held -= p.data.capacity() as u32;
         if self.pieces.is_empty() {
             self.pieces = Vec::new();
         }

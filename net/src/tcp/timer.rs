@@ -1,6 +1,7 @@
 //! What happens when a connection's time has come.
 
 use super::conn::{Conn, is};
+use super::head::ip_len;
 use super::*;
 use crate::Error;
 use crate::types::TcpState;
@@ -67,6 +68,20 @@ impl Conn {
             self.die(Some(Error::HostUnreachable));
         } else if self.rto_at == NEVER && self.state != TcpState::Closed {
             self.rto_at = cx.now + self.rto_ns();
+        }
+    }
+
+    /// A router on the path lets only packets of `mtu` bytes through (RFC 1191, RFC 8201).
+    pub fn on_path_mtu(&mut self, mtu: usize) {
+        let headers = ip_len(self.tuple.local.ip) + 20 + if self.has(is::TS) { 12 } else { 0 };
+        // Not below what every path must carry, whatever an attacker claims.
+        let mss = mtu.max(576).saturating_sub(headers).min(65_535) as u16;
+        if mss < self.mss {
+            self.mss = mss;
+            if self.synchronized() && self.outstanding() {
+                self.snd_nxt = self.snd_una;
+                self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED);
+            }
         }
     }
 

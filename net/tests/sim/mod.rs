@@ -54,6 +54,7 @@ pub struct Sim {
     /// Drops everything that this says yes to: sender, frame.
     pub filter: Option<Box<dyn FnMut(usize, &[u8]) -> bool>>,
     pub log: bool,
+    last_seq: [u32; 2],
 }
 
 pub struct Collect(pub VecDeque<(NetHdr, Vec<u8>)>);
@@ -120,6 +121,7 @@ impl Sim {
             bytes: [0; 2],
             filter: None,
             log: false,
+            last_seq: [0; 2],
         }
     }
 
@@ -137,6 +139,9 @@ impl Sim {
     fn transmit(&mut self, side: usize, hdr: NetHdr, mut bytes: Vec<u8>) {
         self.frames[side] += 1;
         self.bytes[side] += bytes.len() as u64;
+        if bytes.len() > 66 && bytes[12..14] == [8, 0] && bytes[23] == 6 {
+            self.last_seq[side] = u32::from_be_bytes([bytes[38], bytes[39], bytes[40], bytes[41]]);
+        }
         if self.log {
             println!("{:>12} {side} -> {}", self.now / 1000, describe(&bytes));
         }
@@ -331,4 +336,11 @@ pub fn transfer(sim: &mut Sim, side: usize, from: Handle, to: Handle, total: u64
         sim.stacks[1 - side].tcp_info(to)
     );
     sim.now - start
+}
+
+impl Sim {
+    /// The sequence number of the last TCP segment with data that side sent.
+    pub fn sequence(&self, side: usize) -> u32 {
+        self.last_seq[side]
+    }
 }

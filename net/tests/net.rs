@@ -1,0 +1,411 @@
+//! Everything but TCP: UDP, ICMP, ARP, neighbour discovery, DHCP, SLAAC, fragments, and what hostile frames do (nothing).
+
+mod sim;
+
+use donjon_net::*;
+use sim::*;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+fn udp(s: &mut Stack, domain: Domain, local: &str) -> Handle {
+    let h = s.udp_socket(domain).unwrap();
+    s.bind(h, local.parse().unwrap(), BindOptions::default()).unwrap();
+    h
+}
+
+fn recv(s: &mut Stack, h: Handle, size: usize) -> Result<(Vec<u8>, Datagram), Error> {
+    let mut b = vec![0; size];
+    let d = s.recv_from(h, &mut [&mut b], RecvMode::Take)?;
+    b.truncate(d.copied);
+    Ok((b, d))
+}
+
+#[test]
+fn datagrams_of_every_size_arrive_in_both_families() {
+    for offload in [false, true] {
+        let caps = Offload { tx_csum: offload, ..Offload::default() };
+        let mut sim = Sim::with(1, Config { offload: caps, ..config(1) }, Config { offload: caps, ..config(2) });
+        let server = udp(&mut sim.stacks[1], Domain::V6, "[::]:53");
+        let c4 = sim.stacks[0].udp_socket(Domain::V4).unwrap();
+        let c6 = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+        for (c, to) in [(c4, "10.0.0.2:53"), (c6, "[fd00::2]:53")] {
+            let to: SocketAddr = to.parse().unwrap();
+            for size in [0, 1, 7, 1000, 1472, 1473, 3000, 30_001, 65_507] {
+                let data = pattern(size as u64, size);
+                assert_eq!(sim.stacks[0].send_to(c, &[&data[..size / 3], &data[size / 3..]], Some(to), None), Ok(size));
+                sim.run(100 * MS);
+                let (got, d) = recv(&mut sim.stacks[1], server, 70_000).unwrap();
+                assert_eq!((got == data, d.len, d.to), (true, size, to));
+                // And back.
+                sim.stacks[1].send_to(server, &[&got], Some(d.from), None).unwrap();
+                sim.run(100 * MS);
+                let (got, d) = recv(&mut sim.stacks[0], c, 70_000).unwrap();
+                assert_eq!((got == data, d.from), (true, to));
+            }
+            assert_eq!(sim.stacks[0].send_to(c, &[&[0; 65_508]], Some(to), None), Err(Error::MessageSize));
+        }
+        assert_eq!(sim.stacks[0].memory_used() + sim.stacks[1].memory_used(), 0);
+    }
+}
+
+#[test]
+fn loopback_datagrams_truncation_and_peek() {
+    let mut sim = Sim::new(2);
+    let a = udp(&mut sim.stacks[0], Domain::V4, "127.0.0.1:1000");
+    let b = udp(&mut sim.stacks[0], Domain::V4, "0.0.0.0:1001");
+    sim.stacks[0].send_to(a, &[b"hello"], Some("127.0.0.1:1001".parse().unwrap()), None).unwrap();
+    sim.flush();
+    assert_eq!(sim.stacks[0].next_datagram_len(b), Some(5));
+    let mut small = [0; 2];
+    let d = sim.stacks[0].recv_from(b, &mut [&mut small], RecvMode::Peek).unwrap();
+    assert_eq!((d.copied, d.len), (2, 5));
+    let d = sim.stacks[0].recv_from(b, &mut [&mut small], RecvMode::Take).unwrap();
+    assert_eq!((d.copied, d.len, d.from), (2, 5, "127.0.0.1:1000".parse().unwrap()));
+    assert_eq!(recv(&mut sim.stacks[0], b, 9).unwrap_err(), Error::WouldBlock);
+}
+
+#[test]
+fn port_unreachable_reaches_connected_sockets() {
+    let mut sim = Sim::new(3);
+    for to in ["10.0.0.2:99", "[fd00::2]:99", "127.0.0.1:99"] {
+        let to: SocketAddr = to.parse().unwrap();
+        let s = &mut sim.stacks[0];
+        let c = s.udp_socket(if to.is_ipv4() { Domain::V4 } else { Domain::V6 }).unwrap();
+        s.connect(c, to).unwrap();
+        s.send_to(c, &[b"anybody?"], None, None).unwrap();
+        sim.run(100 * MS);
+        assert!(sim.stacks[0].readiness(c).contains(Ready::ERROR), "{to}");
+        assert_eq!(recv(&mut sim.stacks[0], c, 9).unwrap_err(), Error::ConnectionRefused);
+        assert_eq!(recv(&mut sim.stacks[0], c, 9).unwrap_err(), Error::WouldBlock);
+    }
+}
+
+#[test]
+fn connected_sockets_hear_only_their_peer() {
+    let mut sim = Sim::new(4);
+    let c = udp(&mut sim.stacks[0], Domain::V4, "0.0.0.0:500");
+    let all = sim.stacks[0].local_addr(c).unwrap();
+    assert_eq!(all.port(), 500);
+    sim.stacks[0].connect(c, at(2, 7)).unwrap();
+    assert_eq!(sim.stacks[0].local_addr(c).unwrap(), at(1, 500));
+    let friend = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:7");
+    let stranger = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:8");
+    sim.stacks[1].send_to(stranger, &[b"no"], Some(at(1, 500)), None).unwrap();
+    sim.stacks[1].send_to(friend, &[b"yes"], Some(at(1, 500)), None).unwrap();
+    sim.run(100 * MS);
+    assert_eq!(recv(&mut sim.stacks[0], c, 9).unwrap().0, b"yes");
+    assert!(recv(&mut sim.stacks[0], c, 9).is_err());
+}
+
+#[test]
+fn receive_queues_are_bounded() {
+    let mut sim = Sim::new(5);
+    let server = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:53");
+    let c = sim.stacks[0].udp_socket(Domain::V4).unwrap();
+    for _ in 0..2000 {
+        match sim.stacks[0].send_to(c, &[&[0; 1000]], Some(at(2, 53)), None) {
+            Ok(_) | Err(Error::WouldBlock) => sim.run(MS),
+            Err(e) => panic!("{e:?}"),
+        }
+    }
+    assert!(sim.stacks[1].memory_used() <= 220_000);
+    let mut n = 0;
+    while recv(&mut sim.stacks[1], server, 2000).is_ok() {
+        n += 1;
+    }
+    assert!((150..220).contains(&n), "{n}");
+    assert_eq!(sim.stacks[1].memory_used(), 0);
+}
+
+#[test]
+fn any_mode_takes_and_sends_from_every_address() {
+    let mut sim = Sim::with(6, config(1), Config { any_ip: true, ..config(2) });
+    sim.stacks[0].set_router(Domain::V4, Some(ip(2)));
+    let any = sim.stacks[1].bind_any().unwrap();
+    let c = sim.stacks[0].udp_socket(Domain::V4).unwrap();
+    for to in ["9.9.9.9:53", "255.255.255.255:67", "10.0.0.255:5353"] {
+        let to: SocketAddr = to.parse().unwrap();
+        sim.stacks[0].send_to(c, &[b"query"], Some(to), None).unwrap();
+        sim.run(100 * MS);
+        let (_, d) = recv(&mut sim.stacks[1], any, 100).unwrap();
+        assert_eq!(d.to, to);
+    }
+    let from: SocketAddr = "9.9.9.9:53".parse().unwrap();
+    let back = SocketAddr::new(ip(1), sim.stacks[0].local_addr(c).unwrap().port());
+    sim.stacks[1].send_to(any, &[b"answer"], Some(back), Some(from)).unwrap();
+    sim.run(100 * MS);
+    let (got, d) = recv(&mut sim.stacks[0], c, 100).unwrap();
+    assert_eq!((&got[..], d.from), (&b"answer"[..], from));
+}
+
+/// An IPv4 packet in an Ethernet frame for side 1.
+fn frame4(protocol: u8, from: [u8; 4], body: &[u8]) -> Vec<u8> {
+    let mut f = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+    let len = (20 + body.len()) as u16;
+    let mut h = vec![0x45, 0, (len >> 8) as u8, len as u8, 0, 0, 0, 0, 64, protocol, 0, 0];
+    h.extend(from);
+    h.extend([10, 0, 0, 2]);
+    let sum = ones(&h);
+    h[10..12].copy_from_slice(&sum);
+    f.extend(h);
+    f.extend(body);
+    f
+}
+
+fn ones(data: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = data.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+#[test]
+fn answers_pings_but_not_a_flood_of_them() {
+    let mut sim = Sim::new(7);
+    let mut echo = vec![8, 0, 0, 0, 0x12, 0x34, 0, 1];
+    echo.extend(b"some payload");
+    let sum = ones(&echo);
+    echo[2..4].copy_from_slice(&sum);
+    sim.stacks[0].connect_udp_warmup();
+    let before = sim.frames[1];
+    sim.stacks[1].input(sim.now, NetHdr::default(), &frame4(1, [10, 0, 0, 1], &echo));
+    sim.run(10 * MS);
+    assert!(sim.frames[1] > before);
+    for _ in 0..10_000 {
+        sim.stacks[1].input(sim.now, NetHdr::default(), &frame4(1, [10, 0, 0, 1], &echo));
+        sim.flush();
+    }
+    assert!(sim.frames[1] - before <= 260, "{}", sim.frames[1] - before);
+    // A wrong checksum is no ping.
+    sim.run(10 * SECOND);
+    let before = sim.frames[1];
+    echo[9] ^= 1;
+    sim.stacks[1].input(sim.now, NetHdr::default(), &frame4(1, [10, 0, 0, 1], &echo));
+    sim.run(10 * MS);
+    assert_eq!(sim.frames[1], before);
+}
+
+trait Warmup {
+    fn connect_udp_warmup(&mut self);
+}
+
+impl Warmup for Stack {
+    /// Makes the neighbour known.
+    fn connect_udp_warmup(&mut self) {
+        let c = self.udp_socket(Domain::V4).unwrap();
+        let _ = self.send_to(c, &[b"x"], Some(at(2, 9)), None);
+        self.close(c);
+    }
+}
+
+/// The least a DHCP server does, on an any-mode stack.
+fn dhcp_server(s: &mut Stack, any: Handle, lease: u32, replies: &mut Vec<u8>) {
+    while let Ok((m, d)) = recv(s, any, 1000) {
+        assert_eq!(d.to.port(), 67);
+        let kind = m[242];
+        replies.push(kind);
+        let mut r = m[..240].to_vec();
+        r[0] = 2;
+        r[16..20].copy_from_slice(&[10, 0, 0, 15]);
+        r.extend([53, 1, if kind == 1 { 2 } else { 5 }, 54, 4, 10, 0, 0, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 0, 2]);
+        r.extend([6, 8, 10, 0, 0, 3, 10, 0, 0, 4, 51, 4]);
+        r.extend(lease.to_be_bytes());
+        r.push(255);
+        let to = if d.from.ip().is_unspecified() { "255.255.255.255:68".parse().unwrap() } else { d.from };
+        s.send_to(any, &[&r], Some(to), Some("10.0.0.2:67".parse().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn dhcp_gets_keeps_and_loses_a_lease() {
+    let mut sim = Sim::with(8, Config { dhcp: true, ..config(1) }, Config { any_ip: true, ..config(2) });
+    sim.stacks[0].remove_address(ip(1));
+    let any = sim.stacks[1].bind_any().unwrap();
+    let mut seen = Vec::new();
+    assert!(sim.run_until(10 * SECOND, |sim| {
+        dhcp_server(&mut sim.stacks[1], any, 600, &mut seen);
+        sim.stacks[0].dhcp_lease().is_some()
+    }));
+    assert!(sim.now < 100 * MS, "{} ms", sim.now / MS);
+    assert_eq!(seen, [1, 3]);
+    let lease = sim.stacks[0].dhcp_lease().unwrap();
+    assert_eq!(lease.address, Ipv4Addr::new(10, 0, 0, 15));
+    assert_eq!((lease.prefix, lease.router), (24, Some(Ipv4Addr::new(10, 0, 0, 2))));
+    assert_eq!(lease.dns, [Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 4)]);
+    assert_eq!(sim.stacks[0].router(Domain::V4), Some(ip(2)));
+    assert_eq!(sim.stacks[0].source_for("1.2.3.4".parse().unwrap()), Ok(ip(15)));
+    // Renewed at half time.
+    sim.run_until(2000 * SECOND, |sim| {
+        dhcp_server(&mut sim.stacks[1], any, 600, &mut seen);
+        false
+    });
+    assert!(sim.stacks[0].dhcp_lease().is_some());
+    assert!((7..=9).contains(&seen.len()) && seen[2..].iter().all(|&k| k == 3), "{seen:?}");
+    // The server is gone: so is the address, in the end.
+    sim.filter = Some(Box::new(|_, _| true));
+    sim.run(700 * SECOND);
+    assert_eq!(sim.stacks[0].dhcp_lease(), None);
+    assert_eq!(sim.stacks[0].router(Domain::V4), None);
+    // And it comes back with it.
+    sim.filter = None;
+    assert!(sim.run_until(100 * SECOND, |sim| {
+        dhcp_server(&mut sim.stacks[1], any, 600, &mut seen);
+        sim.stacks[0].dhcp_lease().is_some()
+    }));
+}
+
+#[test]
+fn router_advertisements_give_address_router_and_resolver() {
+    let mut sim = Sim::with(9, Config { slaac: true, ..config(1) }, config(2));
+    let mut ra = vec![134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    ra.extend([1, 1, 2, 0, 0, 0, 0, 9]);
+    ra.extend([3, 4, 64, 0xc0, 0, 0, 0, 100, 0, 0, 0, 50, 0, 0, 0, 0]);
+    ra.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    ra.extend([25, 3, 0, 0, 0, 0, 0, 100]);
+    ra.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x53]);
+    let mut f = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
+    f.extend([0x60, 0, 0, 0, 0, ra.len() as u8, 58, 255]);
+    f.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    f.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    f.extend(&ra);
+    let trusted = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() };
+    sim.run(SECOND);
+    // A hop limit below 255 means that it came through a router: not believed.
+    let mut far = f.clone();
+    far[21] = 254;
+    sim.stacks[0].input(sim.now, trusted, &far);
+    assert_eq!(sim.stacks[0].router(Domain::V6), None);
+    sim.stacks[0].input(sim.now, trusted, &f);
+    let router: IpAddr = "fe80::9".parse().unwrap();
+    let own: IpAddr = "2001:db8:0:1:0:ff:fe00:1".parse().unwrap();
+    assert_eq!(sim.stacks[0].router(Domain::V6), Some(router));
+    assert!(sim.stacks[0].addresses().iter().any(|a| a.address == own && a.prefix == 64));
+    assert_eq!(sim.stacks[0].advertised_dns(), Some("2001:db8::53".parse().unwrap()));
+    sim.run(101 * SECOND);
+    assert!(!sim.stacks[0].addresses().iter().any(|a| a.address == own));
+    sim.run(1800 * SECOND);
+    assert_eq!(sim.stacks[0].router(Domain::V6), None);
+}
+
+#[test]
+fn a_narrower_path_is_found_out() {
+    let mut sim = Sim::new(10);
+    let (c, s) = sim.pair(80);
+    // A router that lets 1000 bytes through, and says so.
+    sim.filter = Some(Box::new(|side, f| side == 0 && f.len() > 1014));
+    let (mut sent, mut got) = (0, 0);
+    let mut told = 0;
+    assert!(sim.run_until(60 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 200_000);
+        got = drain(&mut sim.stacks[1], s, got).0;
+        if sent > 0 && told < 3 && got == 0 {
+            told += 1;
+            let info = sim.stacks[0].tcp_info(c).unwrap();
+            assert_eq!(info.send_mss, 1448);
+            let (l, p) = (sim.stacks[0].local_addr(c).unwrap(), sim.stacks[0].peer_addr(c).unwrap());
+            let mut quote = vec![0x45, 0, 5, 0xdc, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+            quote.extend(l.port().to_be_bytes());
+            quote.extend(p.port().to_be_bytes());
+            quote.extend(sim.sequence(0).to_be_bytes());
+            let mut icmp = vec![3, 4, 0, 0, 0, 0, 0x03, 0xe8];
+            icmp.extend(quote);
+            let sum = ones(&icmp);
+            icmp[2..4].copy_from_slice(&sum);
+            let mut f = frame4(1, [10, 0, 0, 2], &icmp);
+            f[5] = 1;
+            f[11] = 2;
+            f[30..34].copy_from_slice(&[10, 0, 0, 1]);
+            f[24..26].fill(0);
+            let sum = ones(&f[14..34]);
+            f[24..26].copy_from_slice(&sum);
+            sim.stacks[0].input(sim.now, NetHdr::default(), &f);
+        }
+        got == 200_000
+    }));
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().send_mss, 948);
+}
+
+#[test]
+fn a_hundred_thousand_bad_frames_do_nothing() {
+    let mut sim = Sim::with(11, Config { any_ip: true, slaac: true, dhcp: true, ..config(1) }, config(2));
+    // Real frames to start from.
+    let corpus = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = corpus.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if log.borrow().len() < 400 {
+            log.borrow_mut().push((side, f.to_vec()));
+        }
+        false
+    }));
+    let (c, s) = sim.pair(80);
+    let u = udp(&mut sim.stacks[1], Domain::V6, "[::]:53");
+    let any = sim.stacks[0].bind_any().unwrap();
+    let l = sim.stacks[0].listen_any(8).unwrap();
+    let client = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    for size in [10, 3000, 1472] {
+        for to in ["10.0.0.2:53", "[fd00::2]:53", "10.0.0.2:54"] {
+            sim.stacks[0].send_to(client, &[&vec![7; size]], Some(to.parse().unwrap()), None).unwrap();
+            sim.run(MS);
+        }
+    }
+    for _ in 0..20 {
+        sim.stacks[0].send(c, &[b"abcdefgh"]).unwrap();
+        sim.stacks[1].send(s, &[&[1; 3000]]).unwrap();
+        sim.run(5 * MS);
+    }
+    sim.filter = None;
+    let corpus = corpus.borrow().clone();
+    assert!(corpus.len() > 60);
+    let mut rng = Rng(4711);
+    for i in 0..150_000u64 {
+        let (side, frame) = &corpus[rng.below(corpus.len() as u64) as usize];
+        let mut f = frame.clone();
+        match rng.below(8) {
+            0 => f.truncate(rng.below(f.len() as u64 + 1) as usize),
+            1 => f = (0..rng.below(120)).map(|_| rng.next() as u8).collect(),
+            2 => f.extend((0..rng.below(60)).map(|_| rng.next() as u8)),
+            _ => {}
+        }
+        for _ in 0..rng.below(6) {
+            if !f.is_empty() {
+                let at = rng.below((f.len() as u64).min(if i % 2 == 0 { 90 } else { 2000 })) as usize;
+                f[at] = match rng.below(4) {
+                    0 => 0,
+                    1 => 0xff,
+                    2 => f[at] ^ (1 << rng.below(8)),
+                    _ => rng.next() as u8,
+                };
+            }
+        }
+        let flags = if rng.chance(700) { net_hdr::DATA_VALID } else { 0 };
+        let hdr = NetHdr { flags, gso_type: rng.next() as u8, gso_size: rng.next() as u16, ..NetHdr::default() };
+        let to = if rng.chance(800) { 1 - side } else { *side };
+        sim.stacks[to].input(sim.now, hdr, &f);
+        if i % 16 == 0 {
+            sim.now += rng.below(20 * MS);
+            sim.flush();
+            for stack in &mut sim.stacks {
+                while stack.next_event().is_some() {}
+            }
+            let mut b = [0; 4000];
+            let _ = sim.stacks[0].recv(c, &mut [&mut b], RecvMode::Take);
+            let _ = sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take);
+            let _ = sim.stacks[0].recv_from(any, &mut [&mut b], RecvMode::Take);
+            let _ = sim.stacks[1].recv_from(u, &mut [&mut b], RecvMode::Take);
+            if let Ok((p, ..)) = sim.stacks[0].next_pending(l) {
+                match rng.below(3) {
+                    0 => sim.stacks[0].refuse(p),
+                    1 => {
+                        if let Ok(h) = sim.stacks[0].complete(p) {
+                            sim.stacks[0].abort(h);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    for stack in &sim.stacks {
+        assert!(stack.memory_used() < 4 << 20);
+    }
+}
