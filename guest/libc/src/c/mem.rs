@@ -5,7 +5,7 @@
 //! SSE2 loop of 64 bytes with aligned stores. `rep movsb` would win a little above some KiB on real processors but costs a trip
 //! per byte under QEMU's TCG. AVX is left alone so that a context switch need not save it.
 
-use super::sse::{cmpeq_mask, load, load_aligned, splat};
+use super::sse::{cmpeq_mask, load, load_aligned, none_in_64, splat};
 use core::arch::naked_asm;
 use core::ffi::{c_int, c_void};
 
@@ -435,6 +435,11 @@ pub unsafe extern "C" fn memchr(s: *const c_void, c: c_int, n: usize) -> *mut c_
                 return if (at as usize) < end { at.cast_mut().cast() } else { core::ptr::null_mut() };
             }
             block = block.wrapping_add(16);
+            if block as usize & 63 == 0 {
+                while (block as usize) < end && end - block as usize >= 64 && none_in_64(block, want) {
+                    block = block.wrapping_add(64);
+                }
+            }
             // An end that saturates never comes: the C contract says that the byte is found before.
             if block as usize >= end {
                 return core::ptr::null_mut();

@@ -42,6 +42,41 @@ pub unsafe fn load_aligned(at: *const u8) -> __m128i {
     value
 }
 
+/// Whether none of the 64 bytes at `at` is like those of `want`.
+///
+/// # Safety
+/// `at` is a multiple of 64, and one of the 64 bytes is readable.
+#[inline(always)]
+pub unsafe fn none_in_64(at: *const u8, want: __m128i) -> bool {
+    let hits: u32;
+    // SAFETY: rights end at page boundaries, so all 64 are readable if one is.
+    unsafe {
+        asm!(
+            "movdqa {a}, [{at}]",
+            "movdqa {b}, [{at} + 16]",
+            "movdqa {c}, [{at} + 32]",
+            "movdqa {d}, [{at} + 48]",
+            "pcmpeqb {a}, {want}",
+            "pcmpeqb {b}, {want}",
+            "pcmpeqb {c}, {want}",
+            "pcmpeqb {d}, {want}",
+            "por {a}, {b}",
+            "por {c}, {d}",
+            "por {a}, {c}",
+            "pmovmskb {hits:e}, {a}",
+            at = in(reg) at,
+            want = in(xmm_reg) want,
+            hits = lateout(reg) hits,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack, preserves_flags, readonly, pure),
+        );
+    }
+    hits == 0
+}
+
 /// Loads 16 bytes from anywhere within a page; see [`load_aligned`].
 ///
 /// # Safety

@@ -1,8 +1,8 @@
 //! Strings that end in a zero byte.
 
 use super::extern_c::{calloc, malloc};
-use super::mem::{memchr, memcpy, memmem, memrchr, memset};
-use super::sse::{cmpeq_mask, in_page, load_aligned, load_in_page, splat};
+use super::mem::{memchr, memcpy, memmem, memrchr, memset, rawmemchr};
+use super::sse::{cmpeq_mask, in_page, load_aligned, load_in_page, none_in_64, splat};
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 /// Bytes before the zero.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn strlen(s: *const c_char) -> usize {
-    // SAFETY: 1. the string is readable up to its zero; 2. aligned loads stay in its pages.
-    unsafe { strchrnul(s, 0) as usize - s as usize }
+    // SAFETY: the string has its zero.
+    unsafe { rawmemchr(s.cast(), 0) as usize - s as usize }
 }
 
 /// Like [`strlen`], at most `n`.
@@ -35,6 +35,11 @@ pub unsafe extern "C" fn strchrnul(s: *const c_char, c: c_int) -> *mut c_char {
         let mut mask = (cmpeq_mask(data, want) | cmpeq_mask(data, zero)) & (!0 << (s as usize & 15));
         while mask == 0 {
             block = block.wrapping_add(16);
+            if block as usize & 63 == 0 {
+                while none_in_64(block, want) && none_in_64(block, zero) {
+                    block = block.wrapping_add(64);
+                }
+            }
             data = load_aligned(block);
             mask = cmpeq_mask(data, want) | cmpeq_mask(data, zero);
         }
