@@ -3,9 +3,9 @@
 use crate::addr::{End, Ip};
 use crate::ports::{self, EPHEMERAL, EPHEMERAL_COUNT, overlap};
 use crate::stack::Stack;
-use crate::tcp::conn::Conn;
+use crate::tcp::conn::{Conn, is};
 use crate::tcp::listen::Listener;
-use crate::types::{BindOptions, Domain, Ready, TcpOptions};
+use crate::types::{BindOptions, Domain, Ready, TcpOptions, TcpState};
 use crate::udp::Udp;
 use crate::{Error, Handle};
 use alloc::boxed::Box;
@@ -38,6 +38,12 @@ pub(crate) struct Fresh {
     pub v6_only: bool,
     pub options: TcpOptions,
     pub error: Option<Error>,
+}
+
+impl Fresh {
+    pub fn new(domain: Domain, options: TcpOptions) -> Fresh {
+        Fresh { domain, local: End::NONE, bound: false, reuse: false, v6_only: false, options, error: None }
+    }
 }
 
 impl Stack {
@@ -144,11 +150,19 @@ impl Stack {
         let (domain, v6_only) = match self.kind(handle)? {
             Kind::Fresh(f) => (f.domain, f.v6_only),
             Kind::Udp(u) => (u.domain, u.v6_only),
-            Kind::Tcp(c) if !c.synchronized() => {
-                let waiting = c.state != crate::types::TcpState::Closed;
-                return Err(if waiting { Error::Already } else { Error::IsConnected });
+            Kind::Tcp(c) if c.state == TcpState::Closed => {
+                // An attempt that failed, or a connection that is over: the socket may try again.
+                let domain = if c.has(is::V6) { Domain::V6 } else { Domain::V4 };
+                let fresh = Fresh::new(domain, c.options());
+                if let Some(e) = c.error {
+                    self.take_error(handle);
+                    return Err(e);
+                }
+                self.memory = self.memory.saturating_sub(c.charged as usize);
+                *self.kind_mut(handle)? = Kind::Fresh(Box::new(fresh));
+                (domain, false)
             }
-            Kind::Tcp(_) => return Err(Error::IsConnected),
+            Kind::Tcp(c) => return Err(if c.synchronized() { Error::IsConnected } else { Error::Already }),
             Kind::Listener(_) => return Err(Error::Invalid),
         };
         let mut remote = Self::check_domain(domain, v6_only, remote.into())?;
@@ -178,9 +192,7 @@ impl Stack {
     /// The peer; NotConnected if there is none.
     pub fn peer_addr(&self, handle: Handle) -> Result<SocketAddr, Error> {
         match self.kind(handle)? {
-            Kind::Tcp(c) if c.synchronized() || c.state == crate::types::TcpState::SynReceived => {
-                Ok(c.tuple.remote.into())
-            }
+            Kind::Tcp(c) if c.synchronized() || c.state == TcpState::SynReceived => Ok(c.tuple.remote.into()),
             Kind::Udp(u) => u.remote.map(SocketAddr::from).ok_or(Error::NotConnected),
             _ => Err(Error::NotConnected),
         }

@@ -31,15 +31,7 @@ impl Default for TcpOptions {
 impl Stack {
     /// A new TCP socket.
     pub fn tcp_socket(&mut self, domain: Domain) -> Result<Handle, Error> {
-        self.new_socket(Kind::Fresh(Box::new(Fresh {
-            domain,
-            local: End::NONE,
-            bound: false,
-            reuse: false,
-            v6_only: false,
-            options: TcpOptions::default(),
-            error: None,
-        })))
+        self.new_socket(Kind::Fresh(Box::new(Fresh::new(domain, TcpOptions::default()))))
     }
 
     /// Makes a bound socket (an unbound one gets a port) a listener, or changes a listener's backlog. The accept queue holds `backlog` connections (1 to 4096).
@@ -80,7 +72,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Takes an established connection.
+    /// Takes an established connection. What it is ready for already makes no event any more: look at its readiness.
     pub fn accept(&mut self, handle: Handle) -> Result<(Handle, SocketAddr), Error> {
         loop {
             let Kind::Listener(l) = self.kind_mut(handle)? else { return Err(Error::Invalid) };
@@ -158,7 +150,7 @@ impl Stack {
 
     pub(crate) fn tcp_connect(&mut self, handle: Handle, remote: End) -> Result<(), Error> {
         let Kind::Fresh(f) = self.kind(handle)? else { return Err(Error::Invalid) };
-        let (mut local, bound, options) = (f.local, f.bound, f.options);
+        let (mut local, bound, options, domain) = (f.local, f.bound, f.options, f.domain);
         if remote.port == 0 || remote.ip.is_multicast() || self.iface.is_broadcast(remote.ip) {
             return Err(Error::NetworkUnreachable);
         }
@@ -184,6 +176,9 @@ impl Stack {
         let mut c = Conn::new(tuple, hash, iss, offset, &options, &self.config.limits, self.now);
         if self.iface.is_local(remote.ip) {
             c.flags |= is::LOCAL;
+        }
+        if domain == Domain::V6 {
+            c.flags |= is::V6;
         }
         let old = core::mem::replace(self.kind_mut(handle)?, Kind::Tcp(Box::new(c)));
         if !self.hash_in(handle.slot) {

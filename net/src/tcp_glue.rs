@@ -250,6 +250,7 @@ impl Stack {
         let (mss, offset) = (self.link_mss(&tuple), self.ts_offset(&tuple));
         let mut c = Conn::from_half(h, options, &self.config.limits, offset, mss, self.now);
         c.flags |= flags | is::HASHED;
+        c.charged = 0;
         if self.iface.is_local(tuple.remote.ip) {
             c.flags |= is::LOCAL;
         }
@@ -379,7 +380,7 @@ impl Stack {
                 snd_nxt: c.snd_nxt,
                 rcv_nxt: c.rcv_nxt,
                 ts: c.has(is::TS).then_some((c.ts_recent, c.ts_offset)),
-                window: (c.rcv_adv.wrapping_sub(c.rcv_nxt) >> c.rcv_scale).min(65_535) as u16,
+                window: (c.window() >> c.rcv_scale).min(65_535) as u16,
             };
             c.die(None);
             let (hash, port) = (c.hash, c.tuple.local.port);

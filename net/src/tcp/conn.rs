@@ -53,6 +53,10 @@ pub(crate) mod is {
     pub const HASHED: u32 = 1 << 20;
     /// Both ends are in this stack.
     pub const LOCAL: u32 = 1 << 21;
+    /// A write was cut short because memory is scarce; writable again when the queue is empty.
+    pub const PRESSED: u32 = 1 << 16;
+    /// An AF_INET6 socket.
+    pub const V6: u32 = 1 << 22;
 }
 
 /// A connection. Sequence numbers and windows as in RFC 9293 §3.3.1; times in ns unless they say otherwise.
@@ -266,9 +270,16 @@ impl Conn {
         self.flags & bits != 0
     }
 
-    /// Memory in queues, bytes.
+    /// Memory that the connection takes, itself included, bytes.
     pub fn held(&self) -> usize {
-        self.send.held() + self.recv.held() + self.ahead.held()
+        size_of::<Conn>() + self.send.held() + self.recv.held() + self.ahead.held()
+    }
+
+    /// Bytes that the peer may still send by what we have advertised.
+    pub fn window(&self) -> u32 {
+        // FIN may lie just beyond the edge.
+        let w = self.rcv_adv.wrapping_sub(self.rcv_nxt);
+        if w > u32::MAX / 2 { 0 } else { w }
     }
 
     /// Sequence number behind the last queued byte, which is FIN's if it is queued.
@@ -293,6 +304,9 @@ impl Conn {
 
     /// Whether the send queue has enough room to wake a writer.
     fn writable(&self) -> bool {
+        if self.has(is::PRESSED) {
+            return self.send.is_empty();
+        }
         self.send_room() * 3 >= self.send_limit as usize
     }
 
@@ -334,8 +348,16 @@ impl Conn {
         if !self.synchronized() {
             return Err(Error::WouldBlock);
         }
-        let mut room = self.send_room().min(cx.memory_free);
-        let no_memory = cx.memory_free < 512;
+        // Nobody takes more than a quarter of what is left, so that there is always something left for others; and whoever has nothing
+        // queued gets a little in any case, or it would wait for an event that never comes.
+        let least = if self.send.is_empty() { 1024 } else { 0 };
+        let share = (cx.memory_free / 4).saturating_sub(self.send.len()).max(least);
+        let mut room = self.send_room();
+        self.flags &= !is::PRESSED;
+        if share < room {
+            room = share;
+            self.flags |= is::PRESSED;
+        }
         let mut taken = 0;
         for piece in pieces {
             let part = piece.get(..room).unwrap_or(piece);
@@ -346,12 +368,14 @@ impl Conn {
                 break;
             }
         }
+        if room > 0 {
+            self.flags &= !is::PRESSED;
+        } else {
+            self.flags |= is::WANTS_ROOM;
+        }
         if taken == 0 && pieces.iter().any(|p| !p.is_empty()) {
             self.flags |= is::WANTS_ROOM;
-            return Err(if no_memory && self.send.is_empty() { Error::NoMemory } else { Error::WouldBlock });
-        }
-        if self.send_room() == 0 {
-            self.flags |= is::WANTS_ROOM;
+            return Err(if self.send.is_empty() { Error::NoMemory } else { Error::WouldBlock });
         }
         Ok(taken)
     }
@@ -478,7 +502,7 @@ impl Conn {
             retransmits: self.retransmits,
             send_queue: self.send.len() as u32,
             receive_queue: self.recv.len() as u32,
-            receive_window: self.rcv_adv.wrapping_sub(self.rcv_nxt),
+            receive_window: self.window(),
         }
     }
 }

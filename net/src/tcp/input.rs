@@ -142,7 +142,7 @@ impl Conn {
 
     /// Cuts the segment to the receive window; false if nothing of it is acceptable.
     fn trim(&self, seg: &mut Segment) -> bool {
-        let window = self.rcv_adv.wrapping_sub(self.rcv_nxt);
+        let window = self.window();
         let len = seg.len();
         if len == 0 {
             // Right at the edge is fine: that is where the acknowledgements of a peer are that has filled the window.
@@ -206,7 +206,7 @@ impl Conn {
                 self.backoff = 0;
                 self.rto_at = NEVER;
             }
-            if window == 0 && !self.outstanding() && self.user_timeout == 0 {
+            if window == 0 && !self.outstanding() && self.user_timeout == 0 && !self.has(is::ORPHAN) {
                 // A peer that answers our probes with a closed window is alive.
                 self.progress_at = cx.now;
             }

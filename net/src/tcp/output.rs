@@ -149,7 +149,7 @@ impl Conn {
             }
         } else {
             let may = if len == left {
-                again || (fin_due && limit == end) || !self.holds_back_tail()
+                again || (fin_due && limit == end) || !self.holds_back_tail() || self.has(is::PROBE)
             } else {
                 // Limited by the peer's window: silly-window avoidance (RFC 9293 §3.8.6.2.1), which the persist timer overrides.
                 len > 0 && len == window && (again || len >= self.snd_wnd_max / 2 || self.has(is::PROBE))
@@ -215,8 +215,8 @@ impl Conn {
     /// Window to advertise, as the field's value; updates the advertised edge.
     fn advertise(&mut self, cx: &Cx, syn: bool) -> u16 {
         let limit = self.rcv_limit as usize;
-        let free = limit.saturating_sub(self.recv.len()).min(cx.memory_free) as u32;
-        let now = self.rcv_adv.wrapping_sub(self.rcv_nxt).min(1 << 30);
+        let free = limit.saturating_sub(self.recv.len()).min(cx.memory_free / 2) as u32;
+        let now = self.window();
         // Never shrink; do not advertise silly increases (RFC 9293 §3.8.6.2.2).
         let step = (self.rcv_limit / 2).min(2 * u32::from(self.rcv_mss));
         let mut window = if free >= now.saturating_add(step) || syn { free.max(now) } else { now };
@@ -238,7 +238,7 @@ impl Conn {
         }
         let limit = self.rcv_limit;
         let free = limit.saturating_sub(self.recv.len() as u32);
-        let now = self.rcv_adv.wrapping_sub(self.rcv_nxt);
+        let now = self.window();
         let more = free.saturating_sub(now);
         let mss = u32::from(self.rcv_mss);
         more >= limit / 2 || (more >= 2 * mss && (more >= limit / 4 || now <= limit / 8 || limit <= 8 * mss))
@@ -375,14 +375,10 @@ impl Conn {
         }
     }
 
-    /// Arms the timer if data waits for a window and nothing is under way that would bring news of it.
+    /// Arms the timer if data waits for a window (or is corked) and nothing is under way that would bring news.
     fn arm(&mut self, cx: &Cx) {
-        if self.rto_at != NEVER || !self.synchronized() {
-            return;
-        }
-        if self.outstanding() {
-            self.rto_at = cx.now + self.rto_ns();
-        } else if lt(self.snd_nxt, self.data_end()) && !self.has(is::CORK) {
+        let waits = self.outstanding() || lt(self.snd_nxt, self.data_end());
+        if self.rto_at == NEVER && waits && self.synchronized() {
             self.rto_at = cx.now + self.rto_ns();
         }
     }
