@@ -1,72 +1,16 @@
 //! A tiny HTTP server on a TAP device, to measure the stack with real clients:
 //! `tap_http TAP OWN_IP/PREFIX [--no-gso] [BODY_BYTES]`. Needs a TAP that exists and may be opened. Serves `GET /` with keep-alive, and swallows `POST` bodies.
-#![expect(unsafe_code, reason = "TUNSETIFF and poll have no safe form in std")]
-// UNSAFETY: four libc calls on a file descriptor that this program owns.
+
+#[path = "../tests/tap/mod.rs"]
+mod tap;
 
 use donjon_net::*;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{IoSlice, Read, Write};
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
-
-#[repr(C)]
-struct IfReq {
-    name: [u8; 16],
-    flags: i16,
-    pad: [u8; 22],
-}
-
-#[repr(C)]
-struct PollFd {
-    fd: i32,
-    events: i16,
-    revents: i16,
-}
-
-unsafe extern "C" {
-    fn ioctl(fd: i32, request: u64, ...) -> i32;
-    fn poll(fds: *mut PollFd, count: u64, timeout: i32) -> i32;
-}
-
-fn open_tap(name: &str, gso: bool) -> File {
-    let tap =
-        OpenOptions::new().read(true).write(true).custom_flags(0o4000).open("/dev/net/tun").expect("open /dev/net/tun");
-    // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-    let mut req = IfReq { name: [0; 16], flags: 0x0002 | 0x1000 | 0x4000, pad: [0; 22] };
-    req.name[..name.len()].copy_from_slice(name.as_bytes());
-    let fd = tap.as_raw_fd();
-    // SAFETY: 1. `req` is a valid ifreq; 2. the other two take a pointer to an int and an int.
-    unsafe {
-        assert_eq!(ioctl(fd, 0x4004_54ca, &mut req), 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
-        let size = 12i32;
-        assert_eq!(ioctl(fd, 0x4004_54d8, &size), 0, "TUNSETVNETHDRSZ");
-        // TUN_F_CSUM | TSO4 | TSO6
-        let offload: u64 = if gso { 1 | 2 | 4 } else { 0 };
-        assert_eq!(ioctl(fd, 0x4004_54d0, offload), 0, "TUNSETOFFLOAD");
-    }
-    tap
-}
-
-struct Tap(File);
-
-impl FrameSink for Tap {
-    fn send(&mut self, header: NetHdr, head: &[u8], payload: &[&[u8]]) -> Sent {
-        let hdr = header.to_bytes();
-        let mut v = [IoSlice::new(&[]); 62];
-        v[0] = IoSlice::new(&hdr);
-        v[1] = IoSlice::new(head);
-        for (slot, p) in v[2..].iter_mut().zip(payload) {
-            *slot = IoSlice::new(p);
-        }
-        match self.0.write_vectored(&v[..2 + payload.len()]) {
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Sent::Full,
-            _ => Sent::Done,
-        }
-    }
-}
+use tap::Tap;
 
 #[derive(Default)]
 struct Client {
@@ -91,7 +35,7 @@ fn main() {
     let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {body}\r\n\r\n").into_bytes();
     answer.resize(answer.len() + body, b'x');
 
-    let mut tap = Tap(open_tap(name, gso));
+    let mut tap = Tap::open(name, gso).expect("TAP");
     let start = Instant::now();
     let mut key = [0; 32];
     File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut key)).expect("urandom");
@@ -145,9 +89,7 @@ fn main() {
             continue;
         }
         let wait = stack.deadline().map_or(-1, |d| (d.saturating_sub(now())).div_ceil(1_000_000).min(1000) as i32);
-        let mut p = PollFd { fd: tap.0.as_raw_fd(), events: if full { 5 } else { 1 }, revents: 0 };
-        // SAFETY: 1. `p` is one valid pollfd.
-        unsafe { poll(&mut p, 1, wait) };
+        tap.wait(full, wait);
     }
 }
 
