@@ -31,6 +31,8 @@ pub(super) struct Plan<'a> {
     pub fds: [i32; 4],
     /// The monitor's process id, or 0 if the child cannot see it.
     pub parent: u64,
+    /// The monitor is root's: the child becomes nobody.
+    pub root: bool,
     /// Address and possible lengths of libc's rseq area; length 0 is none.
     pub rseq: Rseq,
     /// Name of the process, with a NUL.
@@ -133,8 +135,19 @@ unsafe fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 
 unsafe fn session(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     let step = |e| (Step::Session, e);
-    // SAFETY: these calls touch no memory, except that PR_SET_NAME reads 16 bytes.
+    // SAFETY: these calls touch no memory, except that some read a constant string or 16 bytes of the plan.
     unsafe {
+        // An empty root folder: proc(5) gives each process one. Without the right to do so, there is still no call to open anything.
+        if sys(libc::SYS_chdir, [c"/proc/self/fdinfo".as_ptr() as u64, 0, 0, 0, 0, 0]).is_ok() {
+            let _ = sys(libc::SYS_chroot, [c".".as_ptr() as u64, 0, 0, 0, 0, 0]);
+        }
+        if plan.root {
+            const NOBODY: u64 = 65_534;
+            let step = |e| (Step::Privileges, e);
+            sys(libc::SYS_setgroups, [0; 6]).map_err(step)?;
+            sys(libc::SYS_setresgid, [NOBODY, NOBODY, NOBODY, 0, 0, 0]).map_err(step)?;
+            sys(libc::SYS_setresuid, [NOBODY, NOBODY, NOBODY, 0, 0, 0]).map_err(step)?;
+        }
         prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(step)?;
         if plan.parent != 0 && sys(libc::SYS_getppid, [0; 6]) != Ok(plan.parent) {
             // The monitor died before the line above.

@@ -325,7 +325,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
     let text = source.manifest.name.as_bytes();
     let n = text.len().min(15);
     name[..n].copy_from_slice(&text[..n]);
-    let plan = Plan {
+    let mut plan = Plan {
         header: &source.header,
         relocations: &source.relocations,
         layout,
@@ -341,10 +341,11 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
             link.guest_fd().map_or(-1, |fd| fd.as_raw_fd()),
         ],
         parent: u64::from(std::process::id()),
+        root: rustix::process::geteuid().is_root(),
         rseq: rseq(),
         name,
     };
-    let (pid, pidfd) = clone(&plan)?;
+    let (pid, pidfd) = clone(&mut plan)?;
     let guest = Guest {
         statm: File::open(format!("/proc/{pid}/statm")).ok(),
         limit: memory + layout.stack.len.min(64 * 1024),
@@ -434,10 +435,25 @@ fn config(source: &Source, link: &Link, layout: &Layout, vdso: &vdso::Vdso, filt
     config
 }
 
-fn clone(plan: &Plan<'_>) -> Result<(i32, OwnedFd), Error> {
+/// Namespaces of its own for the child, empty ones. An ordinary user may have them only together with a user namespace, and in
+/// some places not at all: then the filter stands alone.
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
+
+fn clone(plan: &mut Plan<'_>) -> Result<(i32, OwnedFd), Error> {
+    let user = if plan.root { 0 } else { libc::CLONE_NEWUSER };
+    let monitor = std::mem::take(&mut plan.parent);
+    // In a namespace of its own the child cannot see the monitor's number.
+    clone_with(plan, NAMESPACES | user).or_else(|_| {
+        plan.parent = monitor;
+        clone_with(plan, 0)
+    })
+}
+
+fn clone_with(plan: &Plan<'_>, namespaces: i32) -> Result<(i32, OwnedFd), Error> {
     use sys::{Errno, syscall};
     let mut pidfd = -1i32;
-    let flags = libc::CLONE_PIDFD as u64 | libc::SIGCHLD as u64;
+    let flags = (libc::CLONE_PIDFD | libc::SIGCHLD | namespaces) as u64;
     let everything: [u64; 1] = [!0];
     let mut before = [0u64; 1];
     // SAFETY: 1. like fork: the child has a copy of this thread and its memory, and runs `child::main` only, which makes system calls and

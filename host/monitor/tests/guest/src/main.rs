@@ -418,7 +418,8 @@ extern "sysv64" fn main(page: u64) -> ! {
             exit(0)
         }
         "arp" => arp(),
-        "echo" => net::echo(number(args.next())),
+        "echo" => net::echo(number(args.next()), false),
+        "http" => net::echo(0, true),
         "connect" => net::connect(args.next().unwrap_or("?"), number(args.next())),
         "datagram" => net::datagram(args.next().unwrap_or("?")),
         "syscall" => {

@@ -84,8 +84,8 @@ struct Echo {
     begun: bool,
 }
 
-/// TCP and UDP echo on port 7 after `delay` ms; a first byte of 'R' resets the connection.
-pub fn echo(delay: u64) -> ! {
+/// TCP and UDP echo (or the barest web server) on port 7 after `delay` ms; a first byte of 'R' resets the connection.
+pub fn echo(delay: u64, http: bool) -> ! {
     let mut host = Host::new();
     let start = now();
     while now() < start + delay * 1_000_000 {
@@ -108,20 +108,20 @@ pub fn echo(delay: u64) -> ! {
             if event.handle == listener {
                 while let Ok((handle, _)) = host.stack.accept(listener) {
                     flows.insert(handle, Echo::default());
-                    serve(&mut host.stack, &mut flows, handle, &mut buffer);
+                    serve(&mut host.stack, &mut flows, handle, &mut buffer, http);
                 }
             } else if event.handle == udp {
                 while let Ok(d) = host.stack.recv_from(udp, &mut [&mut buffer], RecvMode::Take) {
                     let _ = host.stack.send_to(udp, &[&buffer[..d.copied]], Some(d.from), None);
                 }
             } else {
-                serve(&mut host.stack, &mut flows, event.handle, &mut buffer);
+                serve(&mut host.stack, &mut flows, event.handle, &mut buffer, http);
             }
         }
     }
 }
 
-fn serve(stack: &mut Stack, flows: &mut BTreeMap<Handle, Echo>, handle: Handle, buffer: &mut [u8]) {
+fn serve(stack: &mut Stack, flows: &mut BTreeMap<Handle, Echo>, handle: Handle, buffer: &mut [u8], http: bool) {
     let Some(flow) = flows.get_mut(&handle) else { return };
     loop {
         if !flow.held.is_empty() {
@@ -138,6 +138,12 @@ fn serve(stack: &mut Stack, flows: &mut BTreeMap<Handle, Echo>, handle: Handle, 
             match stack.recv(handle, &mut [&mut *buffer], RecvMode::Take) {
                 Ok(0) => flow.ended = true,
                 Ok(_) if buffer[0] == b'R' && !flow.begun => break,
+                Ok(n) if http => {
+                    let requests = buffer[..n].windows(4).filter(|w| w == b"\r\n\r\n").count();
+                    (0..requests).for_each(|_| {
+                        flow.held.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
+                    });
+                }
                 Ok(n) => {
                     flow.begun = true;
                     flow.held.extend_from_slice(&buffer[..n]);
