@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn agrees_with_smoltcp_in_any_pieces() {
-        let data: Vec<u8> = (0..4099u32).map(|i| (i * i >> 3) as u8).collect();
+        let data: Vec<u8> = (0..4099u32).map(|i| ((i * i) >> 3) as u8).collect();
         for len in [0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 1460, 4099] {
             let want = !smoltcp::wire::checksum::data(&data[..len]);
             for cut in [0, 1, 5, 8, 33] {

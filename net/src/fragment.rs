@@ -5,7 +5,7 @@ use crate::egress::Frame;
 use crate::ingress::Meta;
 use crate::stack::Stack;
 use crate::tcp::SECOND;
-use crate::tcp::head::{self, ETH, ip_len};
+use crate::tcp::head::{self, ETH, IpHead, ip_len};
 use crate::{Error, Handle, NetHdr};
 use alloc::vec::Vec;
 
@@ -59,7 +59,7 @@ impl Fragments {
 
     /// Adds a fragment; returns the datagram if it is whole now.
     fn add(&mut self, now: u64, meta: &Meta, id: u32, offset: usize, more: bool, data: &[u8]) -> Option<Vec<u8>> {
-        if data.is_empty() || offset + data.len() > 65_535 || (more && data.len() % 8 != 0) {
+        if data.is_empty() || offset + data.len() > 65_535 || (more && !data.len().is_multiple_of(8)) {
             return None;
         }
         let found = self
@@ -156,7 +156,8 @@ impl Stack {
             bytes.resize(ETH + ip, 0);
             let len = extra + piece.len();
             let h = bytes.get_mut(ETH..).unwrap_or(&mut []);
-            head::ip(h, src, dst, if extra == 0 { protocol } else { 44 }, 64, id as u16, false, len);
+            let protocol_here = if extra == 0 { protocol } else { 44 };
+            IpHead { src, dst, protocol: protocol_here, ttl: 64, ident: id as u16, whole: false }.write(h, len);
             if extra == 0 {
                 head::set_fragment(h, offset, more);
             } else {

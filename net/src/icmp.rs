@@ -7,7 +7,7 @@ use crate::egress::Frame;
 use crate::ingress::Meta;
 use crate::socket::{Kind, Sock};
 use crate::stack::Stack;
-use crate::tcp::head::{self, ETH, ip_len};
+use crate::tcp::head::{ETH, IpHead, ip_len};
 use crate::tcp::le;
 use crate::types::TcpState;
 use crate::{NetHdr, net_hdr};
@@ -39,7 +39,7 @@ impl Stack {
         self.egress.ident = self.egress.ident.wrapping_add(1);
         let ident = self.egress.ident;
         if let Some(h) = bytes.get_mut(ETH..) {
-            head::ip(h, src, dst, protocol, ttl, ident, false, len);
+            IpHead { src, dst, protocol, ttl, ident, whole: false }.write(h, len);
         }
         let flags = if self.iface.is_local(dst) { net_hdr::DATA_VALID } else { 0 };
         let hdr = NetHdr { flags, num_buffers: 1, ..NetHdr::default() };

@@ -14,19 +14,6 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::net::SocketAddr;
 
-impl Default for TcpOptions {
-    fn default() -> Self {
-        TcpOptions {
-            nodelay: false,
-            cork: false,
-            keep_alive: None,
-            user_timeout: 0,
-            send_buffer: None,
-            receive_buffer: None,
-        }
-    }
-}
-
 /// TCP.
 impl Stack {
     /// A new TCP socket.

@@ -91,7 +91,7 @@ pub struct KeepAlive {
 }
 
 /// Options of a TCP socket. A listener's options are inherited by its connections.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct TcpOptions {
     /// True: no Nagle, every write goes out at once (TCP_NODELAY). Default false.
     pub nodelay: bool,

@@ -8,7 +8,7 @@ use crate::ingress::Meta;
 use crate::ports;
 use crate::socket::{Kind, Sock};
 use crate::stack::Stack;
-use crate::tcp::head::{self, ETH, ip_len};
+use crate::tcp::head::{ETH, IpHead, ip_len};
 use crate::types::*;
 use crate::{Error, Handle, NetHdr};
 use alloc::boxed::Box;
@@ -269,7 +269,7 @@ impl Stack {
             return self.send_fragments(from.ip, to.ip, 17, bytes.get(at..).unwrap_or(&[]), owner);
         }
         if let Some(h) = bytes.get_mut(ETH..) {
-            head::ip(h, from.ip, to.ip, 17, 64, ident, false, 8 + len);
+            IpHead { src: from.ip, dst: to.ip, protocol: 17, ttl: 64, ident, whole: false }.write(h, 8 + len);
         }
         self.charge_sending(owner, bytes.len());
         self.send_packet(to.ip, Frame { hdr, bytes, owner });

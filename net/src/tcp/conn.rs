@@ -147,6 +147,17 @@ pub(crate) struct Conn {
     pub charged: u32,
 }
 
+/// What a SYN says.
+pub(crate) struct Syn {
+    pub irs: u32,
+    pub window: u16,
+    pub scale: Option<u8>,
+    pub sack: bool,
+    pub ts: Option<u32>,
+    /// Payload per segment that both the peer and the link allow.
+    pub mss: u16,
+}
+
 impl Conn {
     /// A connection that has sent nothing yet.
     pub fn new(
@@ -221,43 +232,36 @@ impl Conn {
         c
     }
 
-    /// The connection that a half-open entry becomes. `established`: the third segment of the handshake is here.
+    /// The connection that a half-open entry becomes. `mss` is what the link allows.
     pub fn from_half(h: &Half, options: &TcpOptions, limits: &Limits, ts_offset: u32, mss: u16, now: u64) -> Conn {
         let mut c = Conn::new(h.tuple, h.hash, h.iss, ts_offset, options, limits, now);
         c.state = TcpState::SynReceived;
         c.snd_nxt = h.iss.wrapping_add(1);
         c.snd_max = c.snd_nxt;
-        c.receive_syn(h.irs, h.window, h.scale, h.sack, h.ts.then_some(h.ts_recent), h.mss.min(mss), now);
+        let ts = h.ts.then_some(h.ts_recent);
+        let syn = Syn { irs: h.irs, window: h.window, scale: h.scale, sack: h.sack, ts, mss: h.mss.min(mss) };
+        c.receive_syn(&syn, now);
         c
     }
 
-    /// What a SYN says.
-    pub fn receive_syn(
-        &mut self,
-        irs: u32,
-        window: u16,
-        scale: Option<u8>,
-        sack: bool,
-        ts: Option<u32>,
-        mss: u16,
-        now: u64,
-    ) {
-        self.rcv_nxt = irs.wrapping_add(1);
+    /// Takes what the peer's SYN says.
+    pub fn receive_syn(&mut self, syn: &Syn, now: u64) {
+        self.rcv_nxt = syn.irs.wrapping_add(1);
         self.last_ack = self.rcv_nxt;
         // What the SYN or SYN-ACK advertised, unscaled.
         self.rcv_adv = self.rcv_nxt.wrapping_add(self.rcv_limit.min(WINDOW_INITIAL));
-        self.snd_wnd = u32::from(window);
+        self.snd_wnd = u32::from(syn.window);
         self.snd_wnd_max = self.snd_wnd;
-        self.snd_wl1 = irs;
-        if let Some(scale) = scale {
+        self.snd_wl1 = syn.irs;
+        if let Some(scale) = syn.scale {
             self.snd_scale = scale;
             self.rcv_scale = WINDOW_SCALE;
         }
-        if sack {
+        if syn.sack {
             self.flags |= is::SACK;
         }
-        self.mss = mss.max(MSS_MIN);
-        if let Some(value) = ts {
+        self.mss = syn.mss.max(MSS_MIN);
+        if let Some(value) = syn.ts {
             self.flags |= is::TS;
             self.ts_recent = value;
             self.ts_recent_at = (now / MS) as u32;

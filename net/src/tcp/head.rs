@@ -48,30 +48,44 @@ pub(crate) fn ethernet(out: &mut [u8], path: &Path, v4: bool) {
     h[12..].copy_from_slice(if v4 { &[8, 0] } else { &[0x86, 0xdd] });
 }
 
-/// Writes an IP header for `len` bytes behind it.
-pub(crate) fn ip(out: &mut [u8], src: Ip, dst: Ip, protocol: u8, ttl: u8, ident: u16, dont_fragment: bool, len: usize) {
-    if src.is_v4() {
-        let Some(h) = out.first_chunk_mut::<20>() else { return };
-        *h = [0; 20];
-        h[0] = 0x45;
-        h[2..4].copy_from_slice(&((len + 20) as u16).to_be_bytes());
-        h[4..6].copy_from_slice(&ident.to_be_bytes());
-        h[6] = if dont_fragment { 0x40 } else { 0 };
-        h[8] = ttl;
-        h[9] = protocol;
-        h[12..16].copy_from_slice(&src.0[12..]);
-        h[16..].copy_from_slice(&dst.0[12..]);
-        let mut sum = Sum::new();
-        sum.add(h);
-        h[10..12].copy_from_slice(&sum.finish());
-    } else {
-        let Some(h) = out.first_chunk_mut::<40>() else { return };
-        h[..4].copy_from_slice(&[0x60, 0, 0, 0]);
-        h[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-        h[6] = protocol;
-        h[7] = ttl;
-        h[8..24].copy_from_slice(&src.0);
-        h[24..].copy_from_slice(&dst.0);
+/// What an IP header says.
+pub(crate) struct IpHead {
+    pub src: Ip,
+    pub dst: Ip,
+    pub protocol: u8,
+    pub ttl: u8,
+    /// IPv4 only.
+    pub ident: u16,
+    /// Must not be fragmented (IPv4 only).
+    pub whole: bool,
+}
+
+impl IpHead {
+    /// Writes the header for `len` bytes behind it.
+    pub fn write(&self, out: &mut [u8], len: usize) {
+        if self.src.is_v4() {
+            let Some(h) = out.first_chunk_mut::<20>() else { return };
+            *h = [0; 20];
+            h[0] = 0x45;
+            h[2..4].copy_from_slice(&((len + 20) as u16).to_be_bytes());
+            h[4..6].copy_from_slice(&self.ident.to_be_bytes());
+            h[6] = if self.whole { 0x40 } else { 0 };
+            h[8] = self.ttl;
+            h[9] = self.protocol;
+            h[12..16].copy_from_slice(&self.src.0[12..]);
+            h[16..].copy_from_slice(&self.dst.0[12..]);
+            let mut sum = Sum::new();
+            sum.add(h);
+            h[10..12].copy_from_slice(&sum.finish());
+        } else {
+            let Some(h) = out.first_chunk_mut::<40>() else { return };
+            h[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+            h[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+            h[6] = self.protocol;
+            h[7] = self.ttl;
+            h[8..24].copy_from_slice(&self.src.0);
+            h[24..].copy_from_slice(&self.dst.0);
+        }
     }
 }
 
@@ -101,7 +115,8 @@ pub(crate) fn tcp(
     let tcp_len = 20 + o.options.len();
     let end = tcp_at + tcp_len;
     ethernet(out, path, v4);
-    ip(&mut out[ip_at..], src, dst, 6, 64, o.ident, true, tcp_len + payload_len);
+    IpHead { src, dst, protocol: 6, ttl: 64, ident: o.ident, whole: true }
+        .write(&mut out[ip_at..], tcp_len + payload_len);
     let Some(h) = out[tcp_at..].first_chunk_mut::<20>() else { return (0, NetHdr::default()) };
     h[..2].copy_from_slice(&o.tuple.local.port.to_be_bytes());
     h[2..4].copy_from_slice(&o.tuple.remote.port.to_be_bytes());

@@ -1,6 +1,6 @@
 //! A segment arrives (RFC 9293 §3.10.7).
 
-use super::conn::{Conn, is};
+use super::conn::{Conn, Syn, is};
 use super::segment::Segment;
 use super::*;
 use crate::Error;
@@ -112,7 +112,9 @@ impl Conn {
             return Verdict::Done;
         }
         let mss = seg.mss.unwrap_or(MSS_DEFAULT).min(link_mss);
-        self.receive_syn(seg.seq, seg.window, seg.scale, seg.sack_permitted, seg.ts.map(|t| t.0), mss, cx.now);
+        let ts = seg.ts.map(|t| t.0);
+        let syn = Syn { irs: seg.seq, window: seg.window, scale: seg.scale, sack: seg.sack_permitted, ts, mss };
+        self.receive_syn(&syn, cx.now);
         self.heard_at = cx.now;
         if acked {
             self.stop_timing(seg.ack, cx.now);

@@ -358,7 +358,7 @@ impl Conn {
             self.retransmits = self.retransmits.saturating_add(1);
         } else {
             self.snd_nxt = stop;
-            if len % u32::from(self.mss) != 0 {
+            if !len.is_multiple_of(u32::from(self.mss)) {
                 self.snd_small = stop;
             }
         }

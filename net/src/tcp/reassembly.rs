@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn puts_shuffled_and_overlapping_pieces_in_order() {
-        let data: Vec<u8> = (0..3000u32).map(|i| (i * 7 >> 2) as u8).collect();
+        let data: Vec<u8> = (0..3000u32).map(|i| ((i * 7) >> 2) as u8).collect();
         let base = u32::MAX - 1000;
         let mut x = 5u64;
         let mut r = Reassembly::new();
@@ -152,7 +152,7 @@ mod tests {
             let n = r.blocks(&mut blocks);
             let first = blocks[0];
             assert!(n > 0 && le(first.0, base.wrapping_add(from as u32)) && le(base.wrapping_add(to as u32), first.1));
-            if x % 7 == 0 {
+            if x.is_multiple_of(7) {
                 while let Some((seq, piece)) = r.pop(base.wrapping_add(next as u32)) {
                     let skip = base.wrapping_add(next as u32).wrapping_sub(seq) as usize;
                     let piece = &piece[skip.min(piece.len())..];

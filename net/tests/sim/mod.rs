@@ -39,6 +39,9 @@ pub struct Faults {
     pub corrupt: u64,
 }
 
+/// Whether to drop a frame of that sender.
+pub type Filter = Box<dyn FnMut(usize, &[u8]) -> bool>;
+
 pub struct Sim {
     pub now: u64,
     pub stacks: [Stack; 2],
@@ -52,7 +55,7 @@ pub struct Sim {
     pub frames: [u64; 2],
     pub bytes: [u64; 2],
     /// Drops everything that this says yes to: sender, frame.
-    pub filter: Option<Box<dyn FnMut(usize, &[u8]) -> bool>>,
+    pub filter: Option<Filter>,
     pub log: bool,
     last_seq: [u32; 2],
 }
