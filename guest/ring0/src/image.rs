@@ -11,6 +11,8 @@ use donjon_abi::{PAGE, Prot};
 pub enum LoadError {
     /// A relocation names a word that is not in a writable or relocated segment's part of the file.
     Relocation(u64),
+    /// A page of the file is in a writable segment and in something else that is mapped.
+    Shared,
     /// Memory ran out.
     NoMemory,
 }
@@ -36,6 +38,9 @@ pub fn payload_end(header: &ImageHeader) -> u64 {
 
 /// Maps the image at `base` and relocates it. What a segment has beyond its file pages is zero at first touch.
 pub fn load<M: Phys>(space: &mut Space<M>, header: &ImageHeader, base: u64) -> Result<(), LoadError> {
+    if shares(header) {
+        return Err(LoadError::Shared);
+    }
     relocate(&mut space.mem, header, base)?;
     for (segment, prot) in header.segments() {
         let (rights, lazy) = match prot {
@@ -53,6 +58,21 @@ pub fn load<M: Phys>(space: &mut Space<M>, header: &ImageHeader, base: u64) -> R
     Ok(())
 }
 
+/// Makes all of the payload that the guest may not write read-only for the shim, too.
+pub fn seal<M: Phys>(space: &mut Space<M>, header: &ImageHeader) -> Result<(), LoadError> {
+    let end = payload_end(header).next_multiple_of(PAGE);
+    let writable = |at: u64| {
+        header.segments().any(|(s, p)| {
+            let start = physical(s.file.offset.max(HEADER_OFFSET)).0;
+            p == SegmentProt::ReadWrite && at >= start && at < start + file_pages(&s)
+        })
+    };
+    for page in (PAYLOAD_PADDR..end).step_by(PAGE as usize).filter(|at| !writable(*at)) {
+        space.seal_shim(PhysAddr(page), PAGE)?;
+    }
+    Ok(())
+}
+
 /// Maps `len` bytes (whole pages) of physical memory.
 pub fn map_range<M: Phys>(
     space: &mut Space<M>,
@@ -65,6 +85,24 @@ pub fn map_range<M: Phys>(
         space.map(va + offset, at.add(offset), rights)?;
     }
     Ok(())
+}
+
+/// Whether a page that is mapped in place as writable would be mapped otherwise, too.
+fn shares(header: &ImageHeader) -> bool {
+    let pages = |e: Extent| {
+        let end = if e.len == 0 { e.offset } else { (e.offset + e.len).next_multiple_of(PAGE) };
+        Span { start: e.offset & !(PAGE - 1), end }
+    };
+    let count = header.segments().count();
+    (0..count).filter_map(|i| header.segments().nth(i).map(|s| (i, s))).any(|(i, (segment, prot))| {
+        let own = pages(segment.file);
+        let others = header.segments().enumerate().filter(|(j, _)| *j != i).map(|(_, (s, _))| s.file);
+        prot == SegmentProt::ReadWrite
+            && others
+                .chain([header.manifest, header.bundle])
+                .map(pages)
+                .any(|other| own.start < other.end && other.start < own.end)
+    })
 }
 
 fn file_pages(segment: &Segment) -> u64 {
@@ -233,6 +271,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guest_may_not_write_the_shim_may_not_either() {
+        let mut s = machine([0x1010, 0x1018, 0x1020]);
+        s.map_shim(PhysAddr(0), 64 << 20, crate::space::Device::No).unwrap();
+        let free = s.frames.free();
+        seal(&mut s, &header()).unwrap();
+        assert_eq!(s.frames.free(), free - 1);
+        let pages = [0x1000, 0x2000, 0x3000, 0x4000, 0x5000].map(|o| s.shim_may_write(physical(o)));
+        assert_eq!(pages, [false, false, false, false, true]);
+        assert!(s.shim_may_write(PhysAddr(PAYLOAD_PADDR + 0x5000)) && s.shim_may_write(PhysAddr(0x40_0000)));
+    }
+
+    #[test]
     fn the_decoder_agrees_with_abi_on_any_split() {
         let words = [0x1010u64, 0b1011 << 1 | 1, 1 | 1 << 63, 7, 0x9000, 3];
         let whole: std::vec::Vec<u64> = relr_offsets(words.into_iter()).collect();
@@ -248,6 +298,24 @@ mod tests {
             let mut s = machine([0x1010, bad, 0x1020]);
             assert_eq!(load(&mut s, &header(), BASE), Err(LoadError::Relocation(bad)), "{bad:x}");
         }
+    }
+
+    #[test]
+    fn a_page_is_not_mapped_twice_if_once_writable() {
+        for f in [
+            (|h| h.segments[0].file.offset = 0x5000) as fn(&mut ImageHeader),
+            |h| h.segments[2].file = Extent { offset: 0x3000, len: 0x1001 },
+            |h| h.bundle = Extent { offset: 0x5000, len: 1 },
+            |h| h.manifest = Extent { offset: 0x5800, len: 8 },
+        ] {
+            let mut h = header();
+            f(&mut h);
+            assert_eq!(load(&mut machine([0x1010, 0x1018, 0x1020]), &h, BASE), Err(LoadError::Shared));
+        }
+        let mut h = header();
+        h.relr = Extent { offset: 0x3000, len: 0 };
+        h.segments[1].file.offset = 0x3000;
+        assert!(!shares(&h));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Everything that decides (page tables, frames, rings, tables of the firmware, command line) is safe code over
 //! [`phys::Phys`] and is tested on the host; `machine/` is what only ring 0 can do.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(donjon_guest, no_std)]
 
 pub mod calendar;
 pub mod cmdline;

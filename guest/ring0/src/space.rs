@@ -144,6 +144,39 @@ impl<M: Phys> Space<M> {
         Ok(())
     }
 
+    /// Takes the shim's own right to write to whole pages of memory that [`Self::map_shim`] or `boot.s` mapped: no frame is
+    /// writable under one address and executable or constant under another.
+    pub fn seal_shim(&mut self, start: PhysAddr, len: u64) -> Result<(), Refused> {
+        for page in (start.0..start.0 + len).step_by(PAGE as usize) {
+            let mut table = self.root;
+            for level in (1..4).rev() {
+                let at = table.add(index(page, level) * 8);
+                let entry = self.mem.read_u64(at);
+                if entry & P == 0 {
+                    return Ok(());
+                }
+                if entry & LARGE == 0 {
+                    table = PhysAddr(entry & ADDR);
+                    continue;
+                }
+                if level > 1 {
+                    // Not made by this module.
+                    return Err(Refused::Rights);
+                }
+                table = self.frames.alloc(&mut self.mem).ok_or(Refused::NoMemory)?;
+                let first = entry & ADDR;
+                for i in 0..512 {
+                    self.mem.write_u64(table.add(i * 8), first + i * PAGE | entry & !(ADDR | LARGE));
+                }
+                self.mem.write_u64(at, table.0 | P | W | AD);
+            }
+            let at = table.add(index(page, 0) * 8);
+            let entry = self.mem.read_u64(at);
+            self.mem.write_u64(at, entry & !W);
+        }
+        Ok(())
+    }
+
     /// Sets the rights of whole pages. On [`Refused::NoMemory`] a part of the range may have been changed.
     pub fn protect(&mut self, va: u64, len: u64, prot: Prot) -> Result<Flush, Refused> {
         self.change(va, len, Change::Protect(prot))
@@ -299,6 +332,20 @@ impl<M: Phys> Space<M> {
             return Err(Refused::Rights);
         }
         Ok(PhysAddr(entry & ADDR))
+    }
+
+    /// Whether the shim's own mapping of a page is writable.
+    #[cfg(test)]
+    pub fn shim_may_write(&self, at: PhysAddr) -> bool {
+        let mut table = self.root;
+        for level in (0..4).rev() {
+            let entry = self.mem.read_u64(table.add(index(at.0, level) * 8));
+            if entry & P == 0 || level == 0 || entry & LARGE != 0 {
+                return entry & (P | W) == P | W;
+            }
+            table = PhysAddr(entry & ADDR);
+        }
+        false
     }
 
     fn leaf(&mut self, va: u64, flags: u64) -> Result<PhysAddr, Refused> {

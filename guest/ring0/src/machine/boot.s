@@ -86,9 +86,12 @@ hopeless:
 hopeless_text: .asciz "donjon: this CPU has no 64-bit mode or no NX bit\n"
 
 .balign 8
+# Null, ring-0 code, ring-0 data; segments.rs loads the complete table.
+boot_gdt:
+    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
 boot_gdt_pointer:
-    .short 56 - 1
-    .long shim_gdt
+    .short 24 - 1
+    .long boot_gdt
 
 .code64
 .balign 256
@@ -143,8 +146,8 @@ shim_entry64:
 
 .balign 8
 boot_gdt_pointer64:
-    .short 56 - 1
-    .quad shim_gdt
+    .short 24 - 1
+    .quad boot_gdt
 
 start64:
     movl $0x10, %eax

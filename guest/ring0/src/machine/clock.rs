@@ -6,8 +6,6 @@ use crate::phys::{Direct, Phys, PhysAddr};
 use donjon_abi::boot;
 
 const SECOND: u64 = 1_000_000_000;
-/// How long the TSC is compared with a known clock at least. Longer is more exact, and a later first answer.
-const WINDOW: u64 = 4_000_000;
 
 /// The calibrated clock.
 #[derive(Clone, Copy)]
@@ -61,7 +59,7 @@ impl Calibration {
     pub fn finish(self, mem: &mut Direct, apic: &Apic, features: &Features, scratch: PhysAddr) -> Option<Clock> {
         let tsc_known = told_by_hypervisor(mem, features, scratch).or_else(told_by_cpu);
         let (mut last, mut patience) = (Sample::take(mem, apic, self.known), 10_000_000u32);
-        while self.known.ns(&self.first, &last) < WINDOW && patience > 0 {
+        while self.known.ns(&self.first, &last) < self.known.window() && patience > 0 {
             last = Sample::take(mem, apic, self.known);
             patience -= 1;
         }
@@ -70,7 +68,7 @@ impl Calibration {
             Some(hz) => u64::try_from((u128::from(tsc) * u128::from(SECOND)).checked_div(u128::from(hz))?).ok()?,
             None => self.known.ns(&self.first, &last),
         };
-        if ns < WINDOW / 2 || tsc == 0 {
+        if ns < self.known.window() / 2 || tsc == 0 {
             return None;
         }
         let ratio = |a: u64, b: u64| (u128::from(a) << 32).checked_div(u128::from(b)).map_or(0, |r| r as u64);
@@ -83,6 +81,15 @@ impl Calibration {
 }
 
 impl Known {
+    /// How long the TSC is compared with it at least, ns. Longer is more exact, and a later first answer.
+    const fn window(self) -> u64 {
+        match self {
+            Known::Apic => 2_000_000,
+            // A tick is 838 ns.
+            Known::Pit => 20_000_000,
+        }
+    }
+
     fn ns(self, from: &Sample, to: &Sample) -> u64 {
         match self {
             Known::Apic => to.known.wrapping_sub(from.known),

@@ -95,6 +95,14 @@ pub fn flush(va: u64, len: u64) {
     }
 }
 
+/// Forgets all translations, global ones included.
+pub fn flush_all() {
+    // SAFETY: switching CR4.PGE off and on again drops everything cached and changes nothing else (Intel SDM vol. 3 §4.10.4.1).
+    unsafe {
+        asm!("mov {0}, cr4", "btr {0}, 7", "mov cr4, {0}", "bts {0}, 7", "mov cr4, {0}", out(reg) _, options(nostack));
+    }
+}
+
 /// A random number from the CPU, if it has the instruction and the instruction works.
 pub fn random(features: &Features) -> Option<u64> {
     for _ in 0..32 {

@@ -30,17 +30,7 @@ struct Table<T>(UnsafeCell<T>);
 // SAFETY: one CPU; written by `load` only.
 unsafe impl<T> Sync for Table<T> {}
 
-#[unsafe(no_mangle)]
-static shim_gdt: Table<[u64; 8]> = Table(UnsafeCell::new([
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-    0,
-    0,
-]));
+static GDT: Table<[u64; 8]> = Table(UnsafeCell::new([0; 8]));
 static IDT: Table<[[u64; 2]; VECTORS]> = Table(UnsafeCell::new([[0; 2]; VECTORS]));
 static TASK: Table<[u32; 26]> = Table(UnsafeCell::new([0; 26]));
 
@@ -62,13 +52,16 @@ pub fn load() {
     let stack = (&raw const __stack_top) as u64;
     let ist = (&raw const __ist_top) as u64;
     // SAFETY: (1) called once, at boot; (2) nothing else refers to the tables.
-    let (gdt, idt, task) = unsafe { (&mut *shim_gdt.0.get(), &mut *IDT.0.get(), &mut *TASK.0.get()) };
+    let (gdt, idt, task) = unsafe { (&mut *GDT.0.get(), &mut *IDT.0.get(), &mut *TASK.0.get()) };
     let halves = |value: u64| [value as u32, (value >> 32) as u32];
     // Intel SDM vol. 3 §8.7: rsp0 at byte 4, ist1 at byte 36, the I/O map's offset (beyond the limit: none) in the last word.
     let ([rsp0, rsp0_high], [ist1, ist1_high]) = (halves(stack), halves(ist));
     [task[1], task[2]] = [rsp0, rsp0_high];
     [task[9], task[10], task[25]] = [ist1, ist1_high, 104 << 16];
     let base = TASK.0.get() as u64;
+    // Flat segments (Intel SDM vol. 3 §3.4.5): ring-0 code and data, nothing, ring-3 data and code.
+    [gdt[1], gdt[2]] = [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    [gdt[4], gdt[5]] = [0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
     [gdt[6], gdt[7]] = [103 | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56, base >> 32];
     for (vector, gate) in (0u64..).zip(idt.iter_mut()) {
         let at = (&raw const shim_trap_stubs) as u64 + vector * 16;
@@ -84,7 +77,7 @@ pub fn load() {
             at >> 32,
         ];
     }
-    let gdt = Pointer { limit: 63, base: shim_gdt.0.get() as u64 };
+    let gdt = Pointer { limit: 63, base: GDT.0.get() as u64 };
     let idt = Pointer { limit: (VECTORS * 16 - 1) as u16, base: IDT.0.get() as u64 };
     // SAFETY: (1) the tables are complete and live for ever; (2) the code and data selectors in use keep their meaning;
     // (3) the MSRs exist in every 64-bit CPU, and `shim_syscall` is their handler: IF, TF, DF, AC, NT, RF, IOPL are cleared on entry.

@@ -115,7 +115,7 @@ extern "C" fn shim_start(protocol: u64, info: u64) -> ! {
             say!("bad image: relocation of ", Hex(offset));
             exit::BAD_IMAGE
         }
-        Stop::Image(_) => told("bad image", exit::BAD_IMAGE),
+        Stop::Image(_) => told("bad image: a writable page is used twice", exit::BAD_IMAGE),
         Stop::Manifest => told("bad image: manifest", exit::BAD_IMAGE),
         Stop::Quote => told("command line: a quote is not closed", exit::USAGE),
         Stop::LongLine => told("command line: longer than 4095 bytes", exit::USAGE),
@@ -232,6 +232,7 @@ fn boot(
     page.gate = place(PAGE)?;
     map_gate(&mut space, page.gate)?;
     let boot_page = place(PAGE + STRINGS_MAX)?;
+    image::seal(&mut space, &header)?;
     write_strings(&mut space, &header, &words, boot_page + PAGE, &mut page)?;
 
     page.flags = if features.fsgsbase { flags::FSGSBASE } else { 0 } | if features.rdrand { flags::RDRAND } else { 0 };
@@ -262,6 +263,7 @@ fn boot(
     page.memory = (free - free / 32).checked_sub(128 << 10).ok_or(Stop::NoMemory)? & !(PAGE - 1);
     space.mem.place(boot_frame, &page);
 
+    cpu::flush_all();
     // The first page may have held the boot information; from now on it catches null pointers.
     space.mem.write_u64(PhysAddr((&raw const shim_low_table) as u64), 0);
     cpu::flush(0, PAGE);
@@ -369,7 +371,8 @@ fn map_gate(space: &mut Space<Direct>, va: u64) -> Result<(), Stop> {
         space.mem.write_u64(frame.add(word), 0xcccc_cccc_cccc_cccc);
     }
     space.mem.copy(PhysAddr(start), frame, (end - start) as usize);
-    Ok(space.map(va, frame, Rights::ReadExecute)?)
+    space.map(va, frame, Rights::ReadExecute)?;
+    Ok(space.seal_shim(frame, PAGE)?)
 }
 
 fn write_strings(
