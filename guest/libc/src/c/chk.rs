@@ -5,12 +5,17 @@ use super::extern_c::{abort, write};
 use super::mem::{explicit_bzero, memcpy, memmove, mempcpy, memset};
 use super::printf::{vasprintf, vdprintf, vfprintf, vprintf, vsnprintf};
 use super::stdio::File;
-use super::string::{stpcpy, stpncpy, strcat, strcpy, strlen, strncat, strncpy, strnlen};
+use super::string::{stpcpy, stpncpy, strcat, strcpy, strlcat, strlcpy, strlen, strncat, strncpy, strnlen};
 use super::valist::{VaList, variadic};
 use core::ffi::{c_char, c_int, c_long, c_void};
 
 unsafe extern "C" {
     fn recv(fd: c_int, out: *mut c_void, n: usize, flags: c_int) -> isize;
+    fn recvfrom(fd: c_int, out: *mut c_void, n: usize, flags: c_int, from: *mut c_void, length: *mut u32) -> isize;
+    fn pread(fd: c_int, out: *mut c_void, n: usize, offset: i64) -> isize;
+    fn readlink(path: *const c_char, out: *mut c_char, n: usize) -> isize;
+    fn getcwd(out: *mut c_char, n: usize) -> *mut c_char;
+    fn gethostname(out: *mut c_char, n: usize) -> c_int;
 }
 
 /// Reports and ends the guest.
@@ -75,6 +80,15 @@ checked! {
         strlen(to) + strnlen(from, n) + 1, room => strncat(to, from, n);
     __read_chk(fd: c_int, to: *mut c_void, n: usize, room: usize) -> isize, n, room => super::extern_c::read(fd, to, n);
     __recv_chk(fd: c_int, to: *mut c_void, n: usize, room: usize, flags: c_int) -> isize, n, room => recv(fd, to, n, flags);
+    __recvfrom_chk(fd: c_int, to: *mut c_void, n: usize, room: usize, flags: c_int, from: *mut c_void, length: *mut u32) -> isize,
+        n, room => recvfrom(fd, to, n, flags, from, length);
+    __pread_chk(fd: c_int, to: *mut c_void, n: usize, offset: i64, room: usize) -> isize, n, room => pread(fd, to, n, offset);
+    __pread64_chk(fd: c_int, to: *mut c_void, n: usize, offset: i64, room: usize) -> isize, n, room => pread(fd, to, n, offset);
+    __readlink_chk(path: *const c_char, to: *mut c_char, n: usize, room: usize) -> isize, n, room => readlink(path, to, n);
+    __getcwd_chk(to: *mut c_char, n: usize, room: usize) -> *mut c_char, n, room => getcwd(to, n);
+    __gethostname_chk(to: *mut c_char, n: usize, room: usize) -> c_int, n, room => gethostname(to, n);
+    __strlcpy_chk(to: *mut c_char, from: *const c_char, n: usize, room: usize) -> usize, n, room => strlcpy(to, from, n);
+    __strlcat_chk(to: *mut c_char, from: *const c_char, n: usize, room: usize) -> usize, n, room => strlcat(to, from, n);
     __fgets_chk(to: *mut c_char, room: usize, n: c_int, file: *mut File) -> *mut c_char,
         usize::try_from(n).unwrap_or(0), room => super::stdio::fgets(to, n, file);
     __fread_chk(to: *mut c_void, room: usize, size: usize, count: usize, file: *mut File) -> usize,
