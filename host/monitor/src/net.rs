@@ -11,7 +11,7 @@ use crate::options::{NetMode, RunOptions};
 use crate::reactor::{Reactor, Ready, Token};
 use crate::source::Source;
 use crate::tap;
-use crate::usernet::{Prepared, UserNet};
+use crate::usernet::{Prepared, UserNet, Wire};
 
 /// A device that is open, for a guest that has not started.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Opens what the options ask for.
-    pub fn open(options: &RunOptions, manifest: &Manifest) -> Result<Link, Error> {
+    /// Opens what the options ask for. `wire` is for user-mode networking.
+    pub fn open(options: &RunOptions, manifest: &Manifest, wire: Wire) -> Result<Link, Error> {
         check_publish(options)?;
         match &options.net {
             NetMode::None => Ok(Link { guest: None, boot: None, user: None }),
@@ -32,7 +32,7 @@ impl Link {
                 Ok(Link { guest: Some(fd), boot: Some(tap::boot_net(t)), user: None })
             }
             NetMode::User => {
-                let (prepared, fd) = Prepared::open(options, manifest)?;
+                let (prepared, fd) = Prepared::open(options, manifest, wire)?;
                 Ok(Link { guest: Some(fd), boot: Some(Prepared::boot()), user: Some(prepared) })
             }
         }
@@ -56,7 +56,7 @@ impl Link {
 }
 
 /// Ports are published by user-mode networking only.
-pub(crate) fn check_publish(options: &RunOptions) -> Result<(), Error> {
+fn check_publish(options: &RunOptions) -> Result<(), Error> {
     if options.net != NetMode::User && !options.publish.is_empty() {
         return Err(Error::Usage {
             what: "-p publishes ports of user-mode networking, which is off".into(),

@@ -30,6 +30,7 @@ use crate::reactor::{Interest, Reactor, Ready, Token};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
 use crate::source::Source;
 use crate::stop::{Action, Stop};
+use crate::usernet::Wire;
 use child::{Plan, Rseq, Step};
 use layout::{Layout, Lengths};
 use stub::Config;
@@ -61,7 +62,7 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     if let Some(reason) = unfit() {
         return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
     }
-    let link = Link::open(options, &source.manifest)?;
+    let link = Link::open(options, &source.manifest, Wire::Offload)?;
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use crate::error::Error;
-use crate::options::{Machine, NetMode, QemuOptions, RunOptions, TapOptions, protocol_name};
+use crate::options::{Machine, NetMode, QemuOptions, RunOptions, TapOptions};
 use crate::source::Source;
 use crate::tap;
-use crate::usernet::policy::{DNS4, GATEWAY4, GUEST_MAC, GUEST4, PREFIX4};
+use crate::usernet::policy::{DNS4, DNS6, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6};
 
 /// Longest command line that the shim reads, bytes.
 const APPEND_MAX: usize = 4095;
@@ -20,7 +20,7 @@ pub(super) fn arguments(
     options: &RunOptions,
     qemu: &QemuOptions,
     status: RawFd,
-    tap: Option<RawFd>,
+    net: Option<RawFd>,
 ) -> Result<Vec<String>, Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     if memory < MEMORY_LEAST {
@@ -59,12 +59,12 @@ pub(super) fn arguments(
     match &options.net {
         NetMode::None => {}
         NetMode::User => {
-            put(&["-netdev", &user_net(source, options)?, "-device", &device(GUEST_MAC)]);
+            // One datagram per frame; the other end is the monitor's.
+            put(&["-netdev", &format!("socket,id=n0,fd={}", net.unwrap_or(-1)), "-device", &device(GUEST_MAC)]);
         }
         NetMode::Tap(t) => {
-            let fd = tap.unwrap_or(-1);
             let mac = t.mac.unwrap_or_else(|| tap::stable_mac(&t.name));
-            put(&["-netdev", &format!("tap,id=n0,fd={fd}"), "-device", &device(mac)]);
+            put(&["-netdev", &format!("tap,id=n0,fd={}", net.unwrap_or(-1)), "-device", &device(mac)]);
         }
     }
     let path = source.path.to_str().ok_or(Error::Usage {
@@ -78,30 +78,6 @@ pub(super) fn arguments(
     Ok(out)
 }
 
-fn user_net(source: &Source, options: &RunOptions) -> Result<String, Error> {
-    let mut out = "user,id=n0,ipv6=off".to_owned();
-    if source.manifest.egress.is_empty() && !options.egress_any {
-        // Published ports still work; nothing else does.
-        out.push_str(",restrict=on");
-    }
-    for p in &options.publish {
-        if p.host.is_ipv6() {
-            return Err(Error::Usage {
-                what: format!("QEMU's user-mode networking cannot publish on {}", p.host),
-                hint: "publish on an IPv4 address, or use --engine process",
-            });
-        }
-        out.push_str(&format!(
-            ",hostfwd={}:{}:{}-{GUEST4}:{}",
-            protocol_name(p.protocol),
-            p.host.ip(),
-            p.host.port(),
-            p.guest
-        ));
-    }
-    Ok(out)
-}
-
 /// The guest's command line.
 fn append(source: &Source, options: &RunOptions) -> Result<String, Error> {
     let mut words: Vec<String> = match &options.net {
@@ -110,7 +86,9 @@ fn append(source: &Source, options: &RunOptions) -> Result<String, Error> {
             format!("donjon.ip={GUEST4}/{PREFIX4}"),
             format!("donjon.gw={GATEWAY4}"),
             format!("donjon.dns={DNS4}"),
-            "donjon.ip6=none".into(),
+            format!("donjon.ip6={GUEST6}/{PREFIX6}"),
+            format!("donjon.gw6={GATEWAY6}"),
+            format!("donjon.dns6={DNS6}"),
         ],
         NetMode::Tap(t) => tap_words(t),
     };

@@ -1,6 +1,7 @@
 //! The QEMU engine: the same image as a virtual machine, without hardware help.
 //!
-//! The monitor starts QEMU, relays the serial port, and reads the guest's exit status from a port that the ring-0 shim writes it to. How the shim
+//! The monitor starts QEMU, relays the serial port, serves user-mode networking (its own, so that the manifest is enforced as under the process
+//! engine), and reads the guest's exit status from a port that the ring-0 shim writes it to. How the shim
 //! takes addresses, arguments and environment: `guest/ring0/src/cmdline.rs`.
 
 #![expect(unsafe_code, reason = "runs between fork and exec")]
@@ -14,23 +15,26 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use donjon_image::Protocol;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::console::{Relay, Stream};
 use crate::error::Error;
 use crate::exit::ExitStatus;
-use crate::options::{NetMode, QemuOptions, RunOptions};
+use crate::net::Link;
+use crate::options::{QemuOptions, RunOptions};
 use crate::probe::find_program;
 use crate::reactor::{Interest, Reactor, Token};
 use crate::signals::{CPU_TIMER, Signals};
 use crate::source::Source;
 use crate::stop::{Action, Stop};
+use crate::usernet::Wire;
 
 const SIGNALS: Token = 0;
 const CHILD: Token = 1;
 const OUTPUT: (Token, Token) = (2, 3);
 const ERRORS: (Token, Token) = (4, 5);
+/// Tokens from here on are the network's.
+const NETWORK: Token = 16;
 
 /// The byte on the serial port's input that asks the guest to stop (Ctrl-C).
 const STOP_BYTE: [u8; 1] = [3];
@@ -42,16 +46,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         reason: "qemu-system-x86_64 is not installed".into(),
         hint: "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), or use --engine process",
     })?;
-    crate::net::check_publish(options)?;
-    check_ports(options)?;
-    let tap = match &options.net {
-        NetMode::Tap(t) => Some(crate::tap::open(t).map_err(|source| Error::Tap { name: t.name.clone(), source })?),
-        _ => None,
-    };
+    let link = Link::open(options, &source.manifest, Wire::Plain)?;
     let (status, guest_status) =
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::host("cannot create a pipe"))?;
     let arguments =
-        command::arguments(source, options, qemu, guest_status.as_raw_fd(), tap.as_ref().map(|t| t.as_raw_fd()))?;
+        command::arguments(source, options, qemu, guest_status.as_raw_fd(), link.guest_fd().map(|t| t.as_raw_fd()))?;
     if options.verbose {
         eprintln!("starting QEMU: {} {}", program.display(), arguments.join(" "));
     }
@@ -63,9 +62,10 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Out of the terminal's process group: Ctrl-C is for the monitor.
     command.process_group(0);
-    let inherited = [Some(guest_status.as_raw_fd()), tap.as_ref().map(|t| t.as_raw_fd())];
+    let inherited = [Some(guest_status.as_raw_fd()), link.guest_fd().map(|t| t.as_raw_fd())];
     let mut child = Qemu(spawn(command, inherited).map_err(Error::host("cannot start QEMU"))?);
-    drop((guest_status, tap));
+    drop(guest_status);
+    let mut link = link.into_running(NETWORK, &reactor)?;
 
     let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");
     let pidfd =
@@ -85,7 +85,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let mut stop = Stop::new(options.stop_timeout);
     let (mut killed, mut ready) = (None, Vec::new());
     'run: loop {
-        let timeout = stop.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let at = [stop.deadline(), link.deadline()].into_iter().flatten().min();
+        let timeout = at.map(|at| at.saturating_duration_since(Instant::now()));
         reactor.wait(timeout, &mut ready).map_err(Error::host("cannot wait for events"))?;
         let mut actions = vec![];
         for r in &ready {
@@ -100,9 +101,10 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
                 CHILD => break 'run,
                 t if t == OUTPUT.0 || t == OUTPUT.1 => output.pump(&reactor),
                 t if t == ERRORS.0 || t == ERRORS.1 => errors.pump(&reactor),
-                _ => {}
+                _ => link.ready(*r, &reactor),
             }
         }
+        link.work(&reactor);
         actions.push(stop.time(Instant::now()));
         for action in actions {
             match action {
@@ -118,6 +120,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         }
     }
     drop(signals);
+    link.finish(&reactor);
     output.finish();
     errors.finish();
     let ended = child.0.wait().map_err(Error::host("cannot learn how QEMU ended"))?;
@@ -165,16 +168,4 @@ fn spawn(mut command: Command, inherited: [Option<RawFd>; 2]) -> io::Result<Chil
     // SAFETY: the closure makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(prepare) };
     command.spawn()
-}
-
-/// QEMU would say it less clearly, and after the guest has begun to start.
-fn check_ports(options: &RunOptions) -> Result<(), Error> {
-    for p in &options.publish {
-        let bound = match p.protocol {
-            Protocol::Tcp => std::net::TcpListener::bind(p.host).map(drop),
-            Protocol::Udp => std::net::UdpSocket::bind(p.host).map(drop),
-        };
-        bound.map_err(|source| Error::Publish { addr: p.host, protocol: p.protocol, source })?;
-    }
-    Ok(())
 }

@@ -12,9 +12,19 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 /// Bytes that may be under way in each direction: a few super-frames. The kernel cuts it to its own limit.
 const IN_FLIGHT: usize = 1 << 20;
 
+/// How frames go over the link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wire {
+    /// With the offload header in front: checksums may be partial, super-frames of 64 KiB go through. For the process engine.
+    Offload,
+    /// Bare frames of at most the MTU, checksums complete. For QEMU, whose network backends know no header.
+    Plain,
+}
+
 /// The monitor's end.
 #[derive(Debug)]
 pub(super) struct Device {
+    pub wire: Wire,
     fd: OwnedFd,
     frame: Vec<u8>,
     /// The last frame was not taken.
@@ -23,14 +33,20 @@ pub(super) struct Device {
 
 impl Device {
     /// Both ends: the monitor's, and the guest's.
-    pub fn pair() -> rustix::io::Result<(Device, OwnedFd)> {
+    pub fn pair(wire: Wire) -> rustix::io::Result<(Device, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, guests) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let kind = match wire {
+            // The guest sees the end of it.
+            Wire::Offload => SocketType::SEQPACKET,
+            // What QEMU takes.
+            Wire::Plain => SocketType::DGRAM,
+        };
+        let (ours, guests) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
         for end in [&ours, &guests] {
             let _ = set_socket_send_buffer_size(end, IN_FLIGHT);
             let _ = set_socket_recv_buffer_size(end, IN_FLIGHT);
         }
-        Ok((Device { fd: ours, frame: vec![0; FRAME_MAX], full: false }, guests))
+        Ok((Device { wire, fd: ours, frame: vec![0; FRAME_MAX], full: false }, guests))
     }
 
     /// The next frame that the guest has sent. Frames that are too short to be one are passed over.
@@ -38,6 +54,8 @@ impl Device {
         loop {
             match rustix::io::readv(&self.fd, &mut [IoSliceMut::new(&mut self.frame)]) {
                 Ok(0) => return None,
+                Ok(n) if n < 14 => {}
+                Ok(n) if self.wire == Wire::Plain => return Some((NetHdr::default(), &self.frame[..n])),
                 Ok(n) if n < NET_HDR_LEN + 14 => {}
                 Ok(n) => {
                     let (header, frame) = self.frame[..n].split_first_chunk::<NET_HDR_LEN>()?;
@@ -61,7 +79,8 @@ impl FrameSink for Device {
             *to = IoSlice::new(from);
         }
         loop {
-            match rustix::io::writev(&self.fd, &pieces[..2 + count]) {
+            let first = usize::from(self.wire == Wire::Plain);
+            match rustix::io::writev(&self.fd, &pieces[first..2 + count]) {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     self.full = true;

@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::options::{Publish, RunOptions};
 use crate::reactor::{Interest, Reactor, Ready, Token};
 use device::Device;
+pub(crate) use device::Wire;
 use flow::{Flow, Phase, Verdict};
 use policy::{
     DNS4, DNS6, GATEWAY_MAC, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6, Policy, TCP, UDP,
@@ -60,10 +61,10 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// Takes the ports, and makes the link. The second value is the guest's end.
-    pub fn open(options: &RunOptions, manifest: &Manifest) -> Result<(Prepared, OwnedFd), Error> {
+    pub fn open(options: &RunOptions, manifest: &Manifest, wire: Wire) -> Result<(Prepared, OwnedFd), Error> {
         raise_descriptor_limit();
         let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
-        let (device, guest) = Device::pair().map_err(Error::host("cannot create a socket pair"))?;
+        let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
         let policy = Policy::new(&manifest.egress, options.egress_any);
         Ok((Prepared { device, listeners, policy }, guest))
     }
@@ -151,6 +152,10 @@ pub(crate) struct UserNet {
     sources_max: usize,
     /// Listeners are not watched while there are too many connections.
     paused: bool,
+    /// Connections that wait for the guest's first frame; `None` once it has come.
+    ///
+    /// A virtual machine's device forgets what was sent to it before its driver was there, and the retransmission would come a whole second later.
+    before_first_frame: Option<Vec<u64>>,
 }
 
 impl std::fmt::Debug for UserNet {
@@ -188,7 +193,11 @@ impl UserNet {
         let config = Config {
             mac: GATEWAY_MAC,
             mtu: MTU,
-            offload: Offload { tx_csum: true, tso4: true, tso6: true },
+            offload: if prepared.device.wire == Wire::Offload {
+                Offload { tx_csum: true, tso4: true, tso6: true }
+            } else {
+                Offload::default()
+            },
             key,
             limits: Limits {
                 sockets: 32 * 1024,
@@ -209,6 +218,7 @@ impl UserNet {
             source: std::io::Error::from_raw_os_error(e.errno()),
         };
         let start = Instant::now();
+        let wire = prepared.device.wire;
         let mut stack = Stack::new(config, 1);
         stack.add_address(GATEWAY4.into(), PREFIX4).map_err(failed)?;
         stack.add_address(GATEWAY6.into(), PREFIX6).map_err(failed)?;
@@ -236,6 +246,7 @@ impl UserNet {
                 .current
                 .map_or(30_000, |n| n.saturating_sub(64).min(30_000) as usize),
             paused: false,
+            before_first_frame: (wire == Wire::Plain).then(Vec::new),
         };
         let watch = |e| Error::host("cannot watch a socket")(e);
         // The first entry: number 0.
@@ -362,6 +373,9 @@ impl UserNet {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
             let Some((header, frame)) = self.device.receive() else { break };
             self.stack.input(now, header, frame);
+            for number in self.before_first_frame.take().into_iter().flatten() {
+                self.dial_guest(number);
+            }
         }
         self.events(reactor);
     }
@@ -434,7 +448,10 @@ impl UserNet {
             let phase = Phase::DialGuest { listener: index, again: None, tries: 0 };
             let flow = Flow::new(socket, phase, peer, Interest::default());
             if let Some(number) = self.add_flow(flow, Interest::default(), reactor) {
-                self.dial_guest(number);
+                match &mut self.before_first_frame {
+                    Some(waiting) => waiting.push(number),
+                    None => self.dial_guest(number),
+                }
             }
         }
     }
