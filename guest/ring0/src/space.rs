@@ -166,7 +166,7 @@ impl<M: Phys> Space<M> {
                 table = self.frames.alloc(&mut self.mem).ok_or(Refused::NoMemory)?;
                 let first = entry & ADDR;
                 for i in 0..512 {
-                    self.mem.write_u64(table.add(i * 8), first + i * PAGE | entry & !(ADDR | LARGE));
+                    self.mem.write_u64(table.add(i * 8), (first + i * PAGE) | entry & !(ADDR | LARGE));
                 }
                 self.mem.write_u64(at, table.0 | P | W | AD);
             }
