@@ -57,3 +57,5 @@ pub const EILSEQ: c_int = 84;
 pub const EINTR: c_int = 4;
 /// Not open for this.
 pub const EBADF: c_int = 9;
+/// No such thing.
+pub const ENOENT: c_int = 2;

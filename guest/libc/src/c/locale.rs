@@ -43,3 +43,47 @@ pub extern "C" fn nl_langinfo(item: c_int) -> *const c_char {
         _ => c"".as_ptr(),
     }
 }
+
+/// What a `locale_t` points to.
+static LOCALE: u8 = 0;
+
+/// A locale, if it is the one there is.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn newlocale(_mask: c_int, name: *const c_char, _base: *const u8) -> *const u8 {
+    // SAFETY: C contract.
+    if unsafe { setlocale(0, name) }.is_null() {
+        super::extern_c::set_errno(super::extern_c::ENOENT);
+        return core::ptr::null();
+    }
+    &raw const LOCALE
+}
+
+/// The locale of this thread: always the same.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn uselocale(_locale: *const u8) -> *const u8 {
+    &raw const LOCALE
+}
+
+/// The same locale.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn duplocale(locale: *const u8) -> *const u8 {
+    locale
+}
+
+/// Nothing to do: there is one locale, and it stays.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn freelocale(_locale: *const u8) {}
+
+/// `strtod`: the locale is always the same.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn strtod_l(s: *const c_char, end: *mut *mut c_char, _locale: *const u8) -> f64 {
+    // SAFETY: C contract.
+    unsafe { super::strto::strtod(s, end) }
+}
+
+/// `strtof`: the locale is always the same.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn strtof_l(s: *const c_char, end: *mut *mut c_char, _locale: *const u8) -> f32 {
+    // SAFETY: C contract.
+    unsafe { super::strto::strtof(s, end) }
+}

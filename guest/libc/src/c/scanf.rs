@@ -417,6 +417,20 @@ macro_rules! scanners {
 scanners!(false: vsscanf, vfscanf, vscanf);
 scanners!(true: __isoc23_vsscanf, __isoc23_vfscanf, __isoc23_vscanf);
 
+/// [`vsscanf`] under the name that glibc's headers give it.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn __isoc99_vsscanf(s: *const c_char, format: *const c_char, list: *mut VaList) -> c_int {
+    // SAFETY: C contract.
+    unsafe { vsscanf(s, format, list) }
+}
+
+/// [`vfscanf`] under the name that glibc's headers give it.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn __isoc99_vfscanf(file: *mut File, format: *const c_char, list: *mut VaList) -> c_int {
+    // SAFETY: C contract.
+    unsafe { vfscanf(file, format, list) }
+}
+
 variadic! {
     /// Scans a string.
     sscanf(s: *const c_char, format: *const c_char) -> c_int, 16, "rdx", vsscanf;

@@ -404,3 +404,56 @@ pub unsafe extern "C" fn __strdup(s: *const c_char) -> *mut c_char {
     // SAFETY: C contract.
     unsafe { strdup(s) }
 }
+
+/// The last part of a path, which may be cut at trailing slashes (POSIX's `basename`).
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn __xpg_basename(path: *mut c_char) -> *mut c_char {
+    // SAFETY: C contract; indices stay below the length.
+    unsafe {
+        let mut n = if path.is_null() { 0 } else { strlen(path) };
+        if n == 0 {
+            return c".".as_ptr().cast_mut();
+        }
+        while n > 1 && *path.add(n - 1) == (b'/' as c_char) {
+            n -= 1;
+            *path.add(n) = 0;
+        }
+        let mut start = n;
+        while start > 0 && *path.add(start - 1) != (b'/' as c_char) {
+            start -= 1;
+        }
+        // A path of slashes only is its own last part.
+        path.add(if start == n { start - 1 } else { start })
+    }
+}
+
+/// What follows the last slash (GNU's `basename`).
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn basename(path: *const c_char) -> *mut c_char {
+    // SAFETY: C contract.
+    unsafe {
+        let slash = strrchr(path, b'/'.into());
+        if slash.is_null() { path.cast_mut() } else { slash.add(1) }
+    }
+}
+
+/// A path without its last part; the path is cut.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn dirname(path: *mut c_char) -> *mut c_char {
+    // SAFETY: C contract; indices stay below the length.
+    unsafe {
+        let mut n = if path.is_null() { 0 } else { strlen(path) };
+        // Trailing slashes, the last part, and the slashes before it.
+        for slashes in [true, false, true] {
+            while n > 0 && (*path.add(n - 1) == (b'/' as c_char)) == slashes {
+                n -= 1;
+            }
+        }
+        if n == 0 {
+            let absolute = !path.is_null() && *path == (b'/' as c_char);
+            return if absolute { c"/" } else { c"." }.as_ptr().cast_mut();
+        }
+        *path.add(n) = 0;
+        path
+    }
+}

@@ -292,3 +292,57 @@ pub unsafe extern "C" fn wmemset(dst: *mut u32, c: u32, n: usize) -> *mut u32 {
     unsafe { core::slice::from_raw_parts_mut(dst, n).fill(c) };
     dst
 }
+
+/// Characters before the zero, at most `n`.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wcsnlen(s: *const u32, n: usize) -> usize {
+    // SAFETY: C contract.
+    (0..n).find(|&i| unsafe { *s.add(i) } == 0).unwrap_or(n)
+}
+
+/// Finds the last such character.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wcsrchr(s: *const u32, c: u32) -> *mut u32 {
+    // SAFETY: C contract.
+    unsafe { (0..=wcslen(s)).rev().find(|&i| *s.add(i) == c).map_or(core::ptr::null_mut(), |i| s.add(i).cast_mut()) }
+}
+
+/// Compares `n` characters.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wmemcmp(a: *const u32, b: *const u32, n: usize) -> c_int {
+    for i in 0..n {
+        // SAFETY: C contract.
+        let (x, y) = unsafe { (*a.add(i), *b.add(i)) };
+        if x != y {
+            return if x.cast_signed() < y.cast_signed() { -1 } else { 1 };
+        }
+    }
+    0
+}
+
+/// Compares at most `n` characters of two strings.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wcsncmp(a: *const u32, b: *const u32, n: usize) -> c_int {
+    // SAFETY: C contract.
+    unsafe { wmemcmp(a, b, n.min(wcsnlen(a, n) + 1).min(wcsnlen(b, n) + 1)) }
+}
+
+/// Appends a wide string.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wcscat(dst: *mut u32, src: *const u32) -> *mut u32 {
+    // SAFETY: C contract.
+    unsafe { wcscpy(dst.add(wcslen(dst)), src) };
+    dst
+}
+
+/// Copies at most `n` characters and fills what is left of them with zeros.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn wcsncpy(dst: *mut u32, src: *const u32, n: usize) -> *mut u32 {
+    // SAFETY: C contract.
+    unsafe {
+        let len = wcsnlen(src, n);
+        wmemcpy(dst, src, len);
+        wmemset(dst.add(len), 0, n - len);
+    }
+    dst
+}

@@ -330,6 +330,27 @@ pub unsafe extern "C" fn ftello64(file: *mut File) -> i64 {
     unsafe { ftello(file) }
 }
 
+/// Stores the position; glibc's `fpos_t` starts with it.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn fgetpos(file: *mut File, position: *mut i64) -> c_int {
+    // SAFETY: C contract.
+    unsafe {
+        let at = ftello(file);
+        if at < 0 {
+            return -1;
+        }
+        *position = at;
+    }
+    0
+}
+
+/// Returns to a position.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn fsetpos(file: *mut File, position: *const i64) -> c_int {
+    // SAFETY: C contract.
+    unsafe { fseeko(file, *position, 0) }
+}
+
 /// Moves to the start and forgets errors.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn rewind(file: *mut File) {
@@ -488,6 +509,16 @@ aliases! {
     fread_unlocked(out: *mut c_void, size: usize, count: usize, file: *mut File) -> usize = fread(out, size, count, file);
     /// Writes what is pending.
     fflush_unlocked(file: *mut File) -> c_int = fflush(file);
+    /// Reads a line.
+    fgets_unlocked(out: *mut c_char, n: c_int, file: *mut File) -> *mut c_char = fgets(out, n, file);
+    /// What glibc's inline `getline` calls.
+    __getdelim(line: *mut *mut c_char, size: *mut usize, delimiter: c_int, file: *mut File) -> isize = getdelim(line, size, delimiter, file);
+    /// The file descriptor.
+    fileno_unlocked(file: *mut File) -> c_int = fileno(file);
+    /// Forgets end and errors.
+    clearerr_unlocked(file: *mut File) -> () = clearerr(file);
+    /// Buffers by lines.
+    setlinebuf(file: *mut File) -> () = { setvbuf(file, null_mut(), 1, 0); };
     /// Whether a read met the end.
     feof_unlocked(file: *mut File) -> c_int = feof(file);
     /// Whether something failed.

@@ -298,3 +298,62 @@ fn sets_and_tokens() {
         assert_eq!(end as usize - target.as_ptr() as usize, 3);
     }
 }
+
+#[test]
+fn parts_of_paths() {
+    for (path, base, dir) in [
+        ("/usr/lib", "lib", "/usr"),
+        ("/usr/", "usr", "/"),
+        ("usr", "usr", "."),
+        ("/", "/", "/"),
+        ("//", "/", "/"),
+        ("a//b//", "b", "a"),
+        (".", ".", "."),
+        ("", ".", "."),
+    ] {
+        // SAFETY: strings.
+        unsafe {
+            let mut text = [0u8; 20];
+            text[..path.len()].copy_from_slice(path.as_bytes());
+            let at = string::__xpg_basename(text.as_mut_ptr().cast());
+            assert_eq!(core::ffi::CStr::from_ptr(at).to_str(), Ok(base), "{path}");
+            text[..path.len()].copy_from_slice(path.as_bytes());
+            let at = string::dirname(text.as_mut_ptr().cast());
+            assert_eq!(core::ffi::CStr::from_ptr(at).to_str(), Ok(dir), "{path}");
+        }
+    }
+    // SAFETY: a string.
+    assert_eq!(unsafe { core::ffi::CStr::from_ptr(string::basename(c"a/b.c".as_ptr())) }, c"b.c");
+}
+
+#[test]
+fn wide_strings() {
+    use crate::c::wide;
+    let text = "aé€😀";
+    let c_text = crate::c::std::ffi::CString::new(text).expect("no zero inside");
+    let mut out = [7u32; 10];
+    let mut back = [7 as c_char; 20];
+    // SAFETY: in bounds.
+    unsafe {
+        assert_eq!(wide::mbstowcs(out.as_mut_ptr(), c_text.as_ptr(), 10), 4);
+        assert_eq!(out[..6], [0x61, 0xe9, 0x20ac, 0x1f600, 0, 7]);
+        assert_eq!(wide::mbstowcs(core::ptr::null_mut(), c_text.as_ptr(), 0), 4);
+        assert_eq!(wide::wcstombs(back.as_mut_ptr(), out.as_ptr(), 20), 10);
+        assert_eq!(core::ffi::CStr::from_ptr(back.as_ptr()), &*c_text);
+        assert_eq!(wide::wcstombs(back.as_mut_ptr(), out.as_ptr(), 5), 3, "whole characters only");
+        assert_eq!((wide::wcslen(out.as_ptr()), wide::wcsnlen(out.as_ptr(), 2)), (4, 2));
+        assert_eq!(wide::wcsncmp(out.as_ptr(), [0x61, 0xe9, 1].as_ptr(), 2), 0);
+        assert_eq!(wide::wcscmp(out.as_ptr(), [0x61, 0xea, 0].as_ptr()), -1);
+        for bad in [&b"\xc0\x80"[..], b"\xff", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"] {
+            assert_eq!(wide::mbtowc(core::ptr::null_mut(), bad.as_ptr().cast(), bad.len()), -1, "{bad:x?}");
+        }
+        // Byte by byte.
+        let mut state = core::mem::MaybeUninit::<wide::State>::zeroed();
+        let mut c = 0;
+        for (i, byte) in "€".bytes().enumerate() {
+            let n = wide::mbrtowc(&raw mut c, (&raw const byte).cast(), 1, state.as_mut_ptr());
+            assert_eq!(n, if i < 2 { usize::MAX - 1 } else { 1 });
+        }
+        assert_eq!(c, 0x20ac);
+    }
+}
