@@ -94,6 +94,7 @@ const EXEC: u64 = libc::PROT_EXEC as u64;
 pub(super) unsafe fn main(plan: &Plan<'_>) -> ! {
     // SAFETY: the caller's promise.
     let (step, Errno(errno)) = match unsafe { prepare(plan) } {
+        // SAFETY: the guest is mapped as the plan says.
         Ok(()) => unsafe { launch(plan) },
         Err(failed) => failed,
     };
@@ -121,7 +122,7 @@ unsafe fn sys(nr: libc::c_long, args: [u64; 6]) -> Result<u64, Errno> {
 }
 
 unsafe fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
-    // SAFETY (all calls): 1. the process is ours alone, 2. mappings are made only at addresses that were free, 3. the image's
+    // SAFETY: for all calls: 1. the process is ours alone, 2. mappings are made only at addresses that were free, 3. the image's
     // descriptor stays open until it has been mapped.
     unsafe {
         session(plan)?;

@@ -1,0 +1,89 @@
+//! The QEMU launcher against a stand-in that behaves as QEMU does towards its parent. (Real guests under the real QEMU: `tests/` of the workspace.)
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{Ran, first_line, image, launcher};
+
+/// A folder with a `qemu-system-x86_64` that runs this shell script. `$status` is where the guest's status byte goes.
+fn stand_in(name: &str, script: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("qemu-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("qemu-system-x86_64");
+    let find = r#"for a in "$@"; do case "$a" in file,id=status,path=*) status=${a#file,id=status,path=};; esac; done"#;
+    std::fs::write(&path, format!("#!/bin/sh\n{find}\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+fn with(name: &str, script: &str, options: &[&str], args: &[&str]) -> Command {
+    let options = [&["--engine", "qemu"], options].concat();
+    let mut command = launcher(image(), &options, args);
+    command.env("PATH", format!("{}:/usr/bin:/bin", stand_in(name, script).display()));
+    command
+}
+
+fn ran(mut command: Command) -> Ran {
+    command.output().unwrap().into()
+}
+
+#[test]
+fn a_missing_qemu_is_named_with_its_package() {
+    let mut command = launcher(image(), &["--engine", "qemu"], &[]);
+    command.env("PATH", "/nowhere");
+    let r = ran(command);
+    assert_eq!(r.code, Some(69), "{r:?}");
+    assert!(r.err.contains("qemu-system-x86_64 is not installed") && r.err.contains("qemu-system-x86 "), "{r:?}");
+}
+
+#[test]
+fn output_and_exact_status_are_passed_on() {
+    let r = ran(with("status", r#"echo "the guest says"; printf '\206' > "$status"; exit 13"#, &[], &[]));
+    assert_eq!((r.code, r.out.as_str()), (Some(134), "the guest says\n"), "{r:?}");
+    // Without the byte: what isa-debug-exit makes of 6.
+    assert_eq!(ran(with("odd", "exit 13", &[], &[])).code, Some(6));
+    let r = ran(with("fails", "echo qemu: bad option >&2; exit 1", &[], &[]));
+    assert!(r.code == Some(69) && r.err.contains("qemu: bad option"), "{r:?}");
+    let r = ran(with("dies", "kill -9 $$", &[], &[]));
+    assert!(r.code == Some(70) && r.err.contains("signal 9"), "{r:?}");
+}
+
+#[test]
+fn the_command_line_carries_everything() {
+    let script = r#"for a in "$@"; do echo "$a"; done; printf '\0' > "$status""#;
+    let r = ran(with("words", script, &["-m", "64", "-e", "A=b c"], &["x y", "z"]));
+    assert_eq!(r.code, Some(0), "{r:?}");
+    let expected = "donjon.ip=10.0.2.15/24 donjon.gw=10.0.2.2 donjon.dns=10.0.2.3 donjon.ip6=fd00::15/64 donjon.gw6=fd00::2 \
+                    donjon.dns6=fd00::3 \"donjon.env=A=b c\" -- \"x y\" z\n";
+    assert!(r.out.contains(expected), "{}", r.out);
+    for word in ["microvm\n", "-nodefaults\n", "64M\n", "tcg\n", "virtio-net-device,netdev=n0"] {
+        assert!(r.out.contains(word), "{word} in {}", r.out);
+    }
+    let r = ran(with("long", script, &[], &[&"x".repeat(5000)]));
+    assert!(r.code == Some(2) && r.err.contains("4095"), "{r:?}");
+    let r = ran(with("small", script, &["-m", "4"], &[]));
+    assert!(r.code == Some(2) && r.err.contains("needs at least"), "{r:?}");
+}
+
+#[test]
+fn stop_is_asked_for_through_the_serial_port() {
+    let script = r#"echo ready; byte=$(head -c 1 | od -An -tu1); echo "got" $byte; printf '\5' > "$status"; exit 11"#;
+    let mut child = with("stop", script, &[], &[]).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let r: Ran = child.wait_with_output().unwrap().into();
+    assert_eq!((r.code, r.out.as_str()), (Some(5), "got 3\n"), "{r:?}");
+}
+
+#[test]
+fn a_deaf_machine_is_ended() {
+    let mut child = with("deaf", "echo ready; exec sleep 1000", &["--stop-timeout-ms", "100"], &[]).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}
