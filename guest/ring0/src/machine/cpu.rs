@@ -153,7 +153,7 @@ impl Features {
     /// Finds out and switches on what protects: write protection in ring 0 (by boot.s), SMEP, SMAP, UMIP; and what programs need:
     /// SSE, AVX state, FSGSBASE.
     pub fn enable() -> Features {
-        let [_, _, c1, _] = cpuid(1, 0);
+        let [_, _, c1, d1] = cpuid(1, 0);
         let [_, b7, c7, _] = cpuid(7, 0);
         let hypervisor = if c1 >> 31 & 1 == 1 {
             let [_, b, c, d] = cpuid(0x4000_0000, 0);
@@ -171,9 +171,15 @@ impl Features {
             hypervisor,
         };
         let xsave = c1 >> 26 & 1 == 1;
-        let wanted =
-            [(features.fsgsbase, 16), (b7 >> 7 & 1 == 1, 20), (features.smap, 21), (c7 >> 2 & 1 == 1, 11), (xsave, 18)];
-        // PAE, PGE, OSFXSR, OSXMMEXCPT
+        let wanted = [
+            (features.fsgsbase, 16),
+            (b7 >> 7 & 1 == 1, 20),
+            (features.smap, 21),
+            (c7 >> 2 & 1 == 1, 11),
+            (xsave, 18),
+            (d1 >> 7 & 1 == 1, 6),
+        ];
+        // PAE, PGE, OSFXSR, OSXMMEXCPT; above, MCE among others: a machine check is an exception, not a reset.
         let cr4 = wanted.iter().filter(|w| w.0).fold(0x6a0u64, |cr4, w| cr4 | 1 << w.1);
         // SAFETY: (1) only features that CPUID declares; (2) the shim's code lies in pages without the user bit, and it reads
         // the guest's memory only through its own mapping, so SMEP and SMAP hold.
