@@ -292,9 +292,6 @@ fn integer(out: &mut Output, spec: &mut Spec, value: u64, base: u32, conversion:
             _ => prefix = if sign == b"+" { b"+0x" } else { b" 0x" },
         }
     }
-    if base == 8 && spec.alternate && value == 0 && spec.precision.is_none() {
-        least = 1;
-    }
     if spec.precision.is_some() {
         spec.zero = false;
     }

@@ -32,7 +32,7 @@ fn call<T>(text: &CString, f: impl FnOnce(*const c_char, *mut *mut c_char) -> T)
 #[test]
 fn whole_numbers_as_on_the_host() {
     let mut random = Random(20);
-    for round in 0..200_000 {
+    for round in 0..60_000 {
         let base = [0, 10, 16, 8, 2, 36, 3, 37, 1, -1][random.below(10)];
         let value = random.next() >> random.below(64);
         let mut text = match round % 6 {
@@ -68,7 +68,7 @@ fn whole_numbers_as_on_the_host() {
 #[test]
 fn floating_numbers_as_on_the_host() {
     let mut random = Random(21);
-    for round in 0..300_000 {
+    for round in 0..100_000 {
         let bits = random.next();
         let value = f64::from_bits(bits);
         let mut text = match round % 12 {

@@ -63,7 +63,7 @@ fn spec(random: &mut Random) -> String {
 #[test]
 fn integers() {
     let mut random = Random(10);
-    for round in 0..200_000 {
+    for round in 0..60_000 {
         let mut text = spec(&mut random);
         text += ["", "hh", "h", "l", "ll", "j", "z", "t"][random.below(8)];
         text.push(['d', 'i', 'u', 'x', 'X', 'o', 'p'][random.below(7)]);
@@ -110,7 +110,7 @@ fn double(random: &mut Random) -> f64 {
 #[test]
 fn doubles() {
     let mut random = Random(11);
-    for _ in 0..200_000 {
+    for _ in 0..60_000 {
         let mut text = spec(&mut random);
         let conversion = ['f', 'F', 'e', 'E', 'g', 'G', 'a', 'A'][random.below(8)];
         if conversion.eq_ignore_ascii_case(&'g') {

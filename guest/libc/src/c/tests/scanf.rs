@@ -52,7 +52,7 @@ fn as_on_the_host() {
         "%d", "%i", "%u", "%x", "%o", "%hhd", "%hd", "%ld", "%3d", "%*d", "%s", "%4s", "%*s", "%c", "%2c", "%[a-c]",
         "%[^,]", "%[]z]", "%f", "%lf", "%4lf", "%n", "%%", ",", " ", "%lu", "%zu",
     ];
-    for _ in 0..200_000 {
+    for _ in 0..60_000 {
         let text: String = (0..1 + random.below(6)).map(|_| pieces[random.below(pieces.len())]).collect();
         let format: String = (0..1 + random.below(4)).map(|_| conversions[random.below(conversions.len())]).collect();
         // glibc takes some of `0x.`, not all.
