@@ -116,7 +116,8 @@ impl Stack {
             return;
         }
         let any = l.any;
-        if self.half.slab.len() >= self.config.limits.half_open {
+        // In a flood, whoever has waited longest goes: an honest peer answers within a round trip, a forged one never.
+        if l.is_crowded() || self.half.slab.len() >= self.config.limits.half_open {
             match self.half.oldest() {
                 Some(oldest) => self.remove_half(oldest),
                 None => return,
@@ -365,7 +366,9 @@ impl Stack {
     /// Draws the consequences of whatever happened to a connection, and queues it for sending.
     pub(crate) fn settle(&mut self, slot: u32) {
         self.after_emit(slot);
-        self.mark_ready(slot);
+        if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(c), .. }) if c.wants_to_send()) {
+            self.mark_ready(slot);
+        }
     }
 
     /// The same without sending: after sending.

@@ -143,7 +143,7 @@ impl Conn {
     }
 
     /// Cuts the segment to the receive window; false if nothing of it is acceptable.
-    fn trim(&self, seg: &mut Segment) -> bool {
+    fn trim(&mut self, seg: &mut Segment) -> bool {
         let window = self.window();
         let len = seg.len();
         if len == 0 {
@@ -168,6 +168,8 @@ impl Conn {
         }
         let fits = (window - offset) as usize;
         if seg.payload.len() > fits {
+            // Among others a probe of a closed window, which must be answered (RFC 9293 §3.8.6.1).
+            self.flags |= is::ACK_NOW;
             seg.payload = seg.payload.get(..fits).unwrap_or(&[]);
             seg.flags &= !flag::FIN;
         }

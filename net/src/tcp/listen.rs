@@ -23,12 +23,14 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Room for another half-open connection. A SYN is also dropped when the accept queue is full, since it could only end in a retry.
+    /// Whether a SYN is looked at. Not when the accept queue is full, since it could only end in a retry.
     pub fn takes_syn(&self) -> bool {
-        if self.any {
-            return self.half < self.backlog;
-        }
-        self.half < self.backlog.max(16) * 4 && (self.ready.len() as u32) < self.backlog
+        if self.any { self.half < self.backlog } else { self.takes_connection() }
+    }
+
+    /// Whether another half-open connection needs the place of an older one.
+    pub fn is_crowded(&self) -> bool {
+        !self.any && self.half >= self.backlog.max(16) * 4
     }
 
     /// Room for another established connection.

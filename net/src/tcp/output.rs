@@ -63,6 +63,16 @@ impl Conn {
         Emit::More
     }
 
+    /// Whether `emit` may have something to do. Cheap, and never wrong when it says no.
+    pub fn wants_to_send(&self) -> bool {
+        let control = u32::from(self.has(is::FIN_QUEUED));
+        self.has(is::ACK_NOW | is::FORCE | is::PROBE | is::RECOVERY)
+            || self.snd_nxt == self.iss
+            || self.snd_nxt != self.data_end().wrapping_add(control)
+            || (self.outstanding() && self.rto_at == NEVER)
+            || self.window_update_due()
+    }
+
     /// The link may have become narrower than when the connection began.
     fn shrink_mss(&mut self, path: &Path) {
         let room = path.mtu.saturating_sub(ip_len(self.tuple.local.ip) + 20 + if self.has(is::TS) { 12 } else { 0 });
@@ -231,8 +241,8 @@ impl Conn {
         field as u16
     }
 
-    /// Whether the owner has read so much that the peer should know. Also where the window grows.
-    pub fn window_update_due(&mut self) -> bool {
+    /// Whether the owner has read so much that the peer should know.
+    pub fn window_update_due(&self) -> bool {
         if !self.synchronized() || self.has(is::FIN_RECEIVED) {
             return false;
         }

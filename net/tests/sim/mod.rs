@@ -58,6 +58,9 @@ pub struct Sim {
     pub filter: Option<Filter>,
     pub log: bool,
     last_seq: [u32; 2],
+    last_end: [u32; 2],
+    /// What that side last acknowledged.
+    pub last_ack: [u32; 2],
 }
 
 pub struct Collect(pub VecDeque<(NetHdr, Vec<u8>)>);
@@ -125,6 +128,8 @@ impl Sim {
             filter: None,
             log: false,
             last_seq: [0; 2],
+            last_end: [0; 2],
+            last_ack: [0; 2],
         }
     }
 
@@ -144,6 +149,9 @@ impl Sim {
         self.bytes[side] += bytes.len() as u64;
         if bytes.len() > 66 && bytes[12..14] == [8, 0] && bytes[23] == 6 {
             self.last_seq[side] = u32::from_be_bytes([bytes[38], bytes[39], bytes[40], bytes[41]]);
+            self.last_ack[side] = u32::from_be_bytes([bytes[42], bytes[43], bytes[44], bytes[45]]);
+            let len = bytes.len() - 34 - usize::from(bytes[46] >> 4) * 4;
+            self.last_end[side] = self.last_seq[side].wrapping_add(len as u32);
         }
         if self.log {
             println!("{:>12} {side} -> {}", self.now / 1000, describe(&bytes));
@@ -342,7 +350,12 @@ pub fn transfer(sim: &mut Sim, side: usize, from: Handle, to: Handle, total: u64
 }
 
 impl Sim {
-    /// The sequence number of the last TCP segment with data that side sent.
+    /// The sequence number behind the last TCP segment with data that side sent.
+    pub fn sequence_end(&self, side: usize) -> u32 {
+        self.last_end[side]
+    }
+
+    /// And its own.
     pub fn sequence(&self, side: usize) -> u32 {
         self.last_seq[side]
     }
