@@ -16,6 +16,9 @@ const HELD_MAX: usize = 64 * 1024;
 /// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
 const WRITE_MAX: usize = 4096;
 
+/// Parts that are read from a pipe before something else gets its turn.
+const PARTS_PER_TURN: usize = 8;
+
 /// One of the monitor's own streams.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stream {
@@ -68,7 +71,8 @@ impl Relay {
     /// Moves what can be moved without blocking.
     pub fn pump(&mut self, reactor: &Reactor) {
         let mut blocked = false;
-        loop {
+        // A guest that writes without end must not keep the network from its turn.
+        for _ in 0..PARTS_PER_TURN {
             while !self.held.is_empty() && !blocked {
                 blocked = !self.writable() || !self.write();
             }

@@ -38,6 +38,7 @@ use std::path::Path;
 pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
     let source = source::Source::open(path)?;
     match &options.engine {
+        Engine::Auto if process::unfit().is_some() => qemu::run(&source, options, &QemuOptions::default()),
         Engine::Auto | Engine::Process => process::run(source, options),
         Engine::Qemu(qemu) => qemu::run(&source, options, qemu),
     }

@@ -150,6 +150,8 @@ fn ticks_reach_a_spinning_guest_and_change_nothing() {
 #[test]
 fn wait_waits() {
     assert_eq!(run(&["wait"]).out, "wait 0 true\nwait 0\n");
+    // With a device too: first the frames that the network greets it with.
+    assert_eq!(run_with(image(), &[], &["drain-wait"]).out, "wait 0 true\nwait 0\n");
 }
 
 #[test]
@@ -269,6 +271,70 @@ fn deaf_guests_are_ended() {
         let code = finish(child).code;
         assert!(matches!(code, Some(130 | 143)), "after the second signal: {code:?}");
     }
+}
+
+#[test]
+fn the_process_holds_nothing_but_the_guest() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may look into the guest's process");
+        return;
+    }
+    let mut child = launcher(image(), &[], &["deaf"]).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    let pid = child.id();
+    let guest = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let proc = std::path::PathBuf::from(format!("/proc/{}", guest.trim()));
+
+    let maps = std::fs::read_to_string(proc.join("maps")).unwrap();
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let name = words.get(5).copied().unwrap_or("");
+        let known = name.is_empty() || name.ends_with(".img") || name.starts_with("[v");
+        assert!(known, "FAILURE, not the guest's: {line}");
+        assert!(!(words[1].contains('w') && words[1].contains('x')), "FAILURE, writable and executable: {line}");
+    }
+    let mut fds: Vec<_> = std::fs::read_dir(proc.join("fd")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    fds.sort();
+    assert_eq!(fds, ["1", "2", "3", "4"]);
+    let status = std::fs::read_to_string(proc.join("status")).unwrap();
+    for line in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "Threads:\t1",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapInh:\t0000000000000000",
+        "Uid:\t65534\t65534\t65534\t65534",
+    ] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
+    let limits = std::fs::read_to_string(proc.join("limits")).unwrap();
+    for (limit, most) in
+        [("Max open files", "1"), ("Max processes", "0"), ("Max core file size", "0"), ("Max locked memory", "0")]
+    {
+        let line = limits.lines().find(|l| l.starts_with(limit)).unwrap();
+        assert_eq!(line[limit.len()..].split_ascii_whitespace().next(), Some(most), "{line}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The guest does not outlive its monitor.
+    for _ in 0..1000 {
+        // Gone, or a corpse that waits for whoever runs this machine.
+        if std::fs::read_to_string(proc.join("status")).map_or(true, |s| s.contains("State:\tZ")) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("FAILURE, the guest has survived its monitor");
+}
+
+#[test]
+fn a_start_that_fails_says_where() {
+    let script =
+        format!("ulimit -v 1000000; exec {} {} --net none", env!("CARGO_BIN_EXE_donjon-monitor"), image().display());
+    let r: Ran = std::process::Command::new("sh").args(["-c", &script]).output().unwrap().into();
+    assert_eq!((r.code, r.out.as_str()), (Some(71), ""), "{r:?}");
+    assert!(r.err.contains("mapping memory: Cannot allocate memory"), "{r:?}");
 }
 
 #[test]

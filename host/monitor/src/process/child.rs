@@ -92,8 +92,10 @@ const EXEC: u64 = libc::PROT_EXEC as u64;
 /// # Safety
 /// Only in a process of one thread that nothing else needs: its memory is replaced.
 pub(super) unsafe fn main(plan: &Plan<'_>) -> ! {
+    // Where the report pipe is: at first where the monitor had it, then in its final place.
+    let mut report_fd = plan.fds[2];
     // SAFETY: the caller's promise.
-    let (step, Errno(errno)) = match unsafe { prepare(plan) } {
+    let (step, Errno(errno)) = match unsafe { prepare(plan, &mut report_fd) } {
         // SAFETY: the guest is mapped as the plan says.
         Ok(()) => unsafe { launch(plan) },
         Err(failed) => failed,
@@ -102,14 +104,8 @@ pub(super) unsafe fn main(plan: &Plan<'_>) -> ! {
     report[..2].copy_from_slice(&stub::SETUP_FAILED);
     report[2] = step as u8;
     report[3..].copy_from_slice(&errno.to_ne_bytes());
-    // The report pipe is either still where the monitor had it, or in its final place.
-    for fd in [stub::REPORT_FD, plan.fds[2]] {
-        // SAFETY: reads `report`.
-        let _ = unsafe { sys(libc::SYS_write, [fd as u64, report.as_ptr() as u64, 7, 0, 0, 0]) };
-        if step != Step::Descriptors {
-            break;
-        }
-    }
+    // SAFETY: reads `report`.
+    let _ = unsafe { sys(libc::SYS_write, [report_fd as u64, report.as_ptr() as u64, 7, 0, 0, 0]) };
     loop {
         // SAFETY: ends the process.
         let _ = unsafe { sys(libc::SYS_exit_group, [70, 0, 0, 0, 0, 0]) };
@@ -121,13 +117,14 @@ unsafe fn sys(nr: libc::c_long, args: [u64; 6]) -> Result<u64, Errno> {
     unsafe { syscall(nr, args) }
 }
 
-unsafe fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
+unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Errno)> {
     // SAFETY: for all calls: 1. the process is ours alone, 2. mappings are made only at addresses that were free, 3. the image's
     // descriptor stays open until it has been mapped.
     unsafe {
         session(plan)?;
         map(plan)?;
         descriptors(plan).map_err(|e| (Step::Descriptors, e))?;
+        *report_fd = stub::REPORT_FD;
         signals(plan)?;
         privileges(plan)?;
         rseq(plan)
@@ -374,16 +371,17 @@ unsafe fn signals(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 unsafe fn privileges(_plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     // SAFETY: none of these touches memory except by reading the arguments.
     unsafe {
-        let nothing = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-        for limit in [
-            libc::RLIMIT_NOFILE,
-            libc::RLIMIT_NPROC,
-            libc::RLIMIT_CORE,
-            libc::RLIMIT_FSIZE,
-            libc::RLIMIT_MEMLOCK,
-            libc::RLIMIT_MSGQUEUE,
+        for (limit, most) in [
+            // Not 0: poll(2) takes no more entries than this.
+            (libc::RLIMIT_NOFILE, 1),
+            (libc::RLIMIT_NPROC, 0),
+            (libc::RLIMIT_CORE, 0),
+            (libc::RLIMIT_FSIZE, 0),
+            (libc::RLIMIT_MEMLOCK, 0),
+            (libc::RLIMIT_MSGQUEUE, 0),
         ] {
-            sys(libc::SYS_prlimit64, [0, u64::from(limit), (&raw const nothing) as u64, 0, 0, 0])
+            let most = libc::rlimit64 { rlim_cur: most, rlim_max: most };
+            sys(libc::SYS_prlimit64, [0, u64::from(limit), (&raw const most) as u64, 0, 0, 0])
                 .map_err(|e| (Step::Limits, e))?;
         }
         let step = |e| (Step::Privileges, e);
