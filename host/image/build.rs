@@ -63,8 +63,12 @@ fn guest_object(root: &Path, out: &Path, toolchain: &Toolchain) {
     let keep = out.join("exports.txt");
     fs::write(&keep, exports.iter().map(|e| format!("{e}\n")).collect::<String>()).unwrap();
     let mut objcopy = toolchain.objcopy();
-    objcopy.arg("--strip-unneeded").arg(format!("--keep-global-symbols={}", keep.display()));
-    run(objcopy.args(["--remove-section=.comment", "--remove-section=.llvmbc"]).arg(&prelinked).arg(&object));
+    // The names of local functions stay: crash reports and `donjon inspect --crates` use them; an image does not contain them.
+    objcopy.arg(format!("--keep-global-symbols={}", keep.display()));
+    run(objcopy
+        .args(["--rename-section=.donjon_eh=.eh_frame", "--remove-section=.comment", "--remove-section=.llvmbc"])
+        .arg(&prelinked)
+        .arg(&object));
 }
 
 /// The names that the archive offers to C: every default-visible global that is not one of Rust's own.

@@ -19,6 +19,8 @@ pub mod context;
 pub mod entry;
 #[cfg(donjon_guest)]
 pub mod fault;
+#[cfg(donjon_guest)]
+pub mod frames;
 pub mod gate;
 #[cfg(not(donjon_guest))]
 pub mod host;

@@ -312,8 +312,13 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
             }
         }
         // About the order of accesses: no promise is made. About fork and core dumps: there are none.
-        libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL | libc::MADV_WILLNEED | libc::MADV_DONTFORK
-        | libc::MADV_DODUMP | libc::MADV_DONTDUMP => Ok(0),
+        libc::MADV_NORMAL
+        | libc::MADV_RANDOM
+        | libc::MADV_SEQUENTIAL
+        | libc::MADV_WILLNEED
+        | libc::MADV_DONTFORK
+        | libc::MADV_DODUMP
+        | libc::MADV_DONTDUMP => Ok(0),
         _ => Err(Errno::EINVAL),
     };
     ret_int(result)

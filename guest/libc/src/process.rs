@@ -70,18 +70,45 @@ pub extern "C" fn _exit(status: c_int) -> ! {
 }
 
 /// `_Exit`.
+#[expect(non_snake_case, reason = "its C name")]
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn _Exit(status: c_int) -> ! {
     donjon_os::exit(status)
 }
 
 /// `abort`: SIGABRT's handler, if there is one, then a report with a backtrace and exit status 134.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+///
+/// Assembly, because a backtrace can only start where there are unwind tables (see `donjon_base::frames`).
+#[cfg(donjon_guest)]
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
 pub extern "C" fn abort() -> ! {
-    if donjon_os::signal::action(donjon_os::signal::SIGABRT)
-        .is_ok_and(|a| a.disposition == donjon_os::signal::Disposition::Handler)
-    {
-        let _ = donjon_os::signal::raise(donjon_os::signal::SIGABRT);
+    core::arch::naked_asm!(
+        "sub rsp, 8",
+        "mov rax, [rip + _Unwind_Backtrace@GOTPCREL]",
+        "test rax, rax",
+        "jz 2f",
+        "lea rdi, [rip + {step}]",
+        "xor esi, esi",
+        "call rax",
+        "2:",
+        "call {aborted}",
+        "ud2",
+        step = sym donjon_base::frames::step,
+        aborted = sym aborted,
+    )
+}
+
+/// `abort`, on a test host.
+#[cfg(not(donjon_guest))]
+pub extern "C" fn abort() -> ! {
+    aborted()
+}
+
+extern "C" fn aborted() -> ! {
+    use donjon_os::signal::{Disposition, SIGABRT, action, raise};
+    if action(SIGABRT).is_ok_and(|a| a.disposition == Disposition::Handler) {
+        let _ = raise(SIGABRT);
     }
     fault::end(format_args!("aborted"), fault::STATUS_ABORT)
 }
@@ -178,7 +205,7 @@ pub extern "C" fn getauxval(kind: c_ulong) -> c_ulong {
         4 => 56,
         #[cfg(donjon_guest)]
         5 => donjon_base::tls::program_headers().len() as c_ulong,
-        11 | 12 | 13 | 14 => c_ulong::from(UID),
+        11..=14 => c_ulong::from(UID),
         16 => c_ulong::from(core::arch::x86_64::__cpuid(1).edx),
         17 => 100,
         // AT_SECURE, AT_FLAGS: 0, and found.

@@ -1,7 +1,7 @@
 //! What a sealed machine with one process refuses by design: every function here fails with ENOSYS and does nothing else.
 //! `donjon audit` names who refers to them.
 
-#![expect(unsafe_code, reason = "C names")]
+#![cfg_attr(donjon_guest, expect(unsafe_code, reason = "C names"))]
 // UNSAFETY: exports symbols; nothing is dereferenced.
 
 use crate::errno::set;
@@ -20,7 +20,7 @@ macro_rules! refused {
 }
 
 // Other processes and programs.
-refused! { fork vfork clone execv execve execvp execvpe execveat fexecve wait waitpid waitid wait4 pidfd_open daemon setsid setpgid getpgid getsid }
+refused! { fork vfork clone execv execve execvp execvpe execveat fexecve execl execlp execle wait waitpid waitid wait4 pidfd_open pidfd_getpid pidfd_send_signal daemon setsid setpgid getpgid getsid }
 // Other processes' memory, tracing, profiling.
 refused! { ptrace process_vm_readv process_vm_writev perf_event_open }
 // The machine, its file systems and its name.
@@ -36,16 +36,24 @@ refused! { mremap mlock mlock2 munlock mlockall munlockall mincore msync remap_f
 // Watching files.
 refused! { inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_init }
 
-/// `posix_spawn`: refused; returns the error itself, as POSIX has it.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub extern "C" fn posix_spawn() -> c_int {
-    Errno::ENOSYS.0
+macro_rules! refused_directly {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: refused; returns the error itself, as POSIX has it.")]
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub extern "C" fn $name() -> c_int {
+            Errno::ENOSYS.0
+        }
+    )*};
 }
 
-/// `posix_spawnp`: refused; returns the error itself, as POSIX has it.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub extern "C" fn posix_spawnp() -> c_int {
-    Errno::ENOSYS.0
+refused_directly! {
+    posix_spawn posix_spawnp pidfd_spawnp
+    posix_spawn_file_actions_init posix_spawn_file_actions_destroy posix_spawn_file_actions_adddup2
+    posix_spawn_file_actions_addopen posix_spawn_file_actions_addclose
+    posix_spawn_file_actions_addchdir posix_spawn_file_actions_addchdir_np
+    posix_spawnattr_init posix_spawnattr_destroy posix_spawnattr_setflags posix_spawnattr_setsigdefault
+    posix_spawnattr_setsigmask posix_spawnattr_setpgroup posix_spawnattr_setcgroup_np
+    pthread_cancel pthread_setschedparam pthread_getschedparam pthread_setaffinity_np pthread_getaffinity_np
 }
 
 /// `system`: refused; -1 with ENOSYS.

@@ -120,7 +120,7 @@ pub extern "C" fn raise(number: c_int) -> c_int {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn kill(pid: c_int, number: c_int) -> c_int {
     ret_int(match (pid, number) {
-        (0 | 1 | -1, 0) => Ok(0),
+        (-1..=1, 0) => Ok(0),
         (0 | 1, n) => signal::raise(n).map(|()| 0),
         _ => Err(Errno::ESRCH),
     })

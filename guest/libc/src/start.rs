@@ -3,10 +3,9 @@
 #![expect(unsafe_code, reason = "runs the program's constructors and its main")]
 // UNSAFETY: linker-defined arrays, the program's `main`.
 
-use crate::{env, process, signal, unwind};
+use crate::{env, process, signal};
 use core::ffi::{c_char, c_int};
 use donjon_base::{boot, preempt, strings};
-use donjon_os::fault;
 
 type Constructor = extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char);
 
@@ -37,7 +36,6 @@ extern "C" fn donjon_guest_start() -> ! {
 extern "C" fn run(_: usize) -> ! {
     donjon_os::begin();
     signal::init();
-    fault::init(unwind::backtrace);
     let vectors = (|| Some((env::c_array(strings(boot().args))?, env::c_array(strings(boot().env))?)))();
     let Some(((argv, argc), (envp, _))) = vectors else {
         donjon_base::gate::fault_fmt(format_args!("too little memory for arguments and environment"), STATUS_NO_MEMORY)
@@ -52,7 +50,6 @@ extern "C" fn run(_: usize) -> ! {
         process::exit(main(argc, argv, envp))
     }
 }
-
 
 unsafe fn construct(
     start: *const [Constructor; 0],

@@ -529,7 +529,9 @@ pub unsafe extern "C" fn sem_trywait(s: *mut u32) -> c_int {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn sem_timedwait(s: *mut u32, at: *const timespec) -> c_int {
     // SAFETY: the caller's semaphore and time.
-    ret_int(unsafe { deadline_of(libc::CLOCK_REALTIME, at).and_then(|d| sem_take(AtomicU32::from_ptr(s), true, Some(d))) })
+    ret_int(unsafe {
+        deadline_of(libc::CLOCK_REALTIME, at).and_then(|d| sem_take(AtomicU32::from_ptr(s), true, Some(d)))
+    })
 }
 
 /// `sem_post`.

@@ -16,15 +16,7 @@ use donjon_os::{
 /// # Safety
 /// As the call with that number.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn syscall(
-    number: c_long,
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-) -> c_long {
+pub unsafe extern "C" fn syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long {
     let result = match number {
         // SAFETY: the caller's contract.
         libc::SYS_futex => unsafe { futex_call(a, b as c_int, c as u32, d, e, f as u32) },

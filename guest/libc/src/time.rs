@@ -132,12 +132,7 @@ pub unsafe extern "C" fn nanosleep(t: *const timespec, _left: *mut timespec) -> 
 /// # Safety
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn clock_nanosleep(
-    id: c_int,
-    flags: c_int,
-    t: *const timespec,
-    _left: *mut timespec,
-) -> c_int {
+pub unsafe extern "C" fn clock_nanosleep(id: c_int, flags: c_int, t: *const timespec, _left: *mut timespec) -> c_int {
     let deadline = (|| {
         now(id)?;
         if flags & libc::TIMER_ABSTIME != 0 {

@@ -93,46 +93,6 @@ pub unsafe extern "C" fn __tls_get_addr(index: *const [usize; 2]) -> *mut c_void
 }
 
 /// C++'s handle of this object.
+#[expect(non_upper_case_globals, reason = "its C name")]
 #[unsafe(no_mangle)]
 pub static __dso_handle: usize = 0;
-
-// ---- backtraces ----
-
-// A program that aborts on panic has no unwinder, so the reference is weak.
-core::arch::global_asm!(".weak _Unwind_Backtrace", ".weak _Unwind_GetIP");
-
-/// Walks the running thread's frames. False if the program has no unwinder.
-pub(crate) fn backtrace(frames: &mut dyn FnMut(usize) -> bool) -> bool {
-    type Step = extern "C" fn(*mut c_void, *mut c_void) -> c_int;
-    struct Walk<'a> {
-        frames: &'a mut dyn FnMut(usize) -> bool,
-        get_ip: extern "C" fn(*mut c_void) -> usize,
-    }
-    extern "C" fn step(context: *mut c_void, walk: *mut c_void) -> c_int {
-        // SAFETY: the walk outlives the call of `_Unwind_Backtrace` below.
-        let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
-        let ip = (walk.get_ip)(context);
-        // _URC_NO_REASON, or _URC_END_OF_STACK to stop.
-        if ip != 0 && (walk.frames)(ip) { 0 } else { 5 }
-    }
-    let (backtrace, get_ip): (usize, usize);
-    // SAFETY: reads two words of the global offset table.
-    unsafe {
-        core::arch::asm!(
-            "mov {}, [rip + _Unwind_Backtrace@GOTPCREL]",
-            "mov {}, [rip + _Unwind_GetIP@GOTPCREL]",
-            out(reg) backtrace,
-            out(reg) get_ip,
-            options(nostack, preserves_flags, readonly)
-        );
-    }
-    if backtrace == 0 || get_ip == 0 {
-        return false;
-    }
-    // SAFETY: the Itanium C++ ABI's types of these functions.
-    let (run, get_ip): (extern "C" fn(Step, *mut c_void) -> c_int, extern "C" fn(*mut c_void) -> usize) =
-        unsafe { (core::mem::transmute(backtrace as *const ()), core::mem::transmute(get_ip as *const ())) };
-    let mut walk = Walk { frames, get_ip };
-    run(step, (&raw mut walk).cast());
-    true
-}

@@ -14,17 +14,6 @@ pub const STATUS_FAULT: i32 = 70;
 /// Exit status of a guest that called `abort`.
 pub const STATUS_ABORT: i32 = 134;
 
-/// Walks the stack: calls the function with the address of each frame's instruction. In the libc door, which knows the
-/// unwinder. Returns false if it cannot.
-pub type Backtrace = fn(frames: &mut dyn FnMut(usize) -> bool) -> bool;
-
-static BACKTRACE: donjon_base::Lock<Option<Backtrace>> = donjon_base::Lock::new(None);
-
-/// Says who walks stacks.
-pub fn init(backtrace: Backtrace) {
-    *BACKTRACE.lock() = Some(backtrace);
-}
-
 /// A report under construction: fixed size, what does not fit is cut off.
 pub struct Report {
     text: [u8; 6000],
@@ -54,16 +43,28 @@ impl Report {
         };
     }
 
-    /// Adds the callers of the running code.
+    /// Adds the callers of the running code: what the unwinder found, or else what looks like return addresses.
     pub fn backtrace(&mut self) {
-        let f = if BACKTRACE.is_held() { None } else { *BACKTRACE.lock() };
-        let mut number = 0;
-        if let Some(f) = f {
-            f(&mut |addr| {
+        #[cfg(donjon_guest)]
+        {
+            let mut number = 0;
+            // The first is the entry point that asked the unwinder.
+            for addr in donjon_base::frames::collected().skip(1) {
                 self.frame(number, addr);
                 number += 1;
-                number < 64
-            });
+            }
+            if number == 0 {
+                let here = 0usize;
+                scan((&raw const here).addr(), 0, self);
+            }
+        }
+    }
+
+    /// Adds how much memory is in use.
+    pub fn memory(&mut self) {
+        if let Some((used, total)) = crate::mem::try_usage() {
+            let threads = sched::try_count().unwrap_or(0);
+            let _ = writeln!(self, "memory: {} of {} KiB in use; threads: {threads}", used / 1024, total / 1024);
         }
     }
 
@@ -96,6 +97,7 @@ pub fn end(what: fmt::Arguments<'_>, status: i32) -> ! {
     core::mem::forget(preempt::off());
     let mut r = Report::new(what);
     r.backtrace();
+    r.memory();
     r.send(status)
 }
 
@@ -120,21 +122,38 @@ fn donjon_guest_fault(f: &donjon_base::fault::Fault) -> ! {
         13 => Report::new(format_args!("general protection fault")),
         v => Report::new(format_args!("exception {v} (error code {:#x})", f.error)),
     };
-    r.frame(0, f.rip as usize);
-    scan(f.rsp as usize, &mut r);
+    let mut number = 0;
+    for addr in donjon_base::frames::collected().skip(1) {
+        r.frame(number, addr);
+        number += 1;
+    }
+    if number < 2 {
+        if number == 0 {
+            r.frame(0, f.rip as usize);
+        }
+        scan(f.rsp as usize, 1, &mut r);
+    }
+    r.memory();
     r.send(STATUS_FAULT)
 }
 
-/// Adds what looks like return addresses on the faulting thread's stack.
+/// Whether the faulting thread's stack can be walked: the stack pointer is in it, and not so low that it has overflowed.
 #[cfg(donjon_guest)]
-fn scan(rsp: usize, r: &mut Report) {
+#[unsafe(no_mangle)]
+fn donjon_guest_walkable(f: &donjon_base::fault::Fault) -> bool {
+    let stack = sched::try_current(|t| t.stack.as_ref().map(crate::thread::stack::Stack::range)).flatten();
+    stack.is_some_and(|(low, len)| (low..low + len).contains(&(f.rsp as usize)))
+}
+
+/// Adds what looks like return addresses on the running thread's stack, from `rsp` up.
+#[cfg(donjon_guest)]
+fn scan(rsp: usize, mut number: usize, r: &mut Report) {
     let b = boot();
     let stack = sched::try_current(|t| t.stack.as_ref().map(crate::thread::stack::Stack::range)).flatten();
     let Some((low, len)) = stack else { return };
     let text = b.image.base as usize..(b.image.base + b.image.len) as usize;
     let mut at = rsp.max(low).next_multiple_of(8);
     let end = (low + len).min(at.saturating_add(64 << 10));
-    let mut number = 1;
     while at < end && number < 40 {
         // SAFETY: inside the thread's stack, which is readable.
         let word = unsafe { core::ptr::read_volatile(at as *const usize) };

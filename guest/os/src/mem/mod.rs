@@ -45,6 +45,15 @@ pub fn total() -> usize {
     HEAP.lock().limit()
 }
 
+/// Bytes in use and bytes in all, or `None` if the heap is not accessible. For fault reports.
+pub(crate) fn try_usage() -> Option<(usize, usize)> {
+    if HEAP.is_held() {
+        return None;
+    }
+    let heap = HEAP.lock();
+    Some((heap.limit() - heap.available(), heap.limit()))
+}
+
 /// Gives free memory that is kept for reuse back to the host.
 pub fn trim() {
     HEAP.lock().trim();

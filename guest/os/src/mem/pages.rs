@@ -250,8 +250,7 @@ impl Pages {
         let addr = self.addr(start);
         // A run that is charged for less than it spans must not hold more than it is charged for.
         // SAFETY: the run is nobody's yet.
-        let zeroed =
-            zeroed || (charge < pages && unsafe { gate::discard(addr, pages as usize * PAGE) }.is_ok());
+        let zeroed = zeroed || (charge < pages && unsafe { gate::discard(addr, pages as usize * PAGE) }.is_ok());
         Some(Allocated { span, addr, zeroed })
     }
 

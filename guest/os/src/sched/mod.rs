@@ -19,7 +19,7 @@ mod waitqueue;
 
 use crate::{errno::Result, signal};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use donjon_base::{Lock, clock, context, gate, preempt, tls};
 use heap::Timers;
 use thread::{State, Thread};
@@ -58,6 +58,10 @@ struct Sched {
 static SCHED: Lock<Sched> = Lock::new(Sched::new());
 
 static POLLING: AtomicBool = AtomicBool::new(false);
+/// The pollers run because the guest is about to wait.
+static BEFORE_WAIT: AtomicBool = AtomicBool::new(false);
+/// Waits that have ended.
+static WAITS: AtomicU32 = AtomicU32::new(0);
 
 /// Makes the code that calls it the first thread: for tests.
 #[cfg(test)]
@@ -175,6 +179,22 @@ pub fn poll_now() {
     poll(clock::monotonic());
 }
 
+/// For pollers: whether the guest is going to wait at the host unless the poller makes a thread runnable. The wait will return
+/// at once if the device has something, so there is no need to look again at a device that was just found empty.
+pub fn before_wait() -> bool {
+    BEFORE_WAIT.load(Relaxed)
+}
+
+/// For pollers: how many waits at the host have ended.
+pub fn waits() -> u32 {
+    WAITS.load(Relaxed)
+}
+
+/// Whether another thread is ready to run, so that parking would not look after the pollers.
+pub fn others_ready() -> bool {
+    SCHED.lock().threads.any_ready()
+}
+
 /// Sleeps until `deadline` (monotonic, ns).
 pub fn sleep_until(deadline: u64) {
     while clock::monotonic() < deadline {
@@ -202,6 +222,11 @@ pub(crate) fn with_thread<R>(id: ThreadId, f: impl FnOnce(&mut Thread) -> R) -> 
     let mut s = SCHED.lock();
     let slot = s.threads.slot(id)?;
     Some(f(s.threads.get_mut(slot)))
+}
+
+/// Number of threads, or `None` if the scheduler's state is not accessible. For fault reports.
+pub(crate) fn try_count() -> Option<usize> {
+    (!SCHED.is_held()).then(thread_count)
 }
 
 /// Runs `f` on the running thread's record, or returns `None` if the scheduler's state is not accessible. For fault reports.
@@ -258,6 +283,7 @@ impl Sched {
         }
     }
 
+    #[cfg(any(donjon_guest, test))]
     fn add_main(&mut self) -> Result<u32> {
         let slot = self.threads.add(Thread::main(0))?;
         self.timers.reserve(1)?;
@@ -383,7 +409,9 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 /// Looks after the outside world until a thread can run, or once.
 fn idle() {
     let now = clock::monotonic();
+    BEFORE_WAIT.store(true, Relaxed);
     let deadline = poll(now);
+    BEFORE_WAIT.store(false, Relaxed);
     let deadline = {
         let s = SCHED.lock();
         if s.threads.any_ready() {
@@ -393,6 +421,7 @@ fn idle() {
     };
     let before = clock::monotonic();
     let ready = gate::wait(deadline.map(|d| d.saturating_sub(before)));
+    WAITS.store(WAITS.load(Relaxed).wrapping_add(1), Relaxed);
     SCHED.lock().idle += clock::monotonic().saturating_sub(before);
     if ready.stop {
         signal::stop_requested();
@@ -400,6 +429,7 @@ fn idle() {
 }
 
 /// The tick: the running thread has had its share.
+#[cfg(any(donjon_guest, test))]
 fn tick() {
     if gate::wait(Some(0)).stop {
         signal::stop_requested();
@@ -409,4 +439,3 @@ fn tick() {
         yield_now();
     }
 }
-

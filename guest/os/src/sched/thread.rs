@@ -64,17 +64,14 @@ pub(crate) struct Thread {
     pub c: crate::thread::CThread,
 }
 
+#[cfg(any(donjon_guest, test))]
 fn nothing(_: usize) {}
 
 impl Thread {
     /// The record of the thread that runs already.
+    #[cfg(any(donjon_guest, test))]
     pub fn main(tcb: usize) -> Thread {
-        Thread {
-            state: State::Running,
-            tcb,
-            name: *b"main\0\0\0\0\0\0\0\0\0\0\0\0",
-            ..Thread::blank(nothing, 0)
-        }
+        Thread { state: State::Running, tcb, name: *b"main\0\0\0\0\0\0\0\0\0\0\0\0", ..Thread::blank(nothing, 0) }
     }
 
     fn blank(entry: fn(usize), arg: usize) -> Thread {
