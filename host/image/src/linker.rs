@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::trim::cut_symboliser;
+use crate::trim::cut;
 
 /// Names the [`Spec`]; its presence makes the `donjon` program a linker.
 pub const SPEC_VAR: &str = "DONJON_LINK_SPEC";
@@ -181,7 +181,7 @@ fn keep(kept: &Path, index: usize, arg: String) -> io::Result<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let copy = kept.join(format!("{index}.{name}"));
     let mut bytes = fs::read(path)?;
-    if cut_symboliser(&mut bytes) {
+    if cut(&mut bytes) {
         fs::write(&copy, bytes)?;
     } else if fs::hard_link(path, &copy).is_err() {
         fs::copy(path, &copy)?;

@@ -1,24 +1,63 @@
 //! Takes code out of a program that cannot work in an image, before it is linked.
 //!
-//! std's panic handler symbolises backtraces inside the process: it opens the program's own file and decodes DWARF, for which it
-//! carries a decoder of more than 100 KB. In an image there is no such file; our hosts symbolise from the `.debug` file
-//! instead. `lld` cannot know that, so we cut the one call that leads there: the function gets the body `ret` and
-//! loses its relocations, and `--gc-sections` does the rest. A backtrace then has addresses without names, as it would have had.
+//! - std's panic handler symbolises backtraces inside the process: it opens the program's own file and decodes DWARF, for which it
+//!   carries decoders of more than 150 KB. In an image there is no such file; our hosts symbolise from the `.debug` file
+//!   instead. A backtrace then has addresses without names, as it would have had.
+//! - std handles SIGSEGV on stacks of its own, one for each thread, to say "has overflowed its stack". In an image a fault goes to the
+//!   host, which reports it, and there is no such signal.
 //!
-//! Where the function is not found (another std, no LTO), nothing changes.
+//! `lld` cannot know that, so we cut the functions that lead there: each gets the body `xor eax, eax; ret` (nothing, a null
+//! pointer, or `Ok(())`) and loses its relocations, and `--gc-sections` does the rest. Where a function is not found as
+//! expected (another std, no LTO), nothing changes.
 
-/// Parts of the mangled name of `std::backtrace_rs::symbolize::gimli::Cache::with_global`, which returns nothing.
-const SYMBOLISER: [&str; 2] = ["12backtrace_rs9symbolize5gimli", "5Cache11with_global"];
-const RET: u8 = 0xc3;
+/// A function that is cut.
+struct Cut {
+    /// How its mangled name begins.
+    start: &'static str,
+    /// What else is in its mangled name.
+    parts: &'static [&'static str],
+    /// It is cut only if the cut before it in the list was made.
+    follows: bool,
+}
+
+const CUTS: [Cut; 6] = [
+    // `std::backtrace_rs::symbolize::gimli::Cache::with_global::<…>()`
+    Cut { start: "_RI", parts: &["12backtrace_rs9symbolize5gimli", "5Cache11with_global"], follows: false },
+    // The callbacks that it would have called with a symbol: the closure in the closure in `_print_fmt(&Symbol)`, and
+    // `<SymbolName as Display>::fmt() -> Result<(), Error>`.
+    Cut { start: "_RNCNC", parts: &["3std3sys9backtrace10__print_fmt"], follows: true },
+    Cut {
+        start: "_RNvX",
+        parts: &["3std12backtrace_rs9symbolize", "10SymbolName", "3fmt7Display3fmt"],
+        follows: false,
+    },
+    // `std::sys::pal::unix::stack_overflow::imp::make_handler(bool, …) -> Handler`, which is a pointer that may be null.
+    Cut { start: "_RN", parts: &["3std3sys3pal4unix14stack_overflow3imp12make_handler"], follows: false },
+    // `drop_handler(*mut c_void)`, and `thread_info::set_current_info(…)` of which only the signal handler would have read.
+    Cut { start: "_RN", parts: &["3std3sys3pal4unix14stack_overflow3imp12drop_handler"], follows: true },
+    Cut { start: "_RN", parts: &["3std3sys3pal4unix14stack_overflow11thread_info16set_current_info"], follows: true },
+];
+
+/// `xor eax, eax; ret`
+const BODY: [u8; 3] = [0x31, 0xc0, 0xc3];
 
 const SHT_SYMTAB: u32 = 2;
 const SHT_RELA: u32 = 4;
 const STT_FUNC: u8 = 2;
 
-/// Cuts std's symboliser out of a relocatable object. Returns whether there was one.
-pub fn cut_symboliser(object: &mut [u8]) -> bool {
-    let found = functions(object, |name| SYMBOLISER.iter().all(|part| name.contains(part))).unwrap_or_default();
-    found.iter().map(|f| empty(object, f).is_some()).fold(false, |any, one| any | one)
+/// Cuts what cannot work out of a relocatable object. Returns whether there was anything.
+pub fn cut(object: &mut [u8]) -> bool {
+    let (mut any, mut made) = (false, false);
+    for cut in &CUTS {
+        if cut.follows && !made {
+            continue;
+        }
+        let wanted = |name: &str| name.starts_with(cut.start) && cut.parts.iter().all(|part| name.contains(part));
+        let found = functions(object, wanted).unwrap_or_default();
+        made = found.iter().map(|f| empty(object, f).is_some()).fold(false, |any, one| any | one);
+        any |= made;
+    }
+    any
 }
 
 /// A function that has a section to itself.
@@ -48,7 +87,7 @@ fn functions(b: &[u8], wanted: impl Fn(&str) -> bool) -> Option<Vec<Function>> {
             let alone = u64_at(b, symbol + 8)? == 0 && u64_at(b, symbol + 16)? == u64_at(b, section + 32)?;
             let name = b.get(names.checked_add(u32_at(b, symbol)? as usize)?..)?;
             let name = name.split(|&c| c == 0).next().and_then(|n| std::str::from_utf8(n).ok())?;
-            if alone && wanted(name) {
+            if alone && u64_at(b, symbol + 16)? >= BODY.len() && wanted(name) {
                 out.push(Function { symbol, section, index });
             }
         }
@@ -58,9 +97,9 @@ fn functions(b: &[u8], wanted: impl Fn(&str) -> bool) -> Option<Vec<Function>> {
 
 fn empty(b: &mut [u8], f: &Function) -> Option<()> {
     let code = u64_at(b, f.section + 24)?;
-    *b.get_mut(code)? = RET;
+    b.get_mut(code..code.checked_add(BODY.len())?)?.copy_from_slice(&BODY);
     for size in [f.section + 32, f.symbol + 16] {
-        b.get_mut(size..size + 8)?.copy_from_slice(&1u64.to_le_bytes());
+        b.get_mut(size..size.checked_add(8)?)?.copy_from_slice(&(BODY.len() as u64).to_le_bytes());
     }
     let relocations: Vec<usize> =
         headers(b)?.filter(|&s| u32_at(b, s + 4) == Some(SHT_RELA) && u32_at(b, s + 44) == Some(f.index)).collect();
@@ -127,29 +166,36 @@ mod tests {
     }
 
     #[test]
-    fn the_symboliser_is_cut_and_nothing_else() {
+    fn dead_functions_are_cut_and_nothing_else() {
         let name = "_RINvMs0_NtNtNtCs1_3std12backtrace_rs9symbolize5gimliNtB6_5Cache11with_globalE";
         let mut bytes = sample(name);
-        assert!(cut_symboliser(&mut bytes));
+        assert!(cut(&mut bytes));
         let o = object::File::parse(&*bytes).unwrap();
         let section = |n: &str| {
             let symbol = o.symbols().find(|s| s.name() == Ok(n)).unwrap();
             (o.section_by_index(symbol.section_index().unwrap()).unwrap(), symbol.size())
         };
-        let (cut, size) = section(name);
-        assert_eq!((cut.data().unwrap(), size, cut.relocations().count()), (&[RET][..], 1, 0));
+        let (emptied, size) = section(name);
+        assert_eq!((emptied.data().unwrap(), size, emptied.relocations().count()), (&BODY[..], 3, 0));
         assert_eq!(section("other").0.data().unwrap(), [0x90; 20]);
         let mut bytes = sample("_ZN4user4main");
         let before = bytes.clone();
-        assert!(!cut_symboliser(&mut bytes));
+        assert!(!cut(&mut bytes));
         assert_eq!(bytes, before);
     }
 
     #[test]
+    fn a_cut_that_follows_needs_the_one_before() {
+        // Without `make_handler`, `drop_handler` has work to do.
+        assert!(!cut(&mut sample("_RNvNtCs1_3std3sys3pal4unix14stack_overflow3imp12drop_handler")));
+        assert!(cut(&mut sample("_RNvNtCs1_3std3sys3pal4unix14stack_overflow3imp12make_handler")));
+    }
+
+    #[test]
     fn damaged_objects_are_left_alone() {
-        let bytes = sample("5Cache11with_global12backtrace_rs9symbolize5gimli");
+        let bytes = sample("_RI5Cache11with_global12backtrace_rs9symbolize5gimli");
         for n in 0..bytes.len() {
-            cut_symboliser(&mut bytes[..n].to_vec());
+            cut(&mut bytes[..n].to_vec());
         }
     }
 }
