@@ -743,3 +743,40 @@ pub unsafe extern "C" fn mkdtemp(template: *mut c_char) -> *mut c_char {
         }
     }
 }
+
+/// `pathconf(3)`: the limits of the file tree; -1 without an error for what has none.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn pathconf(name: *const c_char, what: c_int) -> core::ffi::c_long {
+    // SAFETY: by contract.
+    limit(unsafe { path(name) }.and_then(|p| fs::stat(At::Cwd, p, true, false)), what)
+}
+
+/// `fpathconf(3)`.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn fpathconf(fd: c_int, what: c_int) -> core::ffi::c_long {
+    limit(fd::stat(fd), what)
+}
+
+fn limit(file: Result<Stat>, what: c_int) -> core::ffi::c_long {
+    if let Err(e) = file {
+        set(e);
+        return -1;
+    }
+    match what {
+        libc::_PC_NAME_MAX => fs::NAME_MAX as i64,
+        libc::_PC_PATH_MAX => fs::PATH_MAX as i64 + 1,
+        libc::_PC_PIPE_BUF => 4096,
+        libc::_PC_LINK_MAX => i64::from(u32::MAX),
+        libc::_PC_NO_TRUNC | libc::_PC_CHOWN_RESTRICTED => 1,
+        libc::_PC_2_SYMLINKS => 1,
+        libc::_PC_FILESIZEBITS => 64,
+        libc::_PC_SYMLINK_MAX => -1,
+        _ => {
+            set(Errno::EINVAL);
+            -1
+        }
+    }
+}

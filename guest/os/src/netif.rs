@@ -23,6 +23,11 @@ const BATCH: usize = 16;
 const ROUNDS: usize = 8;
 /// Room for a frame without segmentation offload: header, Ethernet, MTU up to 1500 and some.
 const SMALL: usize = 2048;
+/// Frames of up to [`SMALL`] bytes that go out together.
+const OUT_BATCH: usize = 16;
+/// How long a later send may wait for company, ns: the first one after a look at the device goes out at once, the others with the next look
+/// (when the thread parks or asks for events, or at the tick), so that a burst of answers is one call of the gate.
+const DEFER: u64 = 50_000;
 /// How long a connection attempt waits for an address after the network was started.
 const ADDRESS_WAIT: u64 = 5_000_000_000;
 
@@ -36,16 +41,23 @@ struct Net {
     started: u64,
     /// The device was full; the rest goes out when it has room.
     full: bool,
+    /// When something was sent since the last look at the device.
+    sent_at: Option<u64>,
+    /// Ended waits when the device was last found empty.
+    empty_at: Option<u32>,
 }
 
-/// Buffers for frames that come in.
+/// Buffers for frames.
 struct Device {
+    /// Room for what comes in.
     room: PageRun,
     each: usize,
+    /// Small frames that wait for the gate call, and their lengths. Those before `sent` are gone.
+    out: PageRun,
+    lengths: [u16; OUT_BATCH],
+    filled: usize,
+    sent: usize,
 }
-
-/// Sends through the gate.
-struct Sink;
 
 /// The sink of a guest without a device: frames vanish.
 struct Nowhere;
@@ -53,9 +65,50 @@ struct Nowhere;
 static NET: Global<Option<Box<Net>>> = Global::new(None);
 static ADDRESSES: Global<Option<Rc<Watch>>> = Global::new(None);
 
-impl FrameSink for Sink {
+impl Device {
+    /// Hands waiting frames to the gate. Whether all are gone.
+    fn push(&mut self) -> bool {
+        if self.sent < self.filled {
+            let pieces: [[Piece<'_>; 2]; OUT_BATCH] = core::array::from_fn(|i| {
+                let frame = &self.out[i * SMALL..][..usize::from(self.lengths[i])];
+                let (header, rest) = frame.split_at(NET_HDR_LEN.min(frame.len()));
+                [Piece::new(header), Piece::new(rest)]
+            });
+            let frames: [TxFrame<'_>; OUT_BATCH] = core::array::from_fn(|i| TxFrame::new(&pieces[i]));
+            let batch = &frames[self.sent..self.filled];
+            // What the device refuses for good is lost, as networks lose frames.
+            self.sent += gate::net_send(batch).unwrap_or(batch.len());
+        }
+        if self.sent < self.filled {
+            return false;
+        }
+        (self.sent, self.filled) = (0, 0);
+        true
+    }
+}
+
+impl FrameSink for Device {
     fn send(&mut self, header: NetHdr, head: &[u8], payload: &[&[u8]]) -> Sent {
         let header = header.to_bytes();
+        let total = NET_HDR_LEN + head.len() + payload.iter().map(|p| p.len()).sum::<usize>();
+        if self.filled == OUT_BATCH && !self.push() {
+            return Sent::Full;
+        }
+        if total <= SMALL {
+            let mut rest = &mut self.out[self.filled * SMALL..][..total];
+            for piece in [&header[..], head].into_iter().chain(payload.iter().copied()) {
+                let (here, later) = rest.split_at_mut(piece.len());
+                here.copy_from_slice(piece);
+                rest = later;
+            }
+            self.lengths[self.filled] = total as u16;
+            self.filled += 1;
+            return Sent::Done;
+        }
+        // In order: what waits goes first.
+        if !self.push() {
+            return Sent::Full;
+        }
         let mut pieces = [Piece::new(&[]); 62];
         pieces[0] = Piece::new(&header);
         pieces[1] = Piece::new(head);
@@ -65,7 +118,6 @@ impl FrameSink for Sink {
         }
         match gate::net_send(&[TxFrame::new(&pieces[..2 + count])]) {
             Ok(0) => Sent::Full,
-            // A frame that the device refuses for good is a lost frame.
             Ok(_) | Err(_) => Sent::Done,
         }
     }
@@ -102,20 +154,35 @@ impl Net {
             configure(&mut stack);
             device = Some(Device::new(info.flags & net::RX_GSO != 0, page.memory)?);
         }
-        Ok(Box::new(Net { stack, device, owners: Vec::new(), generation: 0, started: now, full: false }))
+        Ok(Box::new(Net {
+            stack,
+            device,
+            owners: Vec::new(),
+            generation: 0,
+            started: now,
+            full: false,
+            sent_at: None,
+            empty_at: None,
+        }))
     }
 
     fn output(&mut self, now: u64) {
-        let done = match self.device {
-            Some(_) => self.stack.output(now, &mut Sink),
+        let done = match &mut self.device {
+            Some(device) => {
+                let done = self.stack.output(now, device);
+                if device.push() { done } else { Output::Full }
+            }
             None => self.stack.output(now, &mut Nowhere),
         };
         self.full = done == Output::Full;
     }
 
-    /// Takes one batch of frames from the device; whether there may be more.
-    fn input(&mut self, now: u64) -> bool {
-        let Some(device) = &mut self.device else { return false };
+    /// Takes one batch of frames from the device: whether there were any, and whether there may be more.
+    fn input(&mut self, now: u64) -> (bool, bool) {
+        let Some(device) = &mut self.device else { return (false, false) };
+        if crate::sched::before_wait() && self.empty_at == Some(crate::sched::waits()) {
+            return (false, false);
+        }
         let mut sizes = [0usize; BATCH];
         let each = device.each;
         let usable = (device.room.len() / each).min(BATCH);
@@ -135,7 +202,8 @@ impl Net {
                 self.stack.input(now, NetHdr::from_bytes(*header), frame);
             }
         }
-        count > 0
+        self.empty_at = (count < usable).then(crate::sched::waits);
+        (count > 0, count == usable)
     }
 }
 
@@ -144,9 +212,16 @@ impl Device {
         let (each, count) = match gso {
             false => (SMALL.max((boot().net.mtu as usize + 64).next_multiple_of(64)).min(FRAME_MAX), BATCH),
             // Pages that no frame touches cost nothing, but they count; a small guest takes its frames in smaller batches.
-            true => (FRAME_MAX.next_multiple_of(donjon_base::PAGE), if memory < 32 << 20 { 2 } else { 8 }),
+            true => (FRAME_MAX.next_multiple_of(donjon_base::PAGE), (memory >> 22).clamp(2, BATCH as u64) as usize),
         };
-        Ok(Device { room: PageRun::new(each * count).ok_or(Errno::ENOMEM)?, each })
+        Ok(Device {
+            room: PageRun::new(each * count).ok_or(Errno::ENOMEM)?,
+            each,
+            out: PageRun::new(SMALL * OUT_BATCH).ok_or(Errno::ENOMEM)?,
+            lengths: [0; OUT_BATCH],
+            filled: 0,
+            sent: 0,
+        })
     }
 }
 
@@ -190,11 +265,17 @@ pub fn with<R>(f: impl FnOnce(&mut Stack) -> R) -> Result<R> {
     NET.with(|n| n.as_mut().map(|n| f(&mut n.stack))).ok_or(Errno::ENETDOWN)
 }
 
-/// Sends what is to be sent, now, and tells the sockets what happened (loopback traffic arrives here).
+/// Sends what is to be sent and tells the sockets what happened (loopback traffic arrives here). The first call after a look at the
+/// device does so at once; others within [`DEFER`] leave it to the next look.
 pub fn flush() {
     let worked = NET.with(|n| match n {
         Some(n) if n.stack.wants_output() && !n.full => {
-            n.output(clock::monotonic());
+            let now = clock::monotonic();
+            if n.sent_at.is_some_and(|at| now.saturating_sub(at) < DEFER) {
+                return false;
+            }
+            n.sent_at = Some(now);
+            n.output(now);
             true
         }
         _ => false,
@@ -204,16 +285,35 @@ pub fn flush() {
     }
 }
 
+/// The same, at once.
+pub fn flush_now() {
+    NET.with(|n| n.as_mut().map(|n| n.sent_at = None));
+    flush();
+}
+
+/// [`flush`] for what was sent to `local` (this machine itself: at once, as loopback traffic always is) or elsewhere.
+pub fn flush_to(local: bool) {
+    if local { flush_now() } else { flush() }
+}
+
+/// Whether packets to that address stay in this machine.
+pub fn is_local(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback()
+        || NET.with(|n| n.as_ref().is_some_and(|n| n.stack.addresses().iter().any(|a| a.address.to_canonical() == ip)))
+}
+
 /// Called by the scheduler: on ticks, when idle, and when someone looks for news.
 fn poll(now: u64) -> Option<u64> {
     let mut now = now;
     for round in 0..ROUNDS {
         let more = NET.with(|n| {
             let Some(n) = n else { return false };
-            let more = n.input(now);
-            if more || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
+            let (some, more) = n.input(now);
+            if some || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
                 n.output(now);
             }
+            n.sent_at = None;
             more
         });
         deliver();
@@ -346,6 +446,9 @@ pub fn resolvers() -> Vec<IpAddr> {
     let mut found = Vec::new();
     if let Some(lease) = NET.with(|n| n.as_ref().and_then(|n| n.stack.dhcp_lease())) {
         found.extend(lease.dns.iter().filter(|a| !a.is_unspecified()).map(|a| IpAddr::V4(*a)));
+    }
+    if let Some(ip) = NET.with(|n| n.as_ref().and_then(|n| n.stack.advertised_dns())) {
+        found.push(IpAddr::V6(ip));
     }
     let fixed = info.ipv4_dns.iter().map(|a| IpAddr::V4(Ipv4Addr::from(*a)));
     for ip in fixed.chain([IpAddr::V6(Ipv6Addr::from(info.ipv6_dns))]) {

@@ -231,6 +231,13 @@ pub fn wait_on(watch: &Watch, mask: u32, deadline: Option<u64>) -> Result<Woken>
     Ok(if woken == Wake::Unparked { Woken::Event } else { Woken::TimedOut })
 }
 
+/// Looks at the devices before the running thread parks. If no other thread is ready, parking itself does that, without a switch.
+pub fn look_before_parking() {
+    if crate::sched::others_ready() {
+        crate::sched::poll_now();
+    }
+}
+
 /// Repeats `attempt` until it does not answer `EAGAIN`, waiting for `mask` between attempts.
 pub fn blocking<T>(
     file: &File<dyn Object>,
@@ -244,8 +251,7 @@ pub fn blocking<T>(
     }
     let reading = mask & events::IN != 0;
     let deadline = file.obj.timeout(reading).map(|t| donjon_base::clock::monotonic().saturating_add(t));
-    // A device may hold what is waited for; one look is cheaper than a switch to the idle loop and back.
-    crate::sched::poll_now();
+    look_before_parking();
     loop {
         match attempt() {
             Err(Errno::EAGAIN) => {}

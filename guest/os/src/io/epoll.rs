@@ -398,8 +398,10 @@ pub fn wait(epfd: i32, out: &mut [Event], deadline: Option<u64>) -> Result<usize
     loop {
         let mut n = set.interest.collect(out);
         if n == 0 {
-            // Frames may be there already: one look at the device is cheaper than a switch to the idle loop and back.
-            crate::sched::poll_now();
+            match deadline {
+                Some(0) => crate::sched::poll_now(),
+                _ => fd::look_before_parking(),
+            }
             n = set.interest.collect(out);
         }
         if n > 0 {

@@ -23,7 +23,10 @@ pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
     let _guard = donjon_base::preempt::off();
     let mut n = check(fds);
     if n == 0 {
-        crate::sched::poll_now();
+        match deadline {
+            Some(0) => crate::sched::poll_now(),
+            _ => fd::look_before_parking(),
+        }
         n = check(fds);
     }
     if n > 0 || deadline.is_some_and(|d| d <= donjon_base::clock::monotonic()) {

@@ -18,6 +18,8 @@ struct Tcp {
     handle: Handle,
     common: Common,
     v6_only: Cell<bool>,
+    /// The peer is this machine.
+    local: Cell<bool>,
     /// Parameters while keep-alive is off; the stack knows them only while it is on.
     keep_alive: Cell<KeepAlive>,
     watch: Watch,
@@ -27,12 +29,18 @@ struct Tcp {
 pub fn socket(domain: i32, status: i32) -> Result<FileRef> {
     fd::headroom()?;
     let handle = netif::with(|s| s.tcp_socket(stack_domain(domain)))?.map_err(err)?;
-    open(handle, Common::new(domain, SOCK_STREAM, IPPROTO_TCP), false, status)
+    open(handle, Common::new(domain, SOCK_STREAM, IPPROTO_TCP), false, false, status)
 }
 
-fn open(handle: Handle, common: Common, v6_only: bool, status: i32) -> Result<FileRef> {
-    let tcp =
-        Tcp { handle, common, v6_only: Cell::new(v6_only), keep_alive: Cell::new(KEEP_ALIVE), watch: Watch::new() };
+fn open(handle: Handle, common: Common, v6_only: bool, local: bool, status: i32) -> Result<FileRef> {
+    let tcp = Tcp {
+        handle,
+        common,
+        v6_only: Cell::new(v6_only),
+        local: Cell::new(local),
+        keep_alive: Cell::new(KEEP_ALIVE),
+        watch: Watch::new(),
+    };
     // If this fails, dropping `tcp` closes the handle.
     let file = fd::open_file(tcp, fd::O_RDWR | status)?;
     netif::own(handle, &file)?;
@@ -52,7 +60,7 @@ impl Tcp {
         let mut options = self.options()?;
         change(&mut options);
         netif::with(|s| s.set_tcp_options(self.handle, options))?.map_err(err)?;
-        netif::flush();
+        netif::flush_to(self.local.get());
         Ok(())
     }
 
@@ -115,7 +123,7 @@ impl Socket for Tcp {
         }
         fd::headroom()?;
         let (handle, peer) = netif::with(|s| s.accept(self.handle))?.map_err(err)?;
-        let file = open(handle, self.common.inherited(), self.v6_only.get(), flags)?;
+        let file = open(handle, self.common.inherited(), self.v6_only.get(), netif::is_local(peer.ip()), flags)?;
         Ok((file, shown(self.common.domain, peer)))
     }
 
@@ -129,7 +137,8 @@ impl Socket for Tcp {
     fn connect(&self, addr: &Addr) -> Result<()> {
         let addr = destination(self.common.domain, addr)?;
         netif::with(|s| s.connect(self.handle, addr))?.map_err(err)?;
-        netif::flush();
+        self.local.set(netif::is_local(addr.ip()));
+        netif::flush_now();
         // Over loopback the answer may be there already.
         match self.connected() {
             Ok(true) => Ok(()),
@@ -156,14 +165,14 @@ impl Socket for Tcp {
             Error::NotConnected => Errno::EPIPE,
             e => err(e),
         })?;
-        netif::flush();
+        netif::flush_to(self.local.get());
         Ok(n)
     }
 
     fn recv(&self, bufs: &mut [&mut [u8]], flags: i32) -> Result<Received> {
         let mode = if flags & msg::PEEK != 0 { RecvMode::Peek } else { RecvMode::Take };
         let n = netif::with(|s| s.recv(self.handle, bufs, mode))?.map_err(err)?;
-        netif::flush();
+        netif::flush_to(self.local.get());
         Ok(Received { copied: n, len: n, from: None })
     }
 
@@ -174,7 +183,7 @@ impl Socket for Tcp {
             How::Both => Shutdown::Both,
         };
         netif::with(|s| s.shutdown(self.handle, how))?.map_err(err)?;
-        netif::flush();
+        netif::flush_to(self.local.get());
         self.watch.notify(events::ALL);
         Ok(())
     }
@@ -308,7 +317,7 @@ impl Object for Tcp {
         if file.ctl.nonblocking() || netif::with(|s| s.shutdown(self.handle, Shutdown::Write)) != Ok(Ok(())) {
             return;
         }
-        netif::flush();
+        netif::flush_to(self.local.get());
         let deadline = donjon_base::clock::monotonic().saturating_add(u64::from(seconds) * 1_000_000_000);
         let done = || netif::with(|s| s.tcp_info(self.handle).map_or(true, |i| i.send_queue == 0)).unwrap_or(true);
         while !done() {
@@ -330,6 +339,6 @@ impl Drop for Tcp {
                     if self.common.linger.get() == Some(0) { s.abort(self.handle) } else { s.close(self.handle) }
                 },
             );
-        netif::flush();
+        netif::flush_to(self.local.get());
     }
 }

@@ -10,7 +10,7 @@ use crate::socket::option::{self, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOC
 use crate::socket::{Addr, Common, How, Received, SOCK_DGRAM, Socket, Value, msg};
 use core::cell::Cell;
 use core::net::{IpAddr, Ipv4Addr};
-use donjon_net::{BindOptions, Handle, RecvMode};
+use donjon_net::{BindOptions, Error, Handle, RecvMode};
 
 /// Linux's default of both buffers, bytes.
 const BUFFER: u32 = 212_992;
@@ -19,6 +19,8 @@ struct Udp {
     handle: Handle,
     common: Common,
     v6_only: Cell<bool>,
+    /// The peer is this machine.
+    local: Cell<bool>,
     /// Receive and send buffer, as `getsockopt` shows them.
     buffers: Cell<(u32, u32)>,
     /// Halves that are shut down.
@@ -35,6 +37,7 @@ pub fn socket(domain: i32, status: i32) -> Result<FileRef> {
         handle,
         common: Common::new(domain, SOCK_DGRAM, IPPROTO_UDP),
         v6_only: Cell::new(false),
+        local: Cell::new(false),
         buffers: Cell::new((BUFFER, BUFFER)),
         read_shut: Cell::new(false),
         write_shut: Cell::new(false),
@@ -76,7 +79,9 @@ impl Socket for Udp {
             return netif::with(|s| s.disconnect(self.handle))?.map_err(err);
         }
         let addr = destination(self.common.domain, addr)?;
-        netif::with(|s| s.connect(self.handle, addr))?.map_err(err)
+        netif::with(|s| s.connect(self.handle, addr))?.map_err(err)?;
+        self.local.set(netif::is_local(addr.ip()));
+        Ok(())
     }
 
     fn send(&self, bufs: &[&[u8]], to: Option<&Addr>, _flags: i32) -> Result<usize> {
@@ -88,16 +93,28 @@ impl Socket for Udp {
         if to.is_some_and(|t| plain(t.ip()) == broadcast) && !self.common.broadcast.get() {
             return Err(Errno::EACCES);
         }
-        let n = netif::with(|s| s.send_to(self.handle, bufs, to, None))?.map_err(err)?;
-        netif::flush();
-        Ok(n)
+        let send = || netif::with(|s| s.send_to(self.handle, bufs, to, None));
+        let n = match send()? {
+            // Full of datagrams that only wait for company.
+            Err(Error::WouldBlock) => {
+                netif::flush_now();
+                send()?
+            }
+            done => done,
+        };
+        let local = match to {
+            Some(to) => netif::is_local(to.ip()),
+            None => self.local.get(),
+        };
+        netif::flush_to(local);
+        n.map_err(err)
     }
 
     fn recv(&self, bufs: &mut [&mut [u8]], flags: i32) -> Result<Received> {
         let mode = if flags & msg::PEEK != 0 { RecvMode::Peek } else { RecvMode::Take };
         match netif::with(|s| s.recv_from(self.handle, bufs, mode))? {
             Ok(d) => Ok(Received { copied: d.copied, len: d.len, from: Some(shown(self.common.domain, d.from)) }),
-            Err(donjon_net::Error::WouldBlock) if self.read_shut.get() => Ok(Received::default()),
+            Err(Error::WouldBlock) if self.read_shut.get() => Ok(Received::default()),
             Err(e) => Err(err(e)),
         }
     }
