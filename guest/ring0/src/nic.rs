@@ -29,12 +29,15 @@ mod feature {
 
 /// Bytes of a receive buffer: a whole Ethernet frame.
 const RX_SIZE: u32 = Each::HalfPage.size();
-/// Receive buffers that the device gets at first, and each time it has run out of them.
-const RX_STEP: u16 = 16;
+/// Receive buffers that the device gets at first, and each time it has run out of them. With segmentation offload it needs enough for
+/// the largest frame at once, else it waits for more for ever.
+const RX_STEP: [u16; 2] = [16, 64];
 /// Most receive buffers.
-const RX_MAX: u16 = 64;
+const RX_MAX: [u16; 2] = [64, SIZE_MAX];
 const RX: u16 = 0;
 const TX: u16 = 1;
+/// Most buffers that the longest frame takes.
+const CHAIN_MAX: usize = FRAME_MAX.div_ceil(RX_SIZE as usize);
 /// Most frames in one call.
 const BATCH_MAX: u64 = 4096;
 
@@ -70,6 +73,8 @@ pub struct Nic {
     rx_pool: Pool,
     tx_pool: Pool,
     features: u64,
+    /// See [`RX_STEP`].
+    step: u16,
     /// Receive buffers that the device has got so far.
     posted: u16,
     /// The last `send` found the device full.
@@ -84,7 +89,8 @@ impl Nic {
         let mut features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
         // Large frames are received in merged buffers only, and neither side of segmentation works without its checksums.
         let mut forgo = 0;
-        if features & feature::MRG_RXBUF == 0 || features & feature::GUEST_CSUM == 0 {
+        let maximum = [RX, TX].map(|q| transport.queue_max(mem, q));
+        if features & feature::MRG_RXBUF == 0 || features & feature::GUEST_CSUM == 0 || maximum[0] < RX_STEP[1] {
             forgo |= feature::GUEST_TSO4 | feature::GUEST_TSO6;
         }
         if features & feature::CSUM == 0 {
@@ -94,11 +100,11 @@ impl Nic {
             wanted &= !forgo;
             features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
         }
-        let maximum = [RX, TX].map(|q| transport.queue_max(mem, q));
+        let large = usize::from(features & (feature::GUEST_TSO4 | feature::GUEST_TSO6) != 0);
         let mut frame = || space.frames.alloc(&mut space.mem).ok_or(Lie("there is no memory for its queues"));
         let (rx_page, tx_page) = (frame()?, frame()?);
         let short = Lie("its queues are too short");
-        let rx = Queue::new(rx_page, maximum[0], RX_MAX).ok_or(short)?;
+        let rx = Queue::new(rx_page, maximum[0], RX_MAX[large]).ok_or(short)?;
         let tx = Queue::new(tx_page, maximum[1], SIZE_MAX).ok_or(short)?;
         let mem = &mut space.mem;
         transport.set_queue(mem, RX, &rx);
@@ -119,10 +125,11 @@ impl Nic {
             rx_pool: Pool::new(Each::HalfPage),
             tx_pool,
             features,
+            step: RX_STEP[large],
             posted: 0,
             full: false,
         };
-        nic.post(space, RX_STEP);
+        nic.post(space, nic.step);
         if nic.posted == 0 {
             return Err(Lie("there is no memory for its buffers"));
         }
@@ -203,7 +210,7 @@ impl Nic {
         if self.tx.free() < needed && (self.reclaim(&space.mem).is_err() || self.tx.free() < needed) {
             return Ok(false);
         }
-        let mut chain = [(0, PhysAddr(0), 0); SIZE_MAX as usize];
+        let mut chain = [(0, PhysAddr(0), 0); CHAIN_MAX];
         let mut taken = 0;
         let mut left = total as u32;
         let mut result = Ok(true);
@@ -276,7 +283,7 @@ impl Nic {
             }
         }
         if starved && self.posted < self.rx.size() {
-            self.post(space, RX_STEP);
+            self.post(space, self.step);
         }
         if self.rx.publish(&mut space.mem) {
             self.transport.notify(&mut space.mem, self.notify[0], RX);
@@ -294,7 +301,7 @@ impl Nic {
         }
         // The guest's side first: a frame is not lost to a bad pointer.
         let mut iov = Iov::read(space, frame)?;
-        let mut buffers = [(0u16, 0u32); RX_MAX as usize];
+        let mut buffers = [(0u16, 0u32); CHAIN_MAX];
         let mut used = 0;
         let mut wanted = 1;
         let mut total = 0;
