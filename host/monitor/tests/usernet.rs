@@ -82,6 +82,16 @@ fn the_gateway_answers_arp() {
 }
 
 #[test]
+fn malformed_frames_hurt_nothing() {
+    // The same frames in every run.
+    for seed in 1..=4 {
+        let seed = (0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed)).to_string();
+        let r = run_with(image(), &[], &["junk", &seed, "20000"]);
+        assert_eq!(r.out, "gateway [52, 55, a, 0, 2, 2]\n", "seed {seed}: {r:?}");
+    }
+}
+
+#[test]
 fn published_port_echoes_and_half_close_passes() {
     let guest = Guest::echo("0").ready();
     for _ in 0..3 {

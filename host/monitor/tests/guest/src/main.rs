@@ -427,6 +427,10 @@ extern "sysv64" fn main(page: u64) -> ! {
             exit(0)
         }
         "arp" => arp(),
+        "junk" => {
+            junk(number(args.next()), number(args.next()));
+            arp()
+        }
         "echo" => net::echo(number(args.next()), false),
         "http" => net::echo(0, true),
         "connect" => net::connect(args.next().unwrap_or("?"), number(args.next())),
@@ -478,6 +482,81 @@ extern "sysv64" fn main(page: u64) -> ! {
             exit(0)
         }
         other => panic!("unknown {other}"),
+    }
+}
+
+/// Sends frames that are wrong in all ways: random ones, and ones that begin well.
+fn junk(seed: u64, count: u64) {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut frame = [0u8; 12 + 1600];
+    for _ in 0..count {
+        for word in frame.chunks_exact_mut(8) {
+            word.copy_from_slice(&next().to_le_bytes());
+        }
+        if next() % 4 != 0 {
+            frame[..12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        }
+        let e = &mut frame[12..];
+        if next() % 8 != 0 {
+            e[..6].copy_from_slice(&[0x52, 0x55, 10, 0, 2, 2]);
+        }
+        let (kind, protocol) = (next() % 4, [1u8, 6, 17, 58][(next() % 4) as usize]);
+        match kind {
+            0 => {
+                e[12..16].copy_from_slice(&[8, 0, 0x45 + (next() % 16 / 15) as u8, 0]);
+                let len = (next() % 1500) as u16;
+                e[16..18].copy_from_slice(&len.to_be_bytes());
+                if next() % 2 == 0 {
+                    e[20..22].fill(0);
+                }
+                e[23] = protocol;
+                e[26..34].copy_from_slice(&[10, 0, 2, 15, 10, 0, 2, 2]);
+                e[24..26].fill(0);
+                let sum: u32 = e[14..34].chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+                let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+                e[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            1 => {
+                e[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                let len = (next() % 1500) as u16;
+                e[18..20].copy_from_slice(&len.to_be_bytes());
+                e[20] = if next() % 3 == 0 { [0, 43, 44, 60][(next() % 4) as usize] } else { protocol };
+                e[22..24].copy_from_slice(&[0xfd, 0]);
+                e[24..37].fill(0);
+                e[37] = 0x15;
+                e[38..40].copy_from_slice(&[0xfd, 0]);
+                e[40..53].fill(0);
+                e[53] = 2;
+            }
+            2 => e[12..20].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4]),
+            _ => {}
+        }
+        let len = next() % 1612 + 1;
+        let first = len.min(12);
+        let iov = [
+            IoVec { base: frame.as_ptr() as u64, len: first },
+            IoVec { base: frame.as_ptr() as u64 + 12, len: len - first },
+        ];
+        let mut f = Frame { iov: iov.as_ptr() as u64, iov_count: 2, len: 0 };
+        while gate(Call::NetSend, &raw mut f as u64, 1, 0) == 0 {
+            gate(Call::Wait, 1_000_000, 0, 0);
+        }
+    }
+    // What came back does not matter.
+    let end = now() + 300_000_000;
+    while now() < end {
+        let mut bytes = [0u8; 2048];
+        let iov = IoVec { base: bytes.as_mut_ptr() as u64, len: 2048 };
+        let mut f = Frame { iov: &raw const iov as u64, iov_count: 1, len: 0 };
+        if gate(Call::NetRecv, &raw mut f as u64, 1, 0) == 0 {
+            gate(Call::Wait, 10_000_000, 0, 0);
+        }
     }
 }
 
