@@ -7,7 +7,7 @@ use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
 use crate::tcp::conn::is;
 use crate::tcp::head::{self, ETH, HEAD_MAX, Out, Path};
-use crate::types::{FrameSink, Output, Sent};
+use crate::types::{FrameSink, IpOptions, Output, Sent};
 use crate::{Handle, NetHdr, Offload};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -26,6 +26,17 @@ pub(crate) struct Frame {
     pub bytes: Vec<u8>,
     /// The UDP socket whose send buffer it fills.
     pub owner: Option<Handle>,
+}
+
+/// A TCP segment without payload.
+#[derive(Default)]
+pub(crate) struct Control<'a> {
+    pub seq: u32,
+    pub ack: u32,
+    pub flags: u8,
+    pub window: u16,
+    pub options: &'a [u8],
+    pub ip: IpOptions,
 }
 
 pub(crate) struct Egress {
@@ -314,10 +325,11 @@ impl Stack {
     }
 
     /// Sends a TCP segment without payload that belongs to no connection object.
-    pub(crate) fn send_control(&mut self, tuple: &Tuple, seq: u32, ack: u32, flags: u8, window: u16, options: &[u8]) {
+    pub(crate) fn send_control(&mut self, tuple: &Tuple, c: Control) {
         let path = if self.iface.is_local(tuple.remote.ip) { self.local_path() } else { self.link_path([0; 6]) };
         self.egress.ident = self.egress.ident.wrapping_add(1);
-        let out = Out { tuple, seq, ack, flags, window, options, mss: 0xffff, ident: self.egress.ident };
+        let Control { seq, ack, flags, window, options, ip } = c;
+        let out = Out { tuple, seq, ack, flags, window, options, mss: 0xffff, ident: self.egress.ident, ip };
         let mut buffer = [0; HEAD_MAX];
         let (len, hdr) = head::tcp(&mut buffer, &path, &out, &[], 0);
         let mut bytes = Vec::new();

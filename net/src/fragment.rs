@@ -6,7 +6,7 @@ use crate::ingress::Meta;
 use crate::stack::Stack;
 use crate::tcp::SECOND;
 use crate::tcp::head::{self, ETH, IpHead, ip_len};
-use crate::{Error, Handle, NetHdr};
+use crate::{Error, Handle, IpOptions, NetHdr};
 use alloc::vec::Vec;
 
 /// Datagrams being put together at a time.
@@ -131,12 +131,12 @@ impl Stack {
         }
     }
 
-    /// Sends a transport datagram, its checksum done, in fragments.
+    /// Sends a UDP datagram, its checksum done, in fragments.
     pub(crate) fn send_fragments(
         &mut self,
         src: Ip,
         dst: Ip,
-        protocol: u8,
+        options: IpOptions,
         data: &[u8],
         owner: Option<Handle>,
     ) -> Result<(), Error> {
@@ -156,13 +156,13 @@ impl Stack {
             bytes.resize(ETH + ip, 0);
             let len = extra + piece.len();
             let h = bytes.get_mut(ETH..).unwrap_or(&mut []);
-            let protocol_here = if extra == 0 { protocol } else { 44 };
-            IpHead { src, dst, protocol: protocol_here, ttl: 64, ident: id as u16, whole: false }.write(h, len);
+            let protocol_here = if extra == 0 { 17 } else { 44 };
+            IpHead { src, dst, protocol: protocol_here, options, ident: id as u16, whole: false }.write(h, len);
             if extra == 0 {
                 head::set_fragment(h, offset, more);
             } else {
                 let [o0, o1] = (offset as u16 | u16::from(more)).to_be_bytes();
-                bytes.extend_from_slice(&[protocol, 0, o0, o1]);
+                bytes.extend_from_slice(&[17, 0, o0, o1]);
                 bytes.extend_from_slice(&id.to_be_bytes());
             }
             bytes.extend_from_slice(piece);

@@ -9,7 +9,7 @@ use crate::socket::{Kind, Sock};
 use crate::stack::Stack;
 use crate::tcp::head::{ETH, IpHead, ip_len};
 use crate::tcp::le;
-use crate::types::TcpState;
+use crate::types::{IpOptions, TcpState};
 use crate::{NetHdr, net_hdr};
 use alloc::vec::Vec;
 
@@ -39,7 +39,8 @@ impl Stack {
         self.egress.ident = self.egress.ident.wrapping_add(1);
         let ident = self.egress.ident;
         if let Some(h) = bytes.get_mut(ETH..) {
-            IpHead { src, dst, protocol, ttl, ident, whole: false }.write(h, len);
+            IpHead { src, dst, protocol, options: IpOptions { hop_limit: ttl, tos: 0 }, ident, whole: false }
+                .write(h, len);
         }
         let flags = if self.iface.is_local(dst) { net_hdr::DATA_VALID } else { 0 };
         let hdr = NetHdr { flags, num_buffers: 1, ..NetHdr::default() };

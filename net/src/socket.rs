@@ -5,7 +5,7 @@ use crate::ports::{self, EPHEMERAL, EPHEMERAL_COUNT, overlap};
 use crate::stack::Stack;
 use crate::tcp::conn::{Conn, is};
 use crate::tcp::listen::Listener;
-use crate::types::{BindOptions, Domain, Ready, TcpOptions, TcpState};
+use crate::types::{BindOptions, Domain, IpOptions, Ready, TcpOptions, TcpState};
 use crate::udp::Udp;
 use crate::{Error, Handle};
 use alloc::boxed::Box;
@@ -37,12 +37,14 @@ pub(crate) struct Fresh {
     pub reuse: bool,
     pub v6_only: bool,
     pub options: TcpOptions,
+    pub ip: IpOptions,
     pub error: Option<Error>,
 }
 
 impl Fresh {
     pub fn new(domain: Domain, options: TcpOptions) -> Fresh {
-        Fresh { domain, local: End::NONE, bound: false, reuse: false, v6_only: false, options, error: None }
+        let ip = IpOptions::default();
+        Fresh { domain, local: End::NONE, bound: false, reuse: false, v6_only: false, options, ip, error: None }
     }
 }
 
@@ -206,6 +208,33 @@ impl Stack {
             Kind::Listener(_) => None,
             Kind::Udp(u) => u.error.take(),
         }
+    }
+
+    /// What the socket's IP headers say.
+    pub fn ip_options(&self, handle: Handle) -> Result<IpOptions, Error> {
+        Ok(match self.kind(handle)? {
+            Kind::Fresh(f) => f.ip,
+            Kind::Tcp(c) => c.ip,
+            Kind::Listener(l) => l.ip,
+            Kind::Udp(u) => u.ip,
+        })
+    }
+
+    /// Sets what the socket's IP headers say.
+    pub fn set_ip_options(&mut self, handle: Handle, mut options: IpOptions) -> Result<(), Error> {
+        if options.hop_limit == 0 {
+            return Err(Error::Invalid);
+        }
+        if !matches!(self.kind(handle)?, Kind::Udp(_)) {
+            options.tos &= !3;
+        }
+        match self.kind_mut(handle)? {
+            Kind::Fresh(f) => f.ip = options,
+            Kind::Tcp(c) => c.ip = options,
+            Kind::Listener(l) => l.ip = options,
+            Kind::Udp(u) => u.ip = options,
+        }
+        Ok(())
     }
 
     /// Gives the handle up. A connection sends what is queued and FIN and finishes in the background; with data unread it

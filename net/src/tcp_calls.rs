@@ -1,6 +1,7 @@
 //! The calls of TCP sockets.
 
 use crate::addr::{End, Tuple};
+use crate::egress::Control;
 use crate::ports::{self, EPHEMERAL, EPHEMERAL_COUNT};
 use crate::socket::{Fresh, Kind, Sock};
 use crate::stack::{Stack, cx};
@@ -54,6 +55,7 @@ impl Stack {
             ready: VecDeque::new(),
             pending: VecDeque::new(),
             options: f.options,
+            ip: f.ip,
         };
         *self.kind_mut(handle)? = Kind::Listener(Box::new(listener));
         Ok(())
@@ -91,6 +93,7 @@ impl Stack {
             ready: VecDeque::new(),
             pending: VecDeque::new(),
             options: TcpOptions::default(),
+            ip: IpOptions::default(),
         };
         let handle = self.new_socket(Kind::Listener(Box::new(listener)))?;
         self.any_listener = Some(handle.slot);
@@ -120,7 +123,7 @@ impl Stack {
             Some(Sock { kind: Kind::Listener(l), .. }) => l.options,
             _ => TcpOptions::default(),
         };
-        let handle = self.promote(pending.slot, &options, 0)?;
+        let handle = self.promote(pending.slot, &options, IpOptions::default(), 0)?;
         if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(handle.slot) {
             (c.snd_nxt, c.snd_max) = (c.iss, c.iss);
         }
@@ -137,7 +140,7 @@ impl Stack {
 
     pub(crate) fn tcp_connect(&mut self, handle: Handle, remote: End) -> Result<(), Error> {
         let Kind::Fresh(f) = self.kind(handle)? else { return Err(Error::Invalid) };
-        let (mut local, bound, options, domain) = (f.local, f.bound, f.options, f.domain);
+        let (mut local, bound, options, domain, ip) = (f.local, f.bound, f.options, f.domain, f.ip);
         if remote.port == 0 || remote.ip.is_multicast() || self.iface.is_broadcast(remote.ip) {
             return Err(Error::NetworkUnreachable);
         }
@@ -164,6 +167,7 @@ impl Stack {
         if self.iface.is_local(remote.ip) {
             c.flags |= is::LOCAL;
         }
+        c.ip = ip;
         if domain == Domain::V6 {
             c.flags |= is::V6;
         }
@@ -202,6 +206,15 @@ impl Stack {
     /// Queues the pieces, as far as there is room; returns how many bytes. WouldBlock if there is no room at all.
     /// BrokenPipe after a shutdown or a received RST (the caller raises SIGPIPE where it wants to).
     pub fn send(&mut self, handle: Handle, pieces: &[&[u8]]) -> Result<usize, Error> {
+        self.send_pieces(handle, pieces, false)
+    }
+
+    /// The same, when more follows at once (MSG_MORE): a last segment that is not full waits for it, 200 ms at most.
+    pub fn send_more(&mut self, handle: Handle, pieces: &[&[u8]]) -> Result<usize, Error> {
+        self.send_pieces(handle, pieces, true)
+    }
+
+    fn send_pieces(&mut self, handle: Handle, pieces: &[&[u8]], more: bool) -> Result<usize, Error> {
         match self.kind(handle)? {
             Kind::Tcp(_) => {}
             Kind::Fresh(_) | Kind::Listener(_) => return Err(Error::NotConnected),
@@ -211,7 +224,7 @@ impl Stack {
         let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(handle.slot) else {
             return Err(Error::BadHandle);
         };
-        let result = c.send(&cx, pieces);
+        let result = c.send(&cx, pieces, more);
         if result.is_ok() {
             self.settle(handle.slot);
         }
@@ -257,14 +270,15 @@ impl Stack {
                 Ok(())
             }
             Kind::Listener(l) if how != Shutdown::Write && !l.any => {
-                let (ready, local, v6_only, options) = (core::mem::take(&mut l.ready), l.local, l.v6_only, l.options);
+                let (ready, local, v6_only, options, ip) =
+                    (core::mem::take(&mut l.ready), l.local, l.v6_only, l.options, l.ip);
                 let domain = if local.ip.is_v4() { Domain::V4 } else { Domain::V6 };
                 for (slot, generation) in ready {
                     if self.sockets.is(slot, generation) {
                         self.tcp_abort(slot);
                     }
                 }
-                let fresh = Fresh { domain, local, bound: true, reuse: true, v6_only, options, error: None };
+                let fresh = Fresh { domain, local, bound: true, reuse: true, v6_only, options, ip, error: None };
                 *self.kind_mut(handle)? = Kind::Fresh(Box::new(fresh));
                 self.raise(handle.slot, Ready::HANGUP.union(Ready::READABLE));
                 Ok(())
@@ -354,7 +368,7 @@ impl Stack {
         self.after_emit(slot);
         self.remove_socket(slot);
         if tell {
-            self.send_control(&tuple, seq, ack, flag::RST | flag::ACK, 0, &[]);
+            self.send_control(&tuple, Control { seq, ack, flags: flag::RST | flag::ACK, ..Control::default() });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Between connections and the stack: demultiplexing, handshakes without a connection, and what follows from a connection's change of state.
 
 use crate::addr::{End, Ip, Tuple};
-use crate::egress::LOCAL_MTU;
+use crate::egress::{Control, LOCAL_MTU};
 use crate::ports;
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
@@ -12,7 +12,7 @@ use crate::tcp::listen::Listener;
 use crate::tcp::segment::Segment;
 use crate::tcp::time_wait::Old;
 use crate::tcp::*;
-use crate::types::{Ready, TcpOptions, TcpState};
+use crate::types::{IpOptions, Ready, TcpOptions, TcpState};
 use crate::{Error, Handle};
 use alloc::boxed::Box;
 
@@ -186,12 +186,13 @@ impl Stack {
             options[len..len + 4].copy_from_slice(&[1, 3, 3, WINDOW_SCALE]);
             len += 4;
         }
-        let limit = match self.sockets.get(h.listener.0).map(|s| &s.kind) {
-            Some(Kind::Listener(l)) => l.options.receive_buffer.unwrap_or(WINDOW_INITIAL),
-            _ => WINDOW_INITIAL,
+        let (limit, ip) = match self.sockets.get(h.listener.0).map(|s| &s.kind) {
+            Some(Kind::Listener(l)) => (l.options.receive_buffer.unwrap_or(WINDOW_INITIAL), l.ip),
+            _ => (WINDOW_INITIAL, IpOptions::default()),
         };
         let window = limit.clamp(2048, self.config.limits.receive_buffer.max(2048)).min(WINDOW_INITIAL) as u16;
-        self.send_control(&tuple, seq, ack, flag::SYN | flag::ACK, window, options.get(..len).unwrap_or(&[]));
+        let options = options.get(..len).unwrap_or(&[]);
+        self.send_control(&tuple, Control { seq, ack, flags: flag::SYN | flag::ACK, window, options, ip });
     }
 
     /// A segment for a half-open connection.
@@ -223,9 +224,9 @@ impl Stack {
         }
         let (listener, generation) = h.listener;
         let alive = self.sockets.is(listener, generation);
-        let options = match self.sockets.get(listener).map(|s| &s.kind) {
+        let (options, ip) = match self.sockets.get(listener).map(|s| &s.kind) {
             // When the queue is full, the acknowledgement is as good as lost; SYN-ACK goes out again later.
-            Some(Kind::Listener(l)) if alive && l.takes_connection() => l.options,
+            Some(Kind::Listener(l)) if alive && l.takes_connection() => (l.options, l.ip),
             Some(Kind::Listener(_)) if alive => return,
             _ => {
                 self.remove_half(slot);
@@ -233,7 +234,7 @@ impl Stack {
                 return;
             }
         };
-        let Ok(handle) = self.promote(slot, &options, is::UNACCEPTED) else { return };
+        let Ok(handle) = self.promote(slot, &options, ip, is::UNACCEPTED) else { return };
         if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener) {
             l.ready.push_back((handle.slot, handle.generation));
         }
@@ -242,7 +243,13 @@ impl Stack {
     }
 
     /// Makes a connection of a half-open entry.
-    pub(crate) fn promote(&mut self, slot: u32, options: &TcpOptions, flags: u32) -> Result<Handle, Error> {
+    pub(crate) fn promote(
+        &mut self,
+        slot: u32,
+        options: &TcpOptions,
+        ip: IpOptions,
+        flags: u32,
+    ) -> Result<Handle, Error> {
         let h = self.half.slab.get(slot).ok_or(Error::BadHandle)?;
         let tuple = h.tuple;
         if self.memory_free() < size_of::<Conn>() {
@@ -251,7 +258,7 @@ impl Stack {
         let (mss, offset) = (self.link_mss(&tuple), self.ts_offset(&tuple));
         let mut c = Conn::from_half(h, options, &self.config.limits, offset, mss, self.now);
         c.flags |= flags | is::HASHED;
-        c.charged = 0;
+        c.ip = ip;
         if self.iface.is_local(tuple.remote.ip) {
             c.flags |= is::LOCAL;
         }
@@ -322,7 +329,8 @@ impl Stack {
             len = 12;
         }
         let (tuple, seq, ack, window) = (o.tuple, o.snd_nxt, o.rcv_nxt, o.window);
-        self.send_control(&tuple, seq, ack, flag::ACK, window, options.get(..len).unwrap_or(&[]));
+        let options = options.get(..len).unwrap_or(&[]);
+        self.send_control(&tuple, Control { seq, ack, flags: flag::ACK, window, options, ..Control::default() });
     }
 
     pub(crate) fn remove_time_wait(&mut self, slot: u32) {
@@ -337,11 +345,12 @@ impl Stack {
         if seg.flags & flag::RST != 0 || !self.reset_bucket.take(self.now) {
             return;
         }
-        if seg.flags & flag::ACK != 0 {
-            self.send_control(tuple, seg.ack, 0, flag::RST, 0, &[]);
+        let reset = if seg.flags & flag::ACK != 0 {
+            Control { seq: seg.ack, flags: flag::RST, ..Control::default() }
         } else {
-            self.send_control(tuple, 0, seg.seq.wrapping_add(seg.len), flag::RST | flag::ACK, 0, &[]);
-        }
+            Control { ack: seg.seq.wrapping_add(seg.len), flags: flag::RST | flag::ACK, ..Control::default() }
+        };
+        self.send_control(tuple, reset);
     }
 
     /// Tells a half-open peer that there is nothing for it.
@@ -349,7 +358,7 @@ impl Stack {
         let Some(h) = self.half.slab.get(slot) else { return };
         let (tuple, ack) = (h.tuple, h.irs.wrapping_add(1));
         self.remove_half(slot);
-        self.send_control(&tuple, 0, ack, flag::RST | flag::ACK, 0, &[]);
+        self.send_control(&tuple, Control { ack, flags: flag::RST | flag::ACK, ..Control::default() });
     }
 
     /// Puts a new connection into the demultiplexer. False if there is no memory.

@@ -107,6 +107,21 @@ pub struct TcpOptions {
     pub receive_buffer: Option<u32>,
 }
 
+/// What the IP headers of a socket's packets say; a listener's are inherited by its connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IpOptions {
+    /// TTL or hop limit. Default 64.
+    pub hop_limit: u8,
+    /// TOS or traffic class. Default 0. The ECN bits are not sent for TCP.
+    pub tos: u8,
+}
+
+impl Default for IpOptions {
+    fn default() -> Self {
+        IpOptions { hop_limit: 64, tos: 0 }
+    }
+}
+
 /// How to bind.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BindOptions {

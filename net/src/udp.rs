@@ -39,6 +39,7 @@ pub(crate) struct Udp {
     pub v6_only: bool,
     pub any: bool,
     pub remote: Option<End>,
+    pub ip: IpOptions,
     pub error: Option<Error>,
     queue: VecDeque<Received>,
     /// Bytes in the queue with overhead, and most of them.
@@ -62,6 +63,7 @@ impl Udp {
             v6_only: false,
             any: false,
             remote: None,
+            ip: IpOptions::default(),
             error: None,
             queue: VecDeque::new(),
             held: 0,
@@ -228,6 +230,10 @@ impl Stack {
         owner: Option<Handle>,
     ) -> Result<(), Error> {
         let route = self.iface.route(to.ip).ok_or(Error::NetworkUnreachable)?;
+        let options = match owner.map(|h| self.kind(h)) {
+            Some(Ok(Kind::Udp(u))) => u.ip,
+            _ => IpOptions::default(),
+        };
         let local = route == Route::Local;
         let ip = ip_len(from.ip);
         let at = ETH + ip;
@@ -266,10 +272,10 @@ impl Stack {
         self.egress.ident = self.egress.ident.wrapping_add(1);
         let ident = self.egress.ident;
         if !whole {
-            return self.send_fragments(from.ip, to.ip, 17, bytes.get(at..).unwrap_or(&[]), owner);
+            return self.send_fragments(from.ip, to.ip, options, bytes.get(at..).unwrap_or(&[]), owner);
         }
         if let Some(h) = bytes.get_mut(ETH..) {
-            IpHead { src: from.ip, dst: to.ip, protocol: 17, ttl: 64, ident, whole: false }.write(h, 8 + len);
+            IpHead { src: from.ip, dst: to.ip, protocol: 17, options, ident, whole: false }.write(h, 8 + len);
         }
         self.charge_sending(owner, bytes.len());
         self.send_packet(to.ip, Frame { hdr, bytes, owner });

@@ -23,7 +23,7 @@ fn base(port: u16, from_client: bool) -> u64 {
 
 fn chaos(seed: u64, faults: Faults, local: bool) {
     let tso = Offload { tx_csum: true, tso4: true, tso6: true };
-    let offload = if seed % 2 == 0 && faults.corrupt == 0 { tso } else { Offload::default() };
+    let offload = if seed.is_multiple_of(2) && faults.corrupt == 0 { tso } else { Offload::default() };
     let mut sim = Sim::with(seed, Config { offload, ..config(1) }, Config { offload, ..config(2) });
     sim.faults = faults;
     let mut rng = Rng(seed.wrapping_mul(77) | 1);

@@ -785,3 +785,30 @@ fn a_probe_with_data_into_a_closed_window_is_answered() {
     sim.flush();
     assert_eq!(sim.frames[1], before + 1, "{:?}", sim.stacks[1].tcp_info(s));
 }
+
+#[test]
+fn more_to_come_and_header_options() {
+    let mut sim = Sim::new(29);
+    let l = sim.listen(1, 80, 8);
+    sim.stacks[1].set_ip_options(l, IpOptions { hop_limit: 9, tos: 0x10 }).unwrap();
+    assert_eq!(sim.stacks[1].set_ip_options(l, IpOptions { hop_limit: 0, tos: 0 }), Err(Error::Invalid));
+    let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let log = seen.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if side == 1 && f[12..14] == [8, 0] {
+            log.borrow_mut().push((f[22], f[15]));
+        }
+        false
+    }));
+    let c = sim.connect(0, at(2, 80));
+    sim.run(100 * MS);
+    let (s, _) = sim.stacks[1].accept(l).unwrap();
+    assert_eq!(sim.stacks[1].ip_options(s).unwrap(), IpOptions { hop_limit: 9, tos: 0x10 });
+    assert_eq!(sim.stacks[1].send_more(s, &[b"head"]), Ok(4));
+    sim.run(50 * MS);
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::READABLE));
+    sim.stacks[1].send(s, &[b"body"]).unwrap();
+    sim.run(50 * MS);
+    assert_eq!(drain_all(&mut sim.stacks[0], c), 8);
+    assert!(seen.borrow().len() >= 2 && seen.borrow().iter().all(|&s| s == (9, 0x10)), "{seen:?}");
+}

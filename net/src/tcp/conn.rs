@@ -7,7 +7,7 @@ use super::reassembly::Reassembly;
 use super::*;
 use crate::addr::Tuple;
 use crate::bytes::ByteQueue;
-use crate::types::{KeepAlive, Ready, RecvMode, TcpInfo, TcpOptions, TcpState};
+use crate::types::{IpOptions, KeepAlive, Ready, RecvMode, TcpInfo, TcpOptions, TcpState};
 use crate::{Error, Limits};
 
 /// Bits of [`Conn::flags`].
@@ -57,6 +57,8 @@ pub(crate) mod is {
     pub const PRESSED: u32 = 1 << 16;
     /// An AF_INET6 socket.
     pub const V6: u32 = 1 << 22;
+    /// The owner said that more follows at once (MSG_MORE).
+    pub const MORE: u32 = 1 << 23;
 }
 
 /// A connection. Sequence numbers and windows as in RFC 9293 §3.3.1; times in ns unless they say otherwise.
@@ -66,6 +68,7 @@ pub(crate) struct Conn {
     pub state: TcpState,
     pub flags: u32,
     pub error: Option<Error>,
+    pub ip: IpOptions,
     /// Events that the stack has yet to queue.
     pub events: Ready,
 
@@ -175,6 +178,7 @@ impl Conn {
             state: TcpState::SynSent,
             flags: 0,
             error: None,
+            ip: IpOptions::default(),
             events: Ready(0),
             iss,
             snd_una: iss,
@@ -342,7 +346,8 @@ impl Conn {
         self.events = self.events.union(ready);
     }
 
-    pub fn send(&mut self, cx: &Cx, pieces: &[&[u8]]) -> Result<usize, Error> {
+    /// Queues data; `more`: hold the last segment back if it is not full.
+    pub fn send(&mut self, cx: &Cx, pieces: &[&[u8]], more: bool) -> Result<usize, Error> {
         if let Some(e) = self.error.take() {
             return Err(e);
         }
@@ -381,6 +386,7 @@ impl Conn {
             self.flags |= is::WANTS_ROOM;
             return Err(if self.send.is_empty() { Error::NoMemory } else { Error::WouldBlock });
         }
+        self.flags = self.flags & !is::MORE | if more { is::MORE } else { 0 };
         Ok(taken)
     }
 

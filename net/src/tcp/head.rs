@@ -4,6 +4,7 @@ use super::flag;
 use crate::Offload;
 use crate::addr::{Ip, Tuple};
 use crate::checksum::Sum;
+use crate::types::IpOptions;
 use donjon_abi::{NetHdr, net_hdr};
 
 /// Ethernet, IPv6 and TCP with all options.
@@ -33,6 +34,7 @@ pub(crate) struct Out<'a> {
     /// Payload per segment, should this be a super-frame.
     pub mss: usize,
     pub ident: u16,
+    pub ip: IpOptions,
 }
 
 /// Bytes of an IP header.
@@ -53,7 +55,7 @@ pub(crate) struct IpHead {
     pub src: Ip,
     pub dst: Ip,
     pub protocol: u8,
-    pub ttl: u8,
+    pub options: IpOptions,
     /// IPv4 only.
     pub ident: u16,
     /// Must not be fragmented (IPv4 only).
@@ -70,7 +72,8 @@ impl IpHead {
             h[2..4].copy_from_slice(&((len + 20) as u16).to_be_bytes());
             h[4..6].copy_from_slice(&self.ident.to_be_bytes());
             h[6] = if self.whole { 0x40 } else { 0 };
-            h[8] = self.ttl;
+            h[1] = self.options.tos;
+            h[8] = self.options.hop_limit;
             h[9] = self.protocol;
             h[12..16].copy_from_slice(&self.src.0[12..]);
             h[16..].copy_from_slice(&self.dst.0[12..]);
@@ -79,10 +82,11 @@ impl IpHead {
             h[10..12].copy_from_slice(&sum.finish());
         } else {
             let Some(h) = out.first_chunk_mut::<40>() else { return };
-            h[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+            let tos = self.options.tos;
+            h[..4].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0]);
             h[4..6].copy_from_slice(&(len as u16).to_be_bytes());
             h[6] = self.protocol;
-            h[7] = self.ttl;
+            h[7] = self.options.hop_limit;
             h[8..24].copy_from_slice(&self.src.0);
             h[24..].copy_from_slice(&self.dst.0);
         }
@@ -115,7 +119,7 @@ pub(crate) fn tcp(
     let tcp_len = 20 + o.options.len();
     let end = tcp_at + tcp_len;
     ethernet(out, path, v4);
-    IpHead { src, dst, protocol: 6, ttl: 64, ident: o.ident, whole: true }
+    IpHead { src, dst, protocol: 6, options: o.ip, ident: o.ident, whole: true }
         .write(&mut out[ip_at..], tcp_len + payload_len);
     let Some(h) = out[tcp_at..].first_chunk_mut::<20>() else { return (0, NetHdr::default()) };
     h[..2].copy_from_slice(&o.tuple.local.port.to_be_bytes());

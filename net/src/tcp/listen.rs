@@ -1,7 +1,7 @@
 //! A listener: two bounded queues, and no buffer for a connection that does not exist yet.
 
 use crate::addr::End;
-use crate::types::TcpOptions;
+use crate::types::{IpOptions, TcpOptions};
 use alloc::collections::VecDeque;
 
 /// Largest backlog (Linux' `somaxconn`).
@@ -20,6 +20,7 @@ pub(crate) struct Listener {
     /// Slots and generations of half-open entries that wait for the owner's decision.
     pub pending: VecDeque<(u32, u32)>,
     pub options: TcpOptions,
+    pub ip: IpOptions,
 }
 
 impl Listener {

@@ -207,7 +207,7 @@ impl Conn {
         if self.has(is::FIN_QUEUED) {
             return false;
         }
-        self.has(is::CORK) || (!self.has(is::NODELAY) && lt(self.snd_una, self.snd_small))
+        self.has(is::CORK | is::MORE) || (!self.has(is::NODELAY) && lt(self.snd_una, self.snd_small))
     }
 
     /// Largest payload of one frame.
@@ -337,6 +337,7 @@ impl Conn {
             options: options.get(..opt_len).unwrap_or(&[]),
             mss: usize::from(self.mss) - opt_len.saturating_sub(if self.has(is::TS) { 12 } else { 0 }).min(40),
             ident: plan.seq as u16,
+            ip: self.ip,
         };
         let mut buffer = [0; HEAD_MAX];
         let payload = pieces.get(..count).unwrap_or(&[]);
