@@ -124,7 +124,10 @@ fn shim(root: &Path, out: &Path, toolchain: &Toolchain) {
 
 /// Builds `package` as a guest and returns its archive.
 fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], opt: &str) -> PathBuf {
-    let target_dir = out.join("cargo");
+    // One for all profiles and features of the outer build: what the guest is made of does not depend on them.
+    // `OUT_DIR` is TARGET/PROFILE/build/PACKAGE/out.
+    let shared = out.ancestors().find(|a| a.ends_with("build")).and_then(|build| build.parent()?.parent());
+    let target_dir = shared.unwrap_or(out).join("donjon-guest");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap());
     clean(&mut cargo);
     let mut flags = flags.to_vec();

@@ -36,6 +36,8 @@ pub struct Spec {
     pub libgcc: Vec<PathBuf>,
     /// Where the inputs and the diagnoses of links are kept.
     pub state: PathBuf,
+    /// Tells apart what runs at the same time: a process id.
+    pub invocation: u32,
     /// Changes whenever a program must be linked again although cargo sees no change.
     pub stamp: String,
     /// For work on the guest object itself: link although symbols are missing. Calling one ends the guest.
@@ -68,19 +70,24 @@ impl Spec {
     /// Writes the spec to a file; the path is the value for [`SPEC_VAR`].
     pub fn save(&self) -> io::Result<PathBuf> {
         fs::create_dir_all(&self.state)?;
-        let path = self.state.join("spec.json");
+        let path = self.own("spec");
         fs::write(&path, serde_json::to_vec(self)?)?;
         Ok(path)
     }
 
-    /// The diagnosis of the last link that failed, if any did since [`Spec::forget_diagnosis`].
-    pub fn diagnosis(&self) -> Option<Diagnosis> {
-        serde_json::from_slice(&fs::read(self.state.join("diagnosis.json")).ok()?).ok()
+    /// A file of this invocation of the command; others may run at the same time.
+    fn own(&self, what: &str) -> PathBuf {
+        self.state.join(format!("{what}-{}.json", self.invocation))
     }
 
-    /// To be called before cargo is.
-    pub fn forget_diagnosis(&self) {
-        _ = fs::remove_file(self.state.join("diagnosis.json"));
+    /// The diagnosis of the last link of this invocation that failed, if any did.
+    pub fn diagnosis(&self) -> Option<Diagnosis> {
+        serde_json::from_slice(&fs::read(self.own("diagnosis")).ok()?).ok()
+    }
+
+    /// Removes the files of this invocation.
+    pub fn forget(&self) {
+        ["spec", "diagnosis"].iter().for_each(|what| _ = fs::remove_file(self.own(what)));
     }
 
     /// Links `output` again if that was last done with another guest object.
@@ -166,7 +173,7 @@ fn run(spec: &Path) -> io::Result<Result<(), Diagnosis>> {
     let args = args.into_iter().enumerate().map(|(i, arg)| keep(&kept, i, arg)).collect::<io::Result<_>>()?;
     let result = spec.link(args, &output)?;
     if let Err(diagnosis) = &result {
-        fs::write(spec.state.join("diagnosis.json"), serde_json::to_vec(diagnosis)?)?;
+        fs::write(spec.own("diagnosis"), serde_json::to_vec(diagnosis)?)?;
     }
     Ok(result)
 }

@@ -258,7 +258,7 @@ impl Project {
             fs::create_dir_all(dir).map_err(io(dir))?;
         }
         // Never a half-written image under the final name.
-        let part = with_suffix(out, ".part");
+        let part = with_suffix(out, &format!(".{}.part", std::process::id()));
         fs::write(&part, &image).map_err(io(&part))?;
         fs::rename(&part, out).map_err(io(out))?;
         let debug = with_suffix(out, ".debug");
@@ -326,8 +326,20 @@ impl Project {
         wanted: impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec = self.spec(options)?;
+        spec.forget();
+        let result = self.cargo_with(&spec, args, options, wanted);
+        spec.forget();
+        result
+    }
+
+    fn cargo_with(
+        &self,
+        spec: &Spec,
+        args: Vec<String>,
+        options: &Options,
+        wanted: impl Fn(&Target, bool) -> bool,
+    ) -> Result<Vec<Program>, BuildError> {
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
-        spec.forget_diagnosis();
         let ourselves = env::current_exe().map_err(|e| BuildError::Tool("donjon", e))?;
         let flags = [
             format!("-Clinker={}", ourselves.display()),
@@ -405,10 +417,13 @@ impl Project {
         let io = |e| BuildError::Io(object.clone(), e);
         fs::create_dir_all(&state).map_err(|e| BuildError::Io(state.clone(), e))?;
         if fs::read(&object).ok().as_deref() != Some(GUEST_OBJECT) {
-            fs::write(&object, GUEST_OBJECT).map_err(io)?;
+            // Another invocation may be linking with it.
+            let part = with_suffix(&object, &format!(".{}", std::process::id()));
+            fs::write(&part, GUEST_OBJECT).and_then(|()| fs::rename(&part, &object)).map_err(io)?;
         }
         let stamp = format!("{stamp}-{}", linker::REVISION);
-        Ok(Spec { lld, object, libgcc: libgcc()?, state, stamp, allow_undefined: options.allow_undefined })
+        let invocation = std::process::id();
+        Ok(Spec { lld, object, libgcc: libgcc()?, state, invocation, stamp, allow_undefined: options.allow_undefined })
     }
 }
 
