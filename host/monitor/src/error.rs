@@ -85,11 +85,10 @@ impl Error {
                 _ => "the address must be one of this host's own".into(),
             },
             Error::Tap { name, source } => match source.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    format!(
-                        "create it for yourself: `sudo ip tuntap add {name} mode tap user $USER vnet_hdr && sudo ip link set {name} up`"
-                    )
-                }
+                // Not there, down, or somebody else's.
+                io::ErrorKind::Other | io::ErrorKind::PermissionDenied => format!(
+                    "make it yours and bring it up: `sudo ip tuntap add {name} mode tap user $USER && sudo ip link set {name} up`"
+                ),
                 io::ErrorKind::NotFound => "the tun module is not loaded: `sudo modprobe tun`".into(),
                 io::ErrorKind::ResourceBusy => "another program uses it".into(),
                 _ => format!("`ip link show {name}` tells its state"),
