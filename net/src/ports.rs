@@ -1,7 +1,8 @@
 //! Who has which port.
 
 use crate::addr::Ip;
-use alloc::collections::BTreeMap;
+use crate::slab::Slab;
+use crate::table::Table;
 use alloc::vec::Vec;
 
 pub(crate) const TCP: u8 = 6;
@@ -12,8 +13,9 @@ pub(crate) const EPHEMERAL: u16 = 32768;
 /// How many there are: up to 60999, as on Linux.
 pub(crate) const EPHEMERAL_COUNT: u16 = 60999 - 32768 + 1;
 
-#[derive(Default)]
 pub(crate) struct Port {
+    protocol: u8,
+    number: u16,
     /// Slots of sockets that are bound: listeners, UDP sockets, TCP sockets that are neither yet.
     pub binders: Vec<u32>,
     /// Connections and TIME-WAIT entries.
@@ -26,43 +28,93 @@ impl Port {
     }
 }
 
-pub(crate) struct Ports(BTreeMap<(u8, u16), Port>);
+pub(crate) struct Ports {
+    table: Table,
+    slab: Slab<Port>,
+}
+
+/// No key is needed: peers do not choose our ports.
+fn hash(protocol: u8, port: u16) -> u32 {
+    (u32::from(protocol) << 16 | u32::from(port)).wrapping_mul(0x9e37_79b1).rotate_left(16)
+}
 
 impl Ports {
     pub const fn new() -> Ports {
-        Ports(BTreeMap::new())
+        Ports { table: Table::new(), slab: Slab::new(u32::MAX) }
+    }
+
+    fn find(&self, protocol: u8, number: u16) -> Option<u32> {
+        let is = |slot| self.slab.get(slot).is_some_and(|p| p.number == number && p.protocol == protocol);
+        self.table.find(hash(protocol, number), is)
     }
 
     pub fn get(&self, protocol: u8, port: u16) -> Option<&Port> {
-        self.0.get(&(protocol, port))
+        self.slab.get(self.find(protocol, port)?)
     }
 
-    pub fn bind(&mut self, protocol: u8, port: u16, slot: u32) {
-        self.0.entry((protocol, port)).or_default().binders.push(slot);
+    /// The slots that are bound to a port.
+    pub fn binders(&self, protocol: u8, port: u16) -> &[u32] {
+        self.get(protocol, port).map_or(&[], |p| &p.binders)
     }
 
-    pub fn unbind(&mut self, protocol: u8, port: u16, slot: u32) {
-        if let Some(p) = self.0.get_mut(&(protocol, port)) {
-            p.binders.retain(|&s| s != slot);
-            if p.binders.is_empty() && p.users == 0 {
-                self.0.remove(&(protocol, port));
+    fn entry(&mut self, protocol: u8, number: u16) -> Option<&mut Port> {
+        let slot = match self.find(protocol, number) {
+            Some(slot) => slot,
+            None => {
+                let (slot, _) = self.slab.insert(Port { protocol, number, binders: Vec::new(), users: 0 })?;
+                if !self.table.insert(hash(protocol, number), slot) {
+                    self.slab.remove(slot);
+                    return None;
+                }
+                slot
             }
+        };
+        self.slab.get_mut(slot)
+    }
+
+    fn drop_if_free(&mut self, slot: u32) {
+        if let Some(p) = self.slab.get(slot)
+            && p.binders.is_empty()
+            && p.users == 0
+        {
+            self.table.remove(hash(p.protocol, p.number), slot);
+            self.slab.remove(slot);
         }
     }
 
-    /// A connection begins to use a TCP port.
+    /// False if there is no memory.
+    pub fn bind(&mut self, protocol: u8, port: u16, slot: u32) -> bool {
+        let Some(p) = self.entry(protocol, port) else { return false };
+        let room = p.binders.try_reserve(1).is_ok();
+        if room {
+            p.binders.push(slot);
+        }
+        room
+    }
+
+    pub fn unbind(&mut self, protocol: u8, port: u16, slot: u32) {
+        if let Some(at) = self.find(protocol, port)
+            && let Some(p) = self.slab.get_mut(at)
+        {
+            p.binders.retain(|&s| s != slot);
+            self.drop_if_free(at);
+        }
+    }
+
+    /// A connection begins to use a TCP port. Without memory the port counts as free, which costs an error message later at most.
     pub fn join(&mut self, port: u16) {
-        let p = self.0.entry((TCP, port)).or_default();
-        p.users = p.users.saturating_add(1);
+        if let Some(p) = self.entry(TCP, port) {
+            p.users = p.users.saturating_add(1);
+        }
     }
 
     /// And ends.
     pub fn leave(&mut self, port: u16) {
-        if let Some(p) = self.0.get_mut(&(TCP, port)) {
+        if let Some(at) = self.find(TCP, port)
+            && let Some(p) = self.slab.get_mut(at)
+        {
             p.users = p.users.saturating_sub(1);
-            if p.binders.is_empty() && p.users == 0 {
-                self.0.remove(&(TCP, port));
-            }
+            self.drop_if_free(at);
         }
     }
 }

@@ -100,12 +100,14 @@ impl Stack {
         } else if !self.port_available(protocol, local, v6_only, options.reuse_addr) {
             return Err(Error::AddressInUse);
         }
+        if !self.ports.bind(protocol, local.port, handle.slot) {
+            return Err(Error::NoMemory);
+        }
         match self.kind_mut(handle)? {
             Kind::Fresh(f) => (f.local, f.bound, f.reuse, f.v6_only) = (local, true, options.reuse_addr, v6_only),
             Kind::Udp(u) => (u.local, u.bound, u.reuse, u.v6_only) = (local, true, options.reuse_addr, v6_only),
             _ => {}
         }
-        self.ports.bind(protocol, local.port, handle.slot);
         Ok(())
     }
 

@@ -37,11 +37,9 @@ impl Stack {
         self.bind_if_needed(handle)?;
         let Kind::Fresh(f) = self.kind(handle)? else { return Err(Error::Invalid) };
         // Two sockets may be bound alike with SO_REUSEADDR, but only one may listen.
-        let clash = self.ports.get(ports::TCP, f.local.port).is_some_and(|p| {
-            p.binders.iter().any(|&s| {
-                matches!(self.sockets.get(s), Some(Sock { kind: Kind::Listener(l), .. })
-                    if ports::overlap(l.local.ip, l.v6_only, f.local.ip, f.v6_only))
-            })
+        let clash = self.ports.binders(ports::TCP, f.local.port).iter().any(|&s| {
+            matches!(self.sockets.get(s), Some(Sock { kind: Kind::Listener(l), .. })
+                if ports::overlap(l.local.ip, l.v6_only, f.local.ip, f.v6_only))
         });
         if clash {
             return Err(Error::AddressInUse);

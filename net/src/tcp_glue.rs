@@ -94,7 +94,7 @@ impl Stack {
     /// The listener for an address: one of exactly that address, one of the family's wildcard, one of both, the "any" listener.
     fn find_listener(&self, local: End) -> Option<u32> {
         let mut best: Option<(u8, u32)> = None;
-        for &slot in self.ports.get(ports::TCP, local.port).map_or(&[][..], |p| &p.binders) {
+        for &slot in self.ports.binders(ports::TCP, local.port) {
             let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get(slot) else { continue };
             let score = match l.local.ip {
                 ip if ip == local.ip => 3,

@@ -361,7 +361,7 @@ impl Stack {
     /// The socket that gets a datagram: the one connected to the sender, else the most closely bound one, among equals the last.
     fn find_udp(&self, local: End, remote: End) -> Option<u32> {
         let mut best: Option<(u8, u32)> = None;
-        for &slot in self.ports.get(ports::UDP, local.port).map_or(&[][..], |p| &p.binders) {
+        for &slot in self.ports.binders(ports::UDP, local.port) {
             let Some(Sock { kind: Kind::Udp(u), .. }) = self.sockets.get(slot) else { continue };
             let mut score = match u.local.ip {
                 ip if ip == local.ip => 3,
@@ -431,7 +431,7 @@ impl Stack {
 
     /// ICMP says that a datagram did not arrive.
     pub(crate) fn udp_error(&mut self, local: End, remote: End, error: Error) {
-        for &slot in self.ports.get(ports::UDP, local.port).map_or(&[][..], |p| &p.binders) {
+        for &slot in self.ports.binders(ports::UDP, local.port) {
             if let Some(Sock { kind: Kind::Udp(u), .. }) = self.sockets.get_mut(slot)
                 && u.remote == Some(remote)
             {
