@@ -15,11 +15,11 @@ use donjon_os::{
 };
 
 /// The environment, a null-terminated array of `NAME=value` strings.
-#[expect(non_upper_case_globals, reason = "its C name")]
+#[cfg_attr(not(donjon_guest), expect(non_upper_case_globals, reason = "its C name"))]
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub static environ: AtomicPtr<*mut c_char> = AtomicPtr::new(core::ptr::null_mut());
 /// `environ` under another name.
-#[expect(non_upper_case_globals, reason = "its C name")]
+#[cfg_attr(not(donjon_guest), expect(non_upper_case_globals, reason = "its C name"))]
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub static __environ: AtomicPtr<*mut c_char> = AtomicPtr::new(core::ptr::null_mut());
 

@@ -70,7 +70,7 @@ pub extern "C" fn _exit(status: c_int) -> ! {
 }
 
 /// `_Exit`.
-#[expect(non_snake_case, reason = "its C name")]
+#[cfg_attr(not(donjon_guest), expect(non_snake_case, reason = "its C name"))]
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn _Exit(status: c_int) -> ! {
     donjon_os::exit(status)

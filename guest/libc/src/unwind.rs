@@ -93,6 +93,5 @@ pub unsafe extern "C" fn __tls_get_addr(index: *const [usize; 2]) -> *mut c_void
 }
 
 /// C++'s handle of this object.
-#[expect(non_upper_case_globals, reason = "its C name")]
 #[unsafe(no_mangle)]
 pub static __dso_handle: usize = 0;

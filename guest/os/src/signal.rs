@@ -1,16 +1,19 @@
 //! Signals, as far as a machine with one process has any.
 //!
-//! What can be sent: SIGTERM by the host (`Ready::stop`), and whatever the program sends itself. A handler runs on an ordinary thread:
-//! on the sender's for `raise`, on a new one for the host's SIGTERM. Nothing interrupts a blocked call, so EINTR does not exist.
+//! What can be sent: "please stop" by the host (`Ready::stop`), and whatever the program sends itself. The host's request is SIGTERM, or
+//! SIGINT for a program that handles only that; with neither handled the guest ends with status 143. A handler runs on an ordinary thread:
+//! on the sender's for `raise`, on a new one for the host's request. Nothing interrupts a blocked call, so EINTR does not exist.
 
 use crate::{
     errno::{Errno, Result},
     exit, sched,
 };
-use donjon_base::{Lock, preempt};
+use donjon_base::Lock;
 
 /// Broken pipe.
 pub const SIGPIPE: i32 = 13;
+/// Interrupt from the terminal.
+pub const SIGINT: i32 = 2;
 /// Stop, please.
 pub const SIGTERM: i32 = 15;
 /// Abort.
@@ -150,20 +153,22 @@ fn deliver(signal: i32) {
 
 /// The host asks the guest to stop. Called by the scheduler, with preemption off.
 pub(crate) fn stop_requested() {
-    let handled = SIGNALS.lock().actions[SIGTERM as usize - 1].disposition;
-    match handled {
-        Disposition::Ignore => {}
-        Disposition::Default => exit(128 + SIGTERM),
-        Disposition::Handler => {
-            let _off = preempt::off();
-            // Not on the thread that happens to look: it may hold a lock that the handler needs.
-            if sched::spawn(stop_thread, 0, crate::thread::STACK_MIN).is_err() {
-                exit(128 + SIGTERM);
-            }
-        }
+    let (term, int) = {
+        let s = SIGNALS.lock();
+        (s.actions[SIGTERM as usize - 1].disposition, s.actions[SIGINT as usize - 1].disposition)
+    };
+    let signal = match (term, int) {
+        (Disposition::Handler, _) => SIGTERM,
+        (_, Disposition::Handler) => SIGINT,
+        (Disposition::Ignore, _) => return,
+        (Disposition::Default, _) => exit(128 + SIGTERM),
+    };
+    // Not on the thread that happens to look: it may hold a lock that the handler needs.
+    if sched::spawn(stop_thread, signal as usize, crate::thread::STACK_MIN).is_err() {
+        exit(128 + SIGTERM);
     }
 }
 
-fn stop_thread(_: usize) {
-    deliver(SIGTERM);
+fn stop_thread(signal: usize) {
+    deliver(signal as i32);
 }

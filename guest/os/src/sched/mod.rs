@@ -48,6 +48,8 @@ struct Sched {
     current: u32,
     /// A thread that has ended and whose stack is still in use until the switch away from it is done.
     zombie: Option<u32>,
+    /// Threads that have ended and whose records exist.
+    ended: u32,
     switches: u32,
     pollers: Vec<Poller>,
     /// Monotonic time at the start, and time spent in the host's `wait` since, ns.
@@ -252,6 +254,11 @@ pub(crate) fn exit_current(keep_record: bool) -> ! {
         let t = s.threads.get_mut(slot);
         t.state = State::Dead;
         t.keep_record = keep_record;
+        s.ended += 1;
+        if s.ended == s.threads.len() as u32 {
+            // The last thread: the process ends with it (pthread_exit(3)).
+            crate::exit(0);
+        }
     }
     reschedule();
     unreachable!("a dead thread runs")
@@ -264,7 +271,7 @@ pub(crate) fn forget(id: ThreadId) {
         let t = s.threads.get_mut(slot);
         t.keep_record = false;
         if t.state == State::Dead && s.zombie != Some(slot) && s.current != slot {
-            s.threads.remove(slot);
+            s.remove_ended(slot);
         }
     }
 }
@@ -276,6 +283,7 @@ impl Sched {
             timers: Timers::new(),
             current: 0,
             zombie: None,
+            ended: 0,
             switches: 0,
             pollers: Vec::new(),
             started: 0,
@@ -301,6 +309,11 @@ impl Sched {
         } else {
             t.token = true;
         }
+    }
+
+    fn remove_ended(&mut self, slot: u32) {
+        self.threads.remove(slot);
+        self.ended -= 1;
     }
 
     fn add_timer(&mut self, slot: u32, deadline: u64) {
@@ -372,7 +385,7 @@ pub(crate) fn reap() {
         let t = s.threads.get_mut(slot);
         let stack = t.stack.take();
         if !t.keep_record {
-            s.threads.remove(slot);
+            s.remove_ended(slot);
         }
         stack
     };

@@ -202,3 +202,53 @@ fn wait_queue_is_first_come_first_served() {
     yield_now();
     assert_eq!(log(), [1, 2]);
 }
+
+#[test]
+#[should_panic(expected = "guest exited with status 143")]
+fn a_stop_that_nobody_handles_ends_the_guest() {
+    let _s = start();
+    host::machine(|m| m.stop = true);
+    sleep_until(clock::monotonic() + 1000);
+}
+
+#[test]
+fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    static GOT: AtomicU32 = AtomicU32::new(0);
+    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    let handler = Action { disposition: Disposition::Handler, ..Action::default() };
+    signal::set_action(signal::SIGINT, handler).expect("allowed");
+    host::machine(|m| m.stop = true);
+    sleep_until(clock::monotonic() + 1000);
+    assert_eq!(GOT.load(SeqCst), 2);
+    signal::set_action(signal::SIGTERM, handler).expect("allowed");
+    host::machine(|m| m.stop = true);
+    sleep_until(clock::monotonic() + 1000);
+    assert_eq!(GOT.load(SeqCst), 15);
+    for n in [signal::SIGINT, signal::SIGTERM] {
+        signal::set_action(n, Action::default()).expect("allowed");
+    }
+}
+
+#[test]
+fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
+    use crate::{
+        errno::Errno,
+        signal::{self, Action, Disposition},
+    };
+    let _s = start();
+    static GOT: AtomicU32 = AtomicU32::new(0);
+    GOT.store(0, SeqCst);
+    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    let handler = Action { disposition: Disposition::Handler, ..Action::default() };
+    signal::set_action(10, handler).expect("allowed");
+    signal::set_mask(1 << 9);
+    signal::raise(10).expect("valid");
+    assert_eq!((GOT.load(SeqCst), signal::pending()), (0, 1 << 9));
+    signal::set_mask(0);
+    assert_eq!((GOT.load(SeqCst), signal::pending()), (10, 0));
+    assert_eq!(signal::set_action(11, handler), Err(Errno::EINVAL));
+    assert_eq!(signal::raise(65), Err(Errno::EINVAL));
+    signal::set_action(10, Action::default()).expect("allowed");
+}
