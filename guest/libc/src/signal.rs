@@ -73,6 +73,18 @@ extern "C" fn report(_: c_int) {
     crate::process::abort()
 }
 
+/// `SIGRTMIN`, as glibc leaves it to programs.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn __libc_current_sigrtmin() -> c_int {
+    34
+}
+
+/// `SIGRTMAX`: the last signal that can have an action.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn __libc_current_sigrtmax() -> c_int {
+    64
+}
+
 /// `sigaction`.
 ///
 /// # Safety
