@@ -294,7 +294,13 @@ impl UserNet {
                 if ready.write {
                     self.device.full = false;
                 }
-                self.receive_frames(reactor);
+                let any = self.receive_frames(reactor);
+                if ready.hangup && !any {
+                    // The guest has ended, and its process is about to: until then this end would be ready all the time.
+                    reactor.remove(&self.device);
+                    self.device.full = false;
+                    self.device_interest = Interest { read: true, write: false };
+                }
             }
             Some(Source::TcpListener(index)) => {
                 let index = *index;
@@ -368,16 +374,20 @@ impl UserNet {
         }
     }
 
-    fn receive_frames(&mut self, reactor: &Reactor) {
+    /// True if there was one.
+    fn receive_frames(&mut self, reactor: &Reactor) -> bool {
+        let mut any = false;
         for _ in 0..FRAMES_PER_TURN {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
             let Some((header, frame)) = self.device.receive() else { break };
             self.stack.input(now, header, frame);
+            any = true;
             for number in self.before_first_frame.take().into_iter().flatten() {
                 self.dial_guest(number);
             }
         }
         self.events(reactor);
+        any
     }
 
     /// Handles what the stack has to say; true if there was something.
