@@ -4,12 +4,13 @@ mod tcp;
 mod udp;
 
 use super::addr::{AF_INET, Addr, mapped};
+use super::option::{self, IPPROTO_IP, IPPROTO_IPV6, Value, ip, ipv6};
 use super::{SOCK_DGRAM, SOCK_STREAM};
 use crate::errno::{Errno, Result};
 use crate::fd::FileRef;
 use crate::netif;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use donjon_net::{Domain, Error};
+use donjon_net::{Domain, Error, Handle, IpOptions};
 
 /// Makes a socket; starts the network if it is the first one.
 pub fn socket(domain: i32, kind: i32, protocol: i32, status: i32) -> Result<FileRef> {
@@ -64,4 +65,41 @@ fn plain(ip: IpAddr) -> IpAddr {
 /// How the socket shows an address.
 fn shown(domain: i32, addr: SocketAddr) -> Addr {
     Addr::Inet(if domain == AF_INET { addr } else { mapped(addr) })
+}
+
+/// The options of the IP layer that both protocols have; `None` if it is not one of them.
+fn ip_option(handle: Handle, level: i32, name: i32) -> Option<Result<Value>> {
+    let get = |pick: fn(IpOptions) -> u8| {
+        Some(netif::with(|s| s.ip_options(handle)).and_then(|o| o.map_err(err)).map(|o| Value::int(pick(o).into())))
+    };
+    match (level, name) {
+        (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => get(|o| o.hop_limit),
+        (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => get(|o| o.tos),
+        _ => None,
+    }
+}
+
+/// Sets one of them.
+fn set_ip_option(handle: Handle, level: i32, name: i32, value: &[u8]) -> Option<Result<()>> {
+    const DEFAULT_HOPS: u8 = 64;
+    let set = |low: i32, standard: u8, change: fn(&mut IpOptions, u8)| {
+        Some((|| {
+            let value = match option::int(value)? {
+                -1 => standard,
+                v if v >= low && v <= 255 => v as u8,
+                _ => return Err(Errno::EINVAL),
+            };
+            netif::with(|s| {
+                let mut options = s.ip_options(handle)?;
+                change(&mut options, value);
+                s.set_ip_options(handle, options)
+            })?
+            .map_err(err)
+        })())
+    };
+    match (level, name) {
+        (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => set(1, DEFAULT_HOPS, |o, v| o.hop_limit = v),
+        (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => set(0, 0, |o, v| o.tos = v),
+        _ => None,
+    }
 }

@@ -6,7 +6,7 @@ use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, Ctl, File, FileRef, Object, Woken};
 use crate::fs::{Stat, kind};
 use crate::netif;
-use crate::socket::option::{self, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, ip, ipv6, so, tcp};
+use crate::socket::option::{self, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, ipv6, so, tcp};
 use crate::socket::{Addr, Common, How, Received, SOCK_STREAM, Socket, Value, msg};
 use core::cell::Cell;
 use donjon_net::{BindOptions, Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
@@ -159,12 +159,14 @@ impl Socket for Tcp {
         }
     }
 
-    fn send(&self, bufs: &[&[u8]], _to: Option<&Addr>, _flags: i32) -> Result<usize> {
-        let n = netif::with(|s| s.send(self.handle, bufs))?.map_err(|e| match e {
-            // What Linux's TCP says before there is a connection.
-            Error::NotConnected => Errno::EPIPE,
-            e => err(e),
-        })?;
+    fn send(&self, bufs: &[&[u8]], _to: Option<&Addr>, flags: i32) -> Result<usize> {
+        let more = flags & msg::MORE != 0;
+        let n = netif::with(|s| if more { s.send_more(self.handle, bufs) } else { s.send(self.handle, bufs) })?
+            .map_err(|e| match e {
+                // What Linux's TCP says before there is a connection.
+                Error::NotConnected => Errno::EPIPE,
+                e => err(e),
+            })?;
         netif::flush_to(self.local.get());
         Ok(n)
     }
@@ -219,10 +221,8 @@ impl Socket for Tcp {
                 int(netif::with(|s| s.tcp_info(self.handle))?.map_or(536, |i| u32::from(i.send_mss)))
             }
             (IPPROTO_TCP, tcp::INFO) => self.info(),
-            (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => int(64),
-            (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => int(0),
             (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => int(self.v6_only.get().into()),
-            _ => Err(Errno::ENOPROTOOPT),
+            _ => super::ip_option(self.handle, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 
@@ -266,7 +266,7 @@ impl Socket for Tcp {
                 self.v6_only.set(option::int(value)? != 0);
                 Ok(())
             }
-            _ => Err(Errno::ENOPROTOOPT),
+            _ => super::set_ip_option(self.handle, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 }

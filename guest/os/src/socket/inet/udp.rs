@@ -6,7 +6,7 @@ use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, Ctl, FileRef, Object};
 use crate::fs::{Stat, kind};
 use crate::netif;
-use crate::socket::option::{self, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET, ip, ipv6, so};
+use crate::socket::option::{self, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET, ipv6, so};
 use crate::socket::{Addr, Common, How, Received, SOCK_DGRAM, Socket, Value, msg};
 use core::cell::Cell;
 use core::net::{IpAddr, Ipv4Addr};
@@ -147,12 +147,10 @@ impl Socket for Udp {
             (SOL_SOCKET, so::RCVBUF) => Ok(Value::int(receive as i32)),
             (SOL_SOCKET, so::SNDBUF) => Ok(Value::int(send as i32)),
             (SOL_SOCKET, so::KEEPALIVE) => Ok(Value::int(0)),
-            (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => Ok(Value::int(64)),
-            (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => Ok(Value::int(0)),
             (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => {
                 Ok(Value::int(self.v6_only.get().into()))
             }
-            _ => Err(Errno::ENOPROTOOPT),
+            _ => super::ip_option(self.handle, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 
@@ -172,7 +170,7 @@ impl Socket for Udp {
                 self.v6_only.set(option::int(value)? != 0);
                 Ok(())
             }
-            _ => Err(Errno::ENOPROTOOPT),
+            _ => super::set_ip_option(self.handle, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 }
