@@ -131,7 +131,7 @@ fn client_that_never_reads(engine: Engine) {
     let mut stream = guest.connect().unwrap();
     stream.write_all(b"B").unwrap();
     stream.write_all(&1_000_000u64.to_le_bytes()).unwrap();
-    assert_eq!(pattern::check(stream).unwrap(), 1_000_000);
+    assert_eq!(pattern::check(stream).unwrap(), 1_000_000, "{}", guest.log());
     drop(silent);
     let gone = poll_until(PATIENCE, || (live(&guest).ok()? == 0).then_some(()));
     assert!(gone.is_some(), "{:?} connections stay\n{}", live(&guest), guest.log());

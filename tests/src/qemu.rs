@@ -39,7 +39,7 @@ impl Machine<'_> {
         command.args(["-accel", "tcg", "-no-reboot", "-nodefaults", "-display", "none", "-serial", "stdio"]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-netdev", "user,id=n0"]);
         if self.machine == "microvm" {
-            command.args(["-M", "microvm,pit=off,pic=off,rtc=off", "-global", "virtio-mmio.force-legacy=false"]);
+            command.args(["-M", "microvm", "-global", "virtio-mmio.force-legacy=false"]);
             command.args(["-device", &format!("virtio-net-device,netdev=n0{queue}")]);
         } else {
             command.args(["-M", self.machine, "-device", &format!("virtio-net-pci,netdev=n0,romfile={queue}")]);

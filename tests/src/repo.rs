@@ -27,7 +27,8 @@ pub fn donjon() -> &'static Path {
         if let Some(bin) = std::env::var_os("DONJON_BIN") {
             return bin.into();
         }
-        run(cargo().args(["build", "--quiet", "--release", "--package", "donjon-cli"]).current_dir(repo_root()));
+        run(cargo().args(["build", "--quiet", "--release", "--package", "donjon-cli"]).current_dir(repo_root()))
+            .unwrap_or_else(|e| panic!("{e}"));
         target_dir().join("release/donjon")
     })
 }
@@ -58,9 +59,12 @@ pub fn image(dir: &Path) -> PathBuf {
         // Several test processes may build at the same time: each writes its own file and renames it into place.
         let scratch = images.join(format!("{name}.{}.img", std::process::id()));
         let finished = images.join(format!("{name}.img"));
-        run(donjon_command().arg("build").arg(dir).arg("-o").arg(&scratch));
-        std::fs::rename(&scratch, &finished).expect("rename within a directory");
-        finished
+        run(donjon_command().arg("build").arg(dir).arg("-o").arg(&scratch))?;
+        for suffix in ["", ".debug"] {
+            let [from, to] = [&scratch, &finished].map(|p| format!("{}{suffix}", p.display()));
+            std::fs::rename(&from, &to).map_err(|e| format!("{from}: {e}"))?;
+        }
+        Ok(finished)
     })
 }
 
@@ -74,8 +78,8 @@ pub fn host_program(name: &str) -> PathBuf {
         let profile = profile.map(|(key, value)| (format!("CARGO_PROFILE_RELEASE_{key}"), value));
         let mut command = cargo();
         command.args(["build", "--quiet", "--release"]).envs(profile).env("CARGO_TARGET_DIR", &target);
-        run(command.current_dir(&dir));
-        target.join("release").join(name)
+        run(command.current_dir(&dir))?;
+        Ok(target.join("release").join(name))
     })
 }
 
@@ -87,25 +91,24 @@ fn cargo() -> Command {
     command
 }
 
-fn once_per(key: &Path, make: impl FnOnce() -> PathBuf) -> PathBuf {
-    type Cell = Arc<OnceLock<PathBuf>>;
+/// Makes something at the first call; later calls, from any thread, get the first one's result, and its failure too.
+fn once_per(key: &Path, make: impl FnOnce() -> Result<PathBuf, String>) -> PathBuf {
+    type Cell = Arc<OnceLock<Result<PathBuf, String>>>;
     static CELLS: LazyLock<Mutex<HashMap<PathBuf, Cell>>> = LazyLock::new(Mutex::default);
     let cell = {
         // A panic elsewhere does not make a map of finished paths wrong.
         let mut cells = CELLS.lock().unwrap_or_else(|e| e.into_inner());
         cells.entry(key.to_owned()).or_default().clone()
     };
-    cell.get_or_init(make).clone()
+    cell.get_or_init(make).clone().unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Runs a command to its end and panics, with its output, if it fails.
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+/// Runs a command to its end; the error has its output.
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|e| format!("cannot run {command:?}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
+    Err(format!("{command:?}: {}\n{out}{err}", output.status))
 }
