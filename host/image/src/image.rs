@@ -86,26 +86,8 @@ impl Image {
 
     /// Checks the image in `bytes`; `path` is for messages only.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Image, OpenError> {
-        let not = |why| OpenError::NotAnImage(path.into(), why);
-        if !bytes.starts_with(b"\x7fELF") {
-            return Err(not(if bytes.is_empty() { ": it is empty" } else { "" }));
-        }
-        let page = bytes.get(HEADER_OFFSET as usize..).ok_or_else(|| not(": it is an ELF file without our header"))?;
-        let header = ImageHeader::parse(page, bytes.len() as u64).map_err(|e| match e {
-            HeaderError::NotAnImage => not(": it is an ELF file without our header"),
-            HeaderError::Version { expected, got } => OpenError::Version { path: path.into(), expected, got },
-            HeaderError::Length { expected, got } => OpenError::Length { path: path.into(), expected, got },
-            HeaderError::Field(name) => OpenError::Field(path.into(), name),
-            _ => OpenError::Field(path.into(), "header"),
-        })?;
-        let got = hash(&bytes);
-        if got.as_bytes() != &header.hash {
-            return Err(OpenError::Hash {
-                path: path.into(),
-                expected: blake3::Hash::from_bytes(header.hash).to_string(),
-                got: got.to_string(),
-            });
-        }
+        let header = parse_header(&bytes, bytes.len() as u64, path)?;
+        check_hash(&header, hash(&bytes), path)?;
         let manifest = Manifest::parse(extent(&bytes, header.manifest).unwrap_or_default())
             .map_err(|e| OpenError::Manifest(path.into(), e))?;
         extent(&bytes, header.bundle).and_then(Bundle::parse).ok_or_else(|| OpenError::Bundle(path.into()))?;
@@ -137,6 +119,34 @@ impl Image {
     pub fn extent(&self, e: Extent) -> &[u8] {
         extent(&self.bytes, e).unwrap_or_default()
     }
+}
+
+/// Checks the beginning of an image file of `len` bytes: at least the ELF header and the image header.
+pub(crate) fn parse_header(start: &[u8], len: u64, path: &Path) -> Result<ImageHeader, OpenError> {
+    let not = |why| OpenError::NotAnImage(path.into(), why);
+    if !start.starts_with(b"\x7fELF") {
+        return Err(not(if start.is_empty() { ": it is empty" } else { "" }));
+    }
+    let page = start.get(HEADER_OFFSET as usize..).ok_or_else(|| not(": it is an ELF file without our header"))?;
+    ImageHeader::parse(page, len).map_err(|e| match e {
+        HeaderError::NotAnImage => not(": it is an ELF file without our header"),
+        HeaderError::Version { expected, got } => OpenError::Version { path: path.into(), expected, got },
+        HeaderError::Length { expected, got } => OpenError::Length { path: path.into(), expected, got },
+        HeaderError::Field(name) => OpenError::Field(path.into(), name),
+        _ => OpenError::Field(path.into(), "header"),
+    })
+}
+
+/// Compares what was computed with what the header says.
+pub(crate) fn check_hash(header: &ImageHeader, got: blake3::Hash, path: &Path) -> Result<(), OpenError> {
+    if got.as_bytes() == &header.hash {
+        return Ok(());
+    }
+    Err(OpenError::Hash {
+        path: path.into(),
+        expected: blake3::Hash::from_bytes(header.hash).to_string(),
+        got: got.to_string(),
+    })
 }
 
 /// BLAKE3 of an image, its own hash field taken as zeros. `bytes` is longer than a header.

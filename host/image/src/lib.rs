@@ -4,10 +4,11 @@
 //! - `project`: runs cargo on the user's project, with this program as its linker.
 //! - `linker`: the linker mode: swaps the C library for the guest object and explains what does not link.
 //! - `pack`: a linked program becomes an image.
-//! - `image`: an image is opened and checked.
+//! - `image`: an image is opened and checked; `head`: the same without holding it in memory.
 
 pub mod bundle;
 pub mod config;
+pub mod head;
 pub mod image;
 pub mod linker;
 pub mod manifest;
@@ -18,5 +19,6 @@ pub mod scan;
 mod shim;
 mod trim;
 
+pub use head::Head;
 pub use image::{Image, OpenError};
 pub use manifest::{Manifest, Port, Protocol};

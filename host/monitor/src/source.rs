@@ -1,11 +1,10 @@
 //! The image file, opened and checked, without keeping its bytes in memory.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
-use donjon_image::{Image, Manifest, OpenError};
+use donjon_image::{Head, Manifest, OpenError};
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -28,24 +27,11 @@ impl Source {
             std::io::ErrorKind::NotFound => OpenError::Missing(path.into()),
             _ => OpenError::Io(path.into(), e),
         };
-        let mut file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
-        if !meta.is_file() {
-            return Err(OpenError::NotAnImage(path.into(), ": it is not a regular file"));
-        }
-        let mut bytes = Vec::with_capacity(meta.len() as usize + 1);
-        file.read_to_end(&mut bytes).map_err(io)?;
-        let image = Image::from_bytes(bytes, path)?;
-        let header = *image.header();
-        Ok(Source {
-            path: path.into(),
-            relocations: relocations(&header, image.extent(header.relr))
-                .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?,
-            manifest_bytes: image.extent(header.manifest).to_vec(),
-            manifest: image.manifest().clone(),
-            header,
-            file,
-        })
+        let file = File::open(path).map_err(io)?;
+        let Head { header, manifest, manifest_bytes, relr } = Head::read(&file, path)?;
+        let relocations = relocations(&header, &relr)
+            .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?;
+        Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, relocations })
     }
 
     /// Bytes that the image's own writable memory takes at most.

@@ -1,5 +1,6 @@
 //! How a guest is brought to its end by the user: asked first, ended if it does not listen.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// The guest is asked again after this time: a request may fall into a moment in which it is slept through.
@@ -40,6 +41,9 @@ impl Stop {
     /// SIGINT, SIGTERM or SIGHUP has arrived.
     pub fn signal(&mut self, signal: i32, now: Instant) -> Action {
         if self.asked.is_none() {
+            if std::io::stderr().is_terminal() {
+                eprintln!("stopping the guest; once more ends it at once");
+            }
             self.asked = Some(Asked { signal, kill_at: now + self.timeout, again_at: now + AGAIN });
             return Action::Ask;
         }

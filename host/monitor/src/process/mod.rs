@@ -80,7 +80,6 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
         guest,
         stop: Stop::new(options.stop_timeout),
         killed: None,
-        options,
     };
     reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
     let mut ready = Vec::new();
@@ -119,7 +118,7 @@ struct Pipes {
     report: OwnedFd,
 }
 
-struct Running<'a> {
+struct Running {
     output: Relay,
     errors: Relay,
     report: OwnedFd,
@@ -127,10 +126,9 @@ struct Running<'a> {
     guest: Guest,
     stop: Stop,
     killed: Option<ExitStatus>,
-    options: &'a RunOptions,
 }
 
-impl Running<'_> {
+impl Running {
     fn timeout(&self) -> Option<Duration> {
         let at = [self.stop.deadline(), self.link.deadline()].into_iter().flatten().min()?;
         Some(at.saturating_duration_since(Instant::now()))
@@ -163,9 +161,6 @@ impl Running<'_> {
             return self.check_memory();
         }
         let action = self.stop.signal(signal, Instant::now());
-        if action == Action::Ask && self.options.verbose {
-            eprintln!("stopping the guest; once more ends it at once");
-        }
         self.act(action);
     }
 
