@@ -17,6 +17,8 @@ const QUEUE_FRAMES: usize = 1024;
 /// Bytes and frames that may be on the way from ourselves to ourselves.
 const LOCAL_BYTES: usize = 2 << 20;
 const LOCAL_FRAMES: usize = 2048;
+/// Frames to ourselves that one `output` handles; the rest is left to the next, lest a conversation with ourselves go on for ever.
+const LOCAL_BURST: u32 = 16_384;
 /// Largest packet of a connection to ourselves; super-frames go beyond it.
 pub(crate) const LOCAL_MTU: usize = 16_384 + 40;
 
@@ -60,6 +62,10 @@ impl Egress {
         let f = self.local.pop_front()?;
         self.local_bytes -= f.bytes.len();
         Some(f)
+    }
+
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
     }
 
     fn local_full(&self) -> bool {
@@ -126,12 +132,18 @@ impl Stack {
         self.now = now.max(self.now);
         self.run_timers();
         let mut full = false;
+        let mut local = 0;
         loop {
-            while let Some(frame) = self.egress.pop_local() {
+            while local < LOCAL_BURST
+                && let Some(frame) = self.egress.pop_local()
+            {
+                local += 1;
                 self.packet_input(frame.hdr, frame.bytes.get(ETH..).unwrap_or(&[]), true);
                 self.sent(frame.owner, frame.bytes.len());
             }
-            if let Some(slot) = self.ready_local.pop_front() {
+            if local < LOCAL_BURST
+                && let Some(slot) = self.ready_local.pop_front()
+            {
                 self.local_turn(slot);
                 continue;
             }
@@ -146,7 +158,9 @@ impl Stack {
                 return Output::Full;
             }
             match self.ready.pop_front() {
-                None if self.egress.local.is_empty() && self.ready_local.is_empty() => return Output::Idle,
+                None if local >= LOCAL_BURST || (!self.egress.has_local() && self.ready_local.is_empty()) => {
+                    return Output::Idle;
+                }
                 None => {}
                 Some(slot) => {
                     if let Turn::Full = self.device_turn(slot, sink) {

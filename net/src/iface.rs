@@ -48,7 +48,9 @@ impl Iface {
 
     pub fn remove(&mut self, ip: Ip) {
         self.generation = self.generation.wrapping_add(1);
-        self.addresses.retain(|a| Ip::from(a.address) != ip);
+        if let Some(i) = self.addresses.iter().position(|a| Ip::from(a.address) == ip) {
+            self.addresses.remove(i);
+        }
     }
 
     pub fn owns(&self, ip: Ip) -> bool {

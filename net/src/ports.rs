@@ -96,7 +96,9 @@ impl Ports {
         if let Some(at) = self.find(protocol, port)
             && let Some(p) = self.slab.get_mut(at)
         {
-            p.binders.retain(|&s| s != slot);
+            if let Some(i) = p.binders.iter().position(|&s| s == slot) {
+                p.binders.remove(i);
+            }
             self.drop_if_free(at);
         }
     }
@@ -121,18 +123,15 @@ impl Ports {
 
 /// Whether two local addresses can get the same packet. Flags: IPv6 only.
 pub(crate) fn overlap(a: Ip, a6: bool, b: Ip, b6: bool) -> bool {
-    if a == b {
-        return true;
-    }
-    let covers = |wild: Ip, only6: bool, other: Ip| match wild {
-        Ip::ANY => !(only6 && other.is_v4()),
-        Ip::ANY4 => other.is_v4() || other == Ip::ANY,
-        _ => false,
-    };
-    match (a, b) {
-        (Ip::ANY, Ip::ANY4) => !a6,
-        (Ip::ANY4, Ip::ANY) => !b6,
-        _ => covers(a, a6, b) || covers(b, b6, a),
+    a == b || ((a.is_unspecified() || b.is_unspecified()) && families(a, a6) & families(b, b6) != 0)
+}
+
+/// The families that an address takes packets of: 1 is IPv4, 2 is IPv6.
+fn families(ip: Ip, only6: bool) -> u8 {
+    match ip {
+        Ip::ANY if !only6 => 3,
+        _ if ip.is_v4() => 1,
+        _ => 2,
     }
 }
 

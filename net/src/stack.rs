@@ -12,7 +12,7 @@ use crate::slaac::Slaac;
 use crate::slab::Slab;
 use crate::socket::{Kind, Sock};
 use crate::table::Table;
-use crate::tcp::Cx;
+use crate::tcp::NEVER;
 use crate::tcp::half_open::HalfOpen;
 use crate::tcp::time_wait::TimeWait;
 use crate::timers::Timers;
@@ -106,7 +106,8 @@ impl Stack {
 
     /// When [`Stack::output`] must be called at the latest, same clock as `now`. May be earlier than necessary.
     pub fn deadline(&self) -> Option<u64> {
-        [
+        let mut first = if self.egress.has_local() || !self.ready_local.is_empty() { self.now } else { NEVER };
+        for d in [
             self.timers.first(),
             self.half.deadline(),
             self.time_wait.deadline(),
@@ -114,10 +115,10 @@ impl Stack {
             self.fragments.deadline(),
             self.dhcp.deadline(),
             self.slaac.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        ] {
+            first = first.min(d.unwrap_or(NEVER));
+        }
+        (first != NEVER).then_some(first)
     }
 
     /// Runs everything whose time has come.
@@ -210,8 +211,6 @@ macro_rules! cx {
     };
 }
 pub(crate) use cx;
-
-const _: fn(&Cx) = |_| ();
 
 /// Addresses and routes.
 impl Stack {

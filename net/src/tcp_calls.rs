@@ -186,6 +186,10 @@ impl Stack {
         let start = (self.random.next() % u64::from(EPHEMERAL_COUNT)) as u32;
         for i in 0..u32::from(EPHEMERAL_COUNT) {
             let port = EPHEMERAL + ((start + i) % u32::from(EPHEMERAL_COUNT)) as u16;
+            if port == tuple.remote.port && tuple.local.ip == tuple.remote.ip {
+                // We would be connected to ourselves.
+                continue;
+            }
             match self.ports.get(ports::TCP, port) {
                 None => return Some(port),
                 Some(p) if !p.binders.is_empty() => {}

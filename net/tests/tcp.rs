@@ -4,6 +4,7 @@ mod sim;
 
 use donjon_net::*;
 use sim::*;
+use std::net::SocketAddr;
 
 #[test]
 fn connects_moves_bytes_and_closes() {
@@ -811,4 +812,52 @@ fn more_to_come_and_header_options() {
     sim.run(50 * MS);
     assert_eq!(drain_all(&mut sim.stacks[0], c), 8);
     assert!(seen.borrow().len() >= 2 && seen.borrow().iter().all(|&s| s == (9, 0x10)), "{seen:?}");
+}
+
+#[test]
+fn simultaneous_open_and_a_connection_to_itself() {
+    let mut sim = Sim::new(30);
+    for s in 0..2 {
+        let other = at(2 - s as u8, 5000);
+        let st = &mut sim.stacks[s];
+        // Both know each other already, so that the SYNs cross.
+        let u = st.udp_socket(Domain::V4).unwrap();
+        st.send_to(u, &[b"x"], Some(other), None).unwrap();
+        st.close(u);
+    }
+    sim.run(SECOND);
+    let h: Vec<Handle> = (0..2)
+        .map(|s| {
+            let st = &mut sim.stacks[s];
+            let c = st.tcp_socket(Domain::V4).unwrap();
+            st.bind(c, at(s as u8 + 1, 5000), BindOptions::default()).unwrap();
+            st.connect(c, at(2 - s as u8, 5000)).unwrap();
+            c
+        })
+        .collect();
+    sim.run(100 * MS);
+    assert!((0..2).all(|s| sim.stacks[s].tcp_info(h[s]).unwrap().state == TcpState::Established));
+    transfer(&mut sim, 0, h[0], h[1], 100_000, 10 * SECOND);
+    transfer(&mut sim, 1, h[1], h[0], 100_000, 10 * SECOND);
+
+    let st = &mut sim.stacks[0];
+    let own = "127.0.0.1:6000".parse().unwrap();
+    let c = st.tcp_socket(Domain::V4).unwrap();
+    st.bind(c, own, BindOptions::default()).unwrap();
+    st.connect(c, own).unwrap();
+    sim.run(100 * MS);
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::Established);
+    sim.stacks[0].send(c, &[b"echo"]).unwrap();
+    sim.run(100 * MS);
+    assert_eq!(drain_all(&mut sim.stacks[0], c), 4);
+    sim.stacks[0].close(c);
+    sim.run(100 * SECOND);
+    // Where nobody listens, no port of ours is picked that would answer itself.
+    for port in 40_000..40_200 {
+        let c = sim.connect(0, SocketAddr::from(([127, 0, 0, 1], port)));
+        sim.run(MS);
+        assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionRefused));
+        sim.stacks[0].close(c);
+    }
+    assert_eq!(sim.stacks[0].counts().0, 1);
 }

@@ -34,6 +34,14 @@ impl Conn {
             self.challenge(cx);
             return Verdict::Done;
         }
+        if self.state == TcpState::SynReceived
+            && seg.flags & (flag::SYN | flag::ACK) == flag::SYN | flag::ACK
+            && seg.seq.wrapping_add(1) == self.rcv_nxt
+        {
+            // Simultaneous open (RFC 9293 §3.5): the peer's SYN is known, what counts is its acknowledgement.
+            seg.flags &= !flag::SYN;
+            seg.seq = self.rcv_nxt;
+        }
         if !self.trim(&mut seg) {
             if !seg.has(flag::RST) {
                 if self.state == TcpState::SynReceived && seg.has(flag::SYN) {

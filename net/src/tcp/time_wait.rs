@@ -36,7 +36,13 @@ impl TimeWait {
     pub fn insert(&mut self, now: u64, old: Old) -> Option<u32> {
         // Entries that were reused are dead here; they must not pile up.
         if self.order.len() > 2 * self.slab.len() as usize + 64 {
-            self.order.retain(|e| self.slab.is(e.1, e.2));
+            for _ in 0..self.order.len() {
+                if let Some(e) = self.order.pop_front()
+                    && self.slab.is(e.1, e.2)
+                {
+                    self.order.push_back(e);
+                }
+            }
         }
         self.order.try_reserve(1).ok()?;
         let (slot, generation) = self.slab.insert(old)?;
