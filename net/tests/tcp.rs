@@ -129,9 +129,9 @@ fn retransmits_by_the_clock_and_gives_up() {
             at.push(sim.now - start);
         }
     }
-    // 200 ms, doubling (RFC 6298 §5.5).
+    // A tail loss probe, a timeout of 200 ms after it, and doubling (RFC 8985 §7.3, RFC 6298 §5.5).
     let gaps: Vec<u64> = at.windows(2).map(|w| (w[1] - w[0]) / MS).collect();
-    assert_eq!(gaps, [200, 400, 800, 1600, 3200]);
+    assert_eq!(gaps, [50, 200, 400, 800, 1600]);
     assert!(sim.run_until(2000 * SECOND, |s| s.stacks[0].readiness(c).contains(Ready::ERROR)));
     assert!((800..1100).contains(&((sim.now - start) / SECOND)), "{}", (sim.now - start) / SECOND);
     assert_eq!(sim.stacks[0].recv(c, &mut [&mut [0; 9]], RecvMode::Take), Err(Error::TimedOut));
@@ -860,4 +860,29 @@ fn simultaneous_open_and_a_connection_to_itself() {
         sim.stacks[0].close(c);
     }
     assert_eq!(sim.stacks[0].counts().0, 1);
+}
+
+#[test]
+fn a_lost_tail_costs_a_probe_and_not_a_timeout() {
+    for lost in 1..=5u32 {
+        let mut sim = Sim::new(31);
+        let (c, s) = sim.pair(80);
+        transfer_and_back(&mut sim, c, s, 20_000);
+        sim.run(SECOND);
+        // Of ten segments the last few are lost, once.
+        let mut count = 0;
+        sim.filter = Some(Box::new(move |side, frame| {
+            count += u32::from(side == 0 && frame.len() > 1000);
+            side == 0 && frame.len() > 1000 && (11 - lost..=10).contains(&count)
+        }));
+        let start = sim.now;
+        assert_eq!(sim.stacks[0].send(c, &[&pattern(0, 14_480)]), Ok(14_480));
+        let mut got = 0;
+        assert!(sim.run_until(10 * SECOND, |sim| {
+            got += drain_all(&mut sim.stacks[1], s);
+            got == 14_480
+        }));
+        let took = (sim.now - start) / MS;
+        assert!((50..=60).contains(&took), "{lost} lost: {took} ms");
+    }
 }

@@ -59,6 +59,14 @@ pub(crate) mod is {
     pub const V6: u32 = 1 << 22;
     /// The owner said that more follows at once (MSG_MORE).
     pub const MORE: u32 = 1 << 23;
+    /// `rto_at` is the time for a tail loss probe, not for a timeout.
+    pub const TAIL_ARMED: u32 = 1 << 24;
+    /// Send the last segment again.
+    pub const TAIL_PROBE: u32 = 1 << 25;
+    /// That was done, and nothing was acknowledged since.
+    pub const PROBED: u32 = 1 << 26;
+    /// Everything below what has arrived is lost: it had the time of a probe.
+    pub const EARLY: u32 = 1 << 27;
 }
 
 /// A connection. Sequence numbers and windows as in RFC 9293 §3.3.1; times in ns unless they say otherwise.

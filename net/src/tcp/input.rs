@@ -246,7 +246,7 @@ impl Conn {
         if self.has(is::RECOVERY) {
             self.rexmit = later(self.rexmit, ack);
             if le(self.recover, ack) {
-                self.flags &= !(is::RECOVERY | is::FORCE);
+                self.flags &= !(is::RECOVERY | is::FORCE | is::EARLY);
                 self.dup_acks = 0;
             } else if !self.has(is::SACK) {
                 // Partial acknowledgement (RFC 6582 §3.2 step 3): the next hole starts here.
@@ -259,11 +259,16 @@ impl Conn {
             if self.has(is::LIMITED) && bytes > 0 {
                 self.cubic.on_ack(cx.now, bytes, mss, self.srtt);
             }
-            if self.has(is::SACK) && self.sacked.lost_edge(mss).is_some() && self.snd_nxt == self.snd_max {
+            if self.has(is::SACK) && self.lost_edge().is_some() && self.snd_nxt == self.snd_max {
                 self.enter_recovery();
             }
         }
-        self.rto_at = if self.outstanding() { cx.now + self.rto_ns() } else { NEVER };
+        self.flags &= !is::PROBED;
+        if self.outstanding() {
+            self.arm_rto(cx.now);
+        } else {
+            self.rto_at = NEVER;
+        }
         if !self.has(is::FIXED_SEND) {
             // Two windows' worth, so that the application can stay ahead.
             let want = self.cubic.cwnd.saturating_mul(2).min(cx.limits.send_buffer);
@@ -293,7 +298,11 @@ impl Conn {
         if self.has(is::RECOVERY) {
             return;
         }
-        let lost = self.has(is::SACK) && self.sacked.lost_edge(u32::from(self.mss)).is_some();
+        if self.has(is::PROBED) && self.has(is::SACK) {
+            // The answer to a tail loss probe: what it leaves out is gone.
+            self.flags |= is::EARLY;
+        }
+        let lost = self.has(is::SACK) && self.lost_edge().is_some();
         // Not for what was sent before the last timeout (RFC 6582 §3.2 step 1).
         if (self.dup_acks >= 3 || lost) && (self.has(is::SACK) || le(self.recover, self.snd_una)) {
             self.enter_recovery();
@@ -302,7 +311,7 @@ impl Conn {
 
     fn enter_recovery(&mut self) {
         self.flags |= is::RECOVERY | is::FORCE;
-        self.flags &= !is::TIMED;
+        self.flags &= !(is::TIMED | is::TAIL_PROBE);
         self.recover = self.snd_max;
         self.rexmit = self.snd_una;
         self.cubic.on_loss(self.snd_max.wrapping_sub(self.snd_una), u32::from(self.mss));

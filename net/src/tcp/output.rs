@@ -66,7 +66,7 @@ impl Conn {
     /// Whether `emit` may have something to do. Cheap, and never wrong when it says no.
     pub fn wants_to_send(&self) -> bool {
         let control = u32::from(self.has(is::FIN_QUEUED));
-        self.has(is::ACK_NOW | is::FORCE | is::PROBE | is::RECOVERY)
+        self.has(is::ACK_NOW | is::FORCE | is::PROBE | is::RECOVERY | is::TAIL_PROBE)
             || self.snd_nxt == self.iss
             || self.snd_nxt != self.data_end().wrapping_add(control)
             || (self.outstanding() && self.rto_at == NEVER)
@@ -90,7 +90,7 @@ impl Conn {
         }
         let mut pipe = flight.saturating_sub(self.sacked.covered(self.snd_una, self.snd_nxt));
         if self.has(is::RECOVERY)
-            && let Some(edge) = self.sacked.lost_edge(u32::from(self.mss))
+            && let Some(edge) = self.lost_edge()
         {
             let from = later(self.rexmit, self.snd_una);
             if lt(from, edge) {
@@ -119,6 +119,12 @@ impl Conn {
             && let Some(plan) = self.next_lost(end, pipe)
         {
             return Some(plan);
+        }
+        if self.has(is::TAIL_PROBE) {
+            let stop = if lt(end, self.snd_max) { end } else { self.snd_max };
+            let len = stop.wrapping_sub(self.snd_una).min(mss);
+            let fin = if lt(end, self.snd_max) { flag::FIN } else { 0 };
+            return Some(Plan { seq: stop.wrapping_sub(len), len, flags: flag::ACK | flag::PSH | fin, again: true });
         }
         let mut limit = end;
         if lt(self.snd_nxt, self.snd_max) {
@@ -182,7 +188,7 @@ impl Conn {
         let forced = self.has(is::FORCE);
         let (start, stop) = self.sacked.hole(later(self.rexmit, self.snd_una));
         if !forced {
-            let edge = self.sacked.lost_edge(mss)?;
+            let edge = self.lost_edge()?;
             if !lt(start, edge) || pipe.saturating_add(mss) > self.cubic.cwnd {
                 return None;
             }
@@ -359,6 +365,11 @@ impl Conn {
 
     /// Moves the send variables behind a segment that went out.
     fn account(&mut self, cx: &Cx, plan: &Plan) {
+        if self.has(is::TAIL_PROBE) {
+            self.flags &= !(is::TAIL_PROBE | is::TIMED);
+            self.retransmits = self.retransmits.saturating_add(1);
+            return;
+        }
         let len = self.last_len;
         let whole = len == plan.len;
         let control = u32::from(plan.flags & flag::SYN != 0) + u32::from(whole && plan.flags & flag::FIN != 0);
@@ -379,10 +390,13 @@ impl Conn {
             }
             self.snd_max = stop;
             self.start_timing(plan.seq, cx.now);
+            if self.rto_at == NEVER || self.has(is::TAIL_ARMED) {
+                self.arm_rto(cx.now);
+            }
         }
         self.flags &= !is::PROBE;
         if self.rto_at == NEVER {
-            self.rto_at = cx.now + self.rto_ns();
+            self.arm_rto(cx.now);
         }
     }
 

@@ -40,4 +40,26 @@ impl Conn {
         let us = u64::from(self.rto) << self.backoff.min(20);
         us.min(u64::from(RTO_MAX)) * 1000
     }
+
+    /// Arms the retransmission timer. A good while before the timeout, the last segment is sent again (tail loss probe, RFC 8985 §7): its
+    /// acknowledgement shows what is missing before it. Never before a peer's delayed acknowledgement is due.
+    pub fn arm_rto(&mut self, now: u64) {
+        self.flags &= !is::TAIL_ARMED;
+        let mut wait = self.rto_ns();
+        let may_probe =
+            self.has(is::SACK) && !self.has(is::RECOVERY | is::PROBED) && self.backoff == 0 && self.srtt != 0;
+        if may_probe && self.synchronized() && self.snd_nxt == self.snd_max {
+            let probe = (u64::from(self.srtt) * 2000).max(TAIL_MIN);
+            if probe < wait {
+                wait = probe;
+                self.flags |= is::TAIL_ARMED;
+            }
+        }
+        self.rto_at = now + wait;
+    }
+
+    /// What is missing below this is lost.
+    pub fn lost_edge(&self) -> Option<u32> {
+        self.sacked.lost_edge(if self.has(is::EARLY) { 0 } else { u32::from(self.mss) })
+    }
 }

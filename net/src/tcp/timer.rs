@@ -29,6 +29,14 @@ impl Conn {
     }
 
     fn on_rto(&mut self, cx: &Cx) {
+        if self.has(is::TAIL_ARMED) {
+            self.flags &= !is::TAIL_ARMED;
+            if self.outstanding() && self.snd_nxt == self.snd_max {
+                self.flags |= is::TAIL_PROBE | is::PROBED;
+                self.arm_rto(cx.now);
+                return;
+            }
+        }
         let patience = match self.user_timeout {
             0 if self.has(is::ORPHAN) => ORPHAN_TIME,
             0 => GIVE_UP,
@@ -58,7 +66,7 @@ impl Conn {
         self.snd_nxt = self.snd_una;
         self.dup_acks = 0;
         self.recover = self.snd_max;
-        self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED);
+        self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED | is::TAIL_PROBE | is::EARLY);
         self.retransmits = self.retransmits.saturating_add(1);
     }
 
