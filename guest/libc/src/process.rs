@@ -144,6 +144,41 @@ macro_rules! ids {
 
 ids! { getuid geteuid getgid getegid }
 
+macro_rules! nobody {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: there is no such entry, as there are no users: 0, and null as the result.")]
+        ///
+        /// # Safety
+        /// As in C.
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name(
+            _key: usize,
+            _entry: *mut c_void,
+            _buffer: *mut c_char,
+            _len: usize,
+            result: *mut *mut c_void,
+        ) -> c_int {
+            // SAFETY: the caller's pointer is writable.
+            unsafe { *result = core::ptr::null_mut() };
+            0
+        }
+    )*};
+}
+
+nobody! { getpwuid_r getpwnam_r getgrgid_r getgrnam_r }
+
+macro_rules! nobody_static {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: there is no such entry: null.")]
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub extern "C" fn $name(_key: usize) -> *mut c_void {
+            core::ptr::null_mut()
+        }
+    )*};
+}
+
+nobody_static! { getpwuid getpwnam getgrgid getgrnam }
+
 /// `uname` (6 fields of 65 bytes).
 ///
 /// # Safety

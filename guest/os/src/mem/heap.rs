@@ -215,7 +215,7 @@ impl Pages {
             return Err(BadPointer::Invalid);
         }
         let s = self.span(span);
-        let (start, pages, kind, class, free) = (s.start, s.pages, s.kind, s.class as usize, s.free);
+        let (start, pages, kind, class) = (s.start, s.pages, s.kind, s.class as usize);
         // The map may be out of date for the middle of a free run.
         let offset = ptr.wrapping_sub(self.addr(start));
         if offset >= pages as usize * PAGE {
@@ -228,7 +228,7 @@ impl Pages {
                 if slot * c.size as usize != offset || slot >= c.slots as usize {
                     return Err(BadPointer::Invalid);
                 }
-                if free[slot / 64] >> (slot % 64) & 1 == 1 {
+                if self.span(span).free[slot / 64] >> (slot % 64) & 1 == 1 {
                     return Err(BadPointer::Free);
                 }
                 Ok(Place::Slot { span, slot, size: c.size as usize })
