@@ -46,8 +46,6 @@ macro_rules! refused_directly {
     )*};
 }
 
-// There are no users and groups to look up.
-refused_directly! { getpwuid_r getpwnam_r getgrgid_r getgrnam_r }
 refused_directly! {
     posix_spawn posix_spawnp pidfd_spawnp
     posix_spawn_file_actions_init posix_spawn_file_actions_destroy posix_spawn_file_actions_adddup2
