@@ -59,7 +59,7 @@ fn the_command_line_carries_everything() {
     let expected = "donjon.ip=10.0.2.15/24 donjon.gw=10.0.2.2 donjon.dns=10.0.2.3 donjon.ip6=fd00::15/64 donjon.gw6=fd00::2 \
                     donjon.dns6=fd00::3 \"donjon.env=A=b c\" -- \"x y\" z\n";
     assert!(r.out.contains(expected), "{}", r.out);
-    for word in ["microvm\n", "-nodefaults\n", "64M\n", "tcg\n", "virtio-net-device,netdev=n0"] {
+    for word in ["microvm,acpi=off\n", "-nodefaults\n", "64M\n", "tcg\n", "virtio-net-device,netdev=n0"] {
         assert!(r.out.contains(word), "{word} in {}", r.out);
     }
     let r = ran(with("long", script, &[], &[&"x".repeat(5000)]));

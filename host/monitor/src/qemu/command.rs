@@ -36,7 +36,8 @@ pub(super) fn arguments(
     let mut out: Vec<String> = Vec::new();
     let mut put = |words: &[&str]| out.extend(words.iter().map(|w| (*w).to_owned()));
     let microvm = qemu.machine == Machine::Microvm;
-    put(&["-machine", if microvm { "microvm" } else { "q35" }]);
+    // Without ACPI QEMU takes its small firmware, which saves 45 ms; devices are then named on the command line.
+    put(&["-machine", if microvm { "microvm,acpi=off" } else { "q35" }]);
     put(&["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &format!("{}M", memory.div_ceil(1 << 20))]);
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if microvm {
