@@ -58,16 +58,21 @@ impl ByteQueue {
             // Alone, a chunk is exact; behind others it grows with the queue, so that many small pieces end in few chunks.
             let queued = self.len() + (data.len() - rest.len());
             let capacity = if queued == 0 { want } else { want.max(queued.clamp(512, AHEAD_MAX)) };
-            let (now, later) = rest.split_at(want);
             let mut chunk = Vec::new();
+            let mut now = rest.get(..want).unwrap_or(rest);
             if chunk.try_reserve_exact(capacity).is_err() {
-                break;
+                // Memory is short or in small pieces.
+                now = now.get(..512).unwrap_or(now);
+                if chunk.try_reserve_exact(now.len()).is_err() {
+                    break;
+                }
             }
             chunk.extend_from_slice(now);
+            let taken = now.len();
             if !self.append(chunk) {
                 break;
             }
-            rest = later;
+            rest = rest.get(taken..).unwrap_or(&[]);
         }
         let taken = data.len() - rest.len();
         self.len += taken as u32;

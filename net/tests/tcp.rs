@@ -886,3 +886,24 @@ fn a_lost_tail_costs_a_probe_and_not_a_timeout() {
         assert!((50..=60).contains(&took), "{lost} lost: {took} ms");
     }
 }
+
+#[test]
+fn a_crowd_that_does_not_read_leaves_room_for_those_who_do() {
+    // As a guest with 64 MB has it.
+    let limits = Limits::for_memory(64 << 20);
+    let mut sim = Sim::with(32, Config { limits, ..config(1) }, config(2));
+    let sleepers: Vec<_> = (0..60).map(|i| sim.pair(100 + i)).collect();
+    let mut sent = [0; 60];
+    let end = sim.now + 20 * SECOND;
+    sim.run_until(30 * SECOND, |sim| {
+        for (i, p) in sleepers.iter().enumerate() {
+            sent[i] = feed(&mut sim.stacks[0], p.0, sent[i], 1 << 40);
+        }
+        sim.now > end
+    });
+    let used = sim.stacks[0].memory_used();
+    assert!(used > limits.memory / 2 && used < limits.memory, "{used}");
+    let (c, s) = sim.pair(80);
+    let time = transfer(&mut sim, 0, c, s, 10_000_000, 60 * SECOND);
+    assert!(time < 2 * SECOND, "{} ms", time / MS);
+}

@@ -365,10 +365,9 @@ impl Conn {
         if !self.synchronized() {
             return Err(Error::WouldBlock);
         }
-        // Nobody takes more than a quarter of what is left, so that there is always something left for others; and whoever has nothing
-        // queued gets a little in any case, or it would wait for an event that never comes.
+        // Under pressure the room shrinks; whoever has nothing queued gets a little in any case, or it would wait for an event that never comes.
         let least = if self.send.is_empty() { 1024 } else { 0 };
-        let share = (cx.memory_free / 4).saturating_sub(self.send.len()).max(least);
+        let share = cx.allowance().saturating_sub(self.send.len()).min(cx.memory_free).max(least);
         let mut room = self.send_room();
         self.flags &= !is::PRESSED;
         if share < room {

@@ -79,6 +79,18 @@ pub(crate) struct Cx<'a> {
 }
 
 impl Cx<'_> {
+    /// Bytes that one connection may have queued, by how much memory is left: the first ones may take much, but a crowd of peers that do not
+    /// read leaves enough for those that do.
+    pub fn allowance(&self) -> usize {
+        let all = self.limits.memory;
+        match self.memory_free {
+            free if free > all / 2 => usize::MAX,
+            free if free > all / 4 => (128 << 10).min(all / 16),
+            free if free > all / 8 => (32 << 10).min(all / 64),
+            _ => (8 << 10).min(all / 256),
+        }
+    }
+
     /// The clock of the timestamp option.
     pub fn ms(&self) -> u32 {
         (self.now / MS) as u32
