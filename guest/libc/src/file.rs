@@ -275,6 +275,49 @@ pub unsafe extern "C" fn mkdir(name: *const c_char, mode: mode_t) -> c_int {
     unsafe { mkdirat(AT_FDCWD, name, mode) }
 }
 
+/// `mkfifoat(3)`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn mkfifoat(dir: c_int, name: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: by contract.
+    unit(unsafe { path(name) }.and_then(|p| fs::mkfifo(at(dir), p, mode)))
+}
+
+/// `mkfifo(3)`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn mkfifo(name: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the same contract.
+    unsafe { mkfifoat(AT_FDCWD, name, mode) }
+}
+
+/// `mknodat(2)`: named pipes; everything else is `EPERM`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn mknodat(dir: c_int, name: *const c_char, mode: mode_t, _device: u64) -> c_int {
+    if mode & libc::S_IFMT != libc::S_IFIFO {
+        return unit(Err(Errno::EPERM));
+    }
+    // SAFETY: the same contract.
+    unsafe { mkfifoat(dir, name, mode & 0o777) }
+}
+
+/// `mknod(2)`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn mknod(name: *const c_char, mode: mode_t, device: u64) -> c_int {
+    // SAFETY: the same contract.
+    unsafe { mknodat(AT_FDCWD, name, mode, device) }
+}
+
 /// `unlinkat(2)`.
 ///
 /// # Safety

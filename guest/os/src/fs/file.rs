@@ -7,7 +7,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Ctl, FileRef, O_APPEND, Object};
 use crate::global::Global;
-use alloc::collections::BTreeMap;
+use crate::sorted::Sorted;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -233,9 +233,9 @@ pub enum LockKind {
     Exclusive,
 }
 
-struct Locks(BTreeMap<(u64, u64), i32>);
+struct Locks(Sorted<(u64, u64), i32>);
 
-static LOCKS: Global<Locks> = Global::new(Locks(BTreeMap::new()));
+static LOCKS: Global<Locks> = Global::new(Locks(Sorted::new()));
 static LOCK_WATCH: Global<Option<Rc<Watch>>> = Global::new(None);
 
 fn lock_watch() -> Rc<Watch> {
@@ -244,7 +244,7 @@ fn lock_watch() -> Rc<Watch> {
 
 impl Locks {
     fn take(&mut self, stat: Stat, kind: LockKind) -> bool {
-        let held = self.0.entry((stat.dev, stat.ino)).or_insert(0);
+        let Some(held) = self.0.get_or_try_insert((stat.dev, stat.ino), || Some(0)) else { return false };
         match kind {
             LockKind::Shared if *held >= 0 => *held += 1,
             LockKind::Exclusive if *held == 0 => *held = -1,

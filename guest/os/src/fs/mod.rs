@@ -68,13 +68,19 @@ fn open_file(at: At, path: &[u8], flags: i32, mode: u32) -> Result<FileRef> {
             if tmp.is_socket() {
                 return Err(Errno::ENXIO);
             }
+            if let Some(pipe) = tmp.pipe() {
+                return crate::io::pipe::open(pipe, node.clone(), flags & !CREATION);
+            }
             if flags & fd::O_TRUNC != 0 && writing {
                 tmp.set_len(0)?;
             }
         }
     }
-    fd::open_file(OpenFile::new(node), flags & !(fd::O_CREAT | fd::O_EXCL | fd::O_TRUNC | fd::O_NOCTTY))
+    fd::open_file(OpenFile::new(node), flags & !CREATION)
 }
+
+/// Flags that the description does not keep.
+const CREATION: i32 = fd::O_CREAT | fd::O_EXCL | fd::O_TRUNC | fd::O_NOCTTY;
 
 fn create(at: At, path: &[u8], flags: i32, mode: u32, follow: Follow) -> Result<Node> {
     // A dangling symbolic link names the file to create, unless O_EXCL or O_NOFOLLOW forbid to follow it.
@@ -162,6 +168,21 @@ pub fn mkdir(at: At, path: &[u8], mode: u32) -> Result<()> {
             parent.dir.as_tmp_dir()?.create_dir(&parent.name, mode & 0o1777 & !umask())?;
             Ok(())
         }
+        Err(e) => Err(e),
+    }
+}
+
+/// `mkfifoat`.
+pub fn mkfifo(at: At, path: &[u8], mode: u32) -> Result<()> {
+    let _guard = donjon_base::preempt::off();
+    let parent = match lookup_parent(at, path) {
+        Err(Errno::EBUSY | Errno::EINVAL) => return Err(Errno::EEXIST),
+        other => other?,
+    };
+    match parent.child() {
+        Ok(_) => Err(Errno::EEXIST),
+        Err(Errno::ENOENT) if parent.must_be_dir => Err(Errno::ENOENT),
+        Err(Errno::ENOENT) => parent.dir.as_tmp_dir()?.create_pipe(&parent.name, mode & 0o777 & !umask()),
         Err(e) => Err(e),
     }
 }

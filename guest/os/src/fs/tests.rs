@@ -228,3 +228,32 @@ fn copies_between_files() {
     assert_eq!(copy_range(from, Some(&mut 8), w, None, 9), Ok(2));
     assert_eq!(copy_range(r, None, to, None, 9), Err(Errno::EINVAL));
 }
+
+#[test]
+fn named_pipes_bring_two_sides_together() {
+    let _s = start();
+    assert_eq!(mkfifo(At::Cwd, b"/tmp/p", 0o600), Ok(()));
+    assert_eq!(mkfifo(At::Cwd, b"/tmp/p", 0o600), Err(Errno::EEXIST));
+    let nonblock = fd::O_NONBLOCK;
+    assert_eq!(o("/tmp/p", O_WRONLY | nonblock), Err(Errno::ENXIO));
+    let r = o("/tmp/p", O_RDONLY | nonblock).unwrap();
+    assert_eq!(fd::stat(r).unwrap().mode, kind::FIFO | 0o600);
+    // Nobody has written: the end, but no hang-up.
+    assert_eq!(fd::read(r, &mut [&mut [0; 4]]), Ok(0));
+    let w = o("/tmp/p", O_WRONLY | nonblock).unwrap();
+    assert_eq!(fd::read(r, &mut [&mut [0; 4]]), Err(Errno::EAGAIN));
+    assert_eq!(put(w, b"abc"), Ok(3));
+    fd::close(w).unwrap();
+    assert_eq!(fd::read(r, &mut [&mut [0; 4]]), Ok(3));
+    assert_eq!(fd::read(r, &mut [&mut [0; 4]]), Ok(0));
+    fd::close(r).unwrap();
+    fn writer(_: usize) {
+        let w = o("/tmp/p", O_WRONLY).unwrap();
+        assert_eq!(put(w, b"hello"), Ok(5));
+        fd::close(w).unwrap();
+    }
+    crate::sched::spawn(writer, 0, 64 << 10).unwrap();
+    assert_eq!(content("/tmp/p"), Ok(b"hello".to_vec()));
+    let both = o("/tmp/p", O_RDWR).unwrap();
+    assert_eq!((put(both, b"x"), fd::read(both, &mut [&mut [0; 4]])), (Ok(1), Ok(1)));
+}

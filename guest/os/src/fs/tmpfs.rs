@@ -3,8 +3,9 @@
 use super::stat::{Stat, Time, kind};
 use crate::errno::{Errno, Result};
 use crate::global::Global;
+use crate::io::pipe::Pipe;
+use crate::sorted::Sorted;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -41,7 +42,7 @@ pub fn root() -> Rc<TmpNode> {
     if let Some(root) = SPACE.with(|s| s.root.clone()) {
         return root;
     }
-    let dir = Kind::Dir { children: RefCell::new(BTreeMap::new()), parent: RefCell::new(Weak::new()) };
+    let dir = Kind::Dir { children: RefCell::new(Sorted::new()), parent: RefCell::new(Weak::new()) };
     let now = now();
     let root = Rc::new(TmpNode {
         ino: 1,
@@ -96,9 +97,10 @@ pub struct TmpNode {
 
 enum Kind {
     File(RefCell<Content>),
-    Dir { children: RefCell<BTreeMap<Box<[u8]>, Rc<TmpNode>>>, parent: RefCell<Weak<TmpNode>> },
+    Dir { children: RefCell<Sorted<Box<[u8]>, Rc<TmpNode>>>, parent: RefCell<Weak<TmpNode>> },
     Link(Box<[u8]>),
     Socket(SocketNode),
+    Pipe(Rc<Pipe>),
 }
 
 /// What a path of a bound AF_UNIX socket leads to.
@@ -107,32 +109,26 @@ pub type SocketNode = Weak<dyn core::any::Any>;
 #[derive(Default)]
 struct Content {
     len: u64,
-    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    blocks: Sorted<u64, Box<[u8; BLOCK]>>,
 }
 
 impl Content {
     fn block(&mut self, index: u64) -> Result<&mut [u8; BLOCK]> {
-        use alloc::collections::btree_map::Entry;
-        match self.blocks.entry(index) {
-            Entry::Occupied(e) => Ok(e.into_mut()),
-            Entry::Vacant(e) => {
-                charge(BLOCK as u64)?;
-                match zeroed_block() {
-                    Some(block) => Ok(e.insert(block)),
-                    None => {
-                        refund(BLOCK as u64);
-                        Err(Errno::ENOSPC)
-                    }
-                }
+        let make = || {
+            charge(BLOCK as u64).ok()?;
+            let block = zeroed_block();
+            if block.is_none() {
+                refund(BLOCK as u64);
             }
-        }
+            block
+        };
+        self.blocks.get_or_try_insert(index, make).map(|block| &mut **block).ok_or(Errno::ENOSPC)
     }
 
     fn set_len(&mut self, len: u64) {
         if len < self.len {
             let keep = len.div_ceil(BLOCK as u64);
-            let gone = self.blocks.split_off(&keep);
-            refund(gone.len() as u64 * BLOCK as u64);
+            refund(self.blocks.truncate(&keep) as u64 * BLOCK as u64);
             let cut = (len % BLOCK as u64) as usize;
             if cut != 0 {
                 if let Some(block) = self.blocks.get_mut(&(len / BLOCK as u64)) {
@@ -203,6 +199,14 @@ impl TmpNode {
         }
     }
 
+    /// The pipe, if it is a named one.
+    pub fn pipe(&self) -> Option<&Rc<Pipe>> {
+        match &self.kind {
+            Kind::Pipe(pipe) => Some(pipe),
+            _ => None,
+        }
+    }
+
     /// Where a symbolic link leads.
     pub fn link_target(&self) -> Option<&[u8]> {
         match &self.kind {
@@ -211,7 +215,7 @@ impl TmpNode {
         }
     }
 
-    fn children(&self) -> Result<&RefCell<BTreeMap<Box<[u8]>, Rc<TmpNode>>>> {
+    fn children(&self) -> Result<&RefCell<Sorted<Box<[u8]>, Rc<TmpNode>>>> {
         match &self.kind {
             Kind::Dir { children, .. } => Ok(children),
             _ => Err(Errno::ENOTDIR),
@@ -239,10 +243,9 @@ impl TmpNode {
 
     /// The first child whose name is behind `after` (all, if `None`).
     pub fn next_child(&self, after: Option<&[u8]>) -> Option<(Vec<u8>, Rc<TmpNode>)> {
-        use core::ops::Bound::{Excluded, Unbounded};
         let children = self.children().ok()?.borrow();
-        let from = after.map_or(Unbounded, Excluded);
-        children.range::<[u8], _>((from, Unbounded)).next().map(|(n, c)| (n.to_vec(), c.clone()))
+        let next = after.map_or_else(|| children.first(), |name| children.after(name));
+        next.map(|(n, c)| (n.to_vec(), c.clone()))
     }
 
     /// Puts a node into this directory.
@@ -274,7 +277,7 @@ impl TmpNode {
 
     /// A new directory.
     pub fn create_dir(self: &Rc<Self>, name: &[u8], mode: u32) -> Result<()> {
-        let kind = Kind::Dir { children: RefCell::new(BTreeMap::new()), parent: RefCell::new(Weak::new()) };
+        let kind = Kind::Dir { children: RefCell::new(Sorted::new()), parent: RefCell::new(Weak::new()) };
         self.insert(name, TmpNode::new(kind, mode)?)
     }
 
@@ -286,6 +289,11 @@ impl TmpNode {
     /// A new socket.
     pub fn create_socket(self: &Rc<Self>, name: &[u8], socket: SocketNode) -> Result<()> {
         self.insert(name, TmpNode::new(Kind::Socket(socket), 0o755)?)
+    }
+
+    /// A new named pipe.
+    pub fn create_pipe(self: &Rc<Self>, name: &[u8], mode: u32) -> Result<()> {
+        self.insert(name, TmpNode::new(Kind::Pipe(Rc::default()), mode)?)
     }
 
     /// Removes an entry; a directory must be empty.
@@ -321,7 +329,7 @@ impl TmpNode {
             Kind::File(content) => content.borrow().len,
             Kind::Link(target) => target.len() as u64,
             Kind::Dir { children, .. } => children.borrow().len() as u64 * 32,
-            Kind::Socket(_) => 0,
+            Kind::Socket(_) | Kind::Pipe(_) => 0,
         }
     }
 
@@ -434,6 +442,7 @@ impl TmpNode {
             Kind::Dir { .. } => (kind::DIR, 0),
             Kind::Link(_) => (kind::LINK, 0),
             Kind::Socket(_) => (kind::SOCKET, 0),
+            Kind::Pipe(_) => (kind::FIFO, 0),
         };
         let (uid, gid) = self.owner.get();
         Stat {

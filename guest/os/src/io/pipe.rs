@@ -1,45 +1,50 @@
-//! `pipe(7)`: 64 KiB, writes of up to `PIPE_BUF` bytes are atomic.
+//! `pipe(7)` and `fifo(7)`: 64 KiB, writes of up to `PIPE_BUF` bytes are atomic.
 
 use super::ring::Ring;
 use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
-use crate::fd::{self, Ctl, Object};
-use crate::fs::Stat;
+use crate::fd::{self, Ctl, FileRef, O_ACCMODE, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY, Object, Woken};
+use crate::fs::{Stat, kind};
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 const CAPACITY: usize = 65_536;
 /// Largest atomic write (`PIPE_BUF`).
 const ATOMIC: usize = 4096;
 
-struct Shared {
+/// What the ends of a pipe share.
+#[derive(Default)]
+pub struct Pipe {
     ring: RefCell<Ring>,
-    read_watch: Watch,
-    write_watch: Watch,
-    readers: Cell<bool>,
-    writers: Cell<bool>,
+    readers: Cell<u32>,
+    writers: Cell<u32>,
+    /// Openings so far, for those who wait for the other side of a named pipe.
+    opened: Cell<u32>,
+    /// Watch lists of the ends, and of openings that wait.
+    ends: RefCell<Vec<Rc<Watch>>>,
 }
 
-struct ReadEnd(Rc<Shared>);
-struct WriteEnd(Rc<Shared>);
+struct End {
+    pipe: Rc<Pipe>,
+    reads: bool,
+    writes: bool,
+    watch: Rc<Watch>,
+    /// The place in the tree, of a named pipe.
+    node: Option<crate::fs::Node>,
+}
 
 /// `pipe2`: the read end and the write end. `flags` may hold `O_NONBLOCK` and `O_CLOEXEC`.
 pub fn create(flags: i32) -> Result<(i32, i32)> {
-    if flags & !(fd::O_NONBLOCK | fd::O_CLOEXEC) != 0 {
+    if flags & !(O_NONBLOCK | O_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
     let _guard = donjon_base::preempt::off();
-    let shared = Rc::new(Shared {
-        ring: RefCell::new(Ring::new()),
-        read_watch: Watch::new(),
-        write_watch: Watch::new(),
-        readers: Cell::new(true),
-        writers: Cell::new(true),
-    });
-    let status = flags & fd::O_NONBLOCK;
-    let cloexec = flags & fd::O_CLOEXEC != 0;
-    let reader = fd::open_file(ReadEnd(shared.clone()), status | fd::O_RDONLY)?;
-    let writer = fd::open_file(WriteEnd(shared), status | fd::O_WRONLY)?;
+    fd::headroom()?;
+    let pipe = Rc::new(Pipe::default());
+    let (status, cloexec) = (flags & O_NONBLOCK, flags & O_CLOEXEC != 0);
+    let reader = pipe.end(status | O_RDONLY, None)?;
+    let writer = pipe.end(status | O_WRONLY, None)?;
     let read_fd = fd::install(reader, cloexec)?;
     match fd::install(writer, cloexec) {
         Ok(write_fd) => Ok((read_fd, write_fd)),
@@ -50,93 +55,120 @@ pub fn create(flags: i32) -> Result<(i32, i32)> {
     }
 }
 
-fn fifo_stat() -> Stat {
-    Stat { mode: 0o010_600, nlink: 1, ..Stat::default() }
+/// Opens a named pipe. A blocking opening waits for the other side; a non-blocking one for writing fails without a reader.
+pub fn open(pipe: &Rc<Pipe>, node: crate::fs::Node, flags: i32) -> Result<FileRef> {
+    let mode = flags & O_ACCMODE;
+    if mode == O_WRONLY && flags & O_NONBLOCK != 0 && pipe.readers.get() == 0 {
+        return Err(Errno::ENXIO);
+    }
+    let file = pipe.end(flags, Some(node))?;
+    if flags & O_NONBLOCK != 0 || mode == O_RDWR {
+        return Ok(file);
+    }
+    // Who came and went again meanwhile counts, too: a reader must see the end, a writer the broken pipe.
+    let before = pipe.opened.get();
+    let missing = || {
+        let others = if mode == O_RDONLY { &pipe.writers } else { &pipe.readers };
+        others.get() == 0 && pipe.opened.get() == before
+    };
+    while missing() {
+        let watch = file.obj.watch().ok_or(Errno::EINVAL)?;
+        if fd::wait_on(watch, events::ALL, None)? == Woken::TimedOut {
+            break;
+        }
+    }
+    Ok(file)
 }
 
-impl Object for ReadEnd {
+impl Pipe {
+    fn end(self: &Rc<Self>, flags: i32, node: Option<crate::fs::Node>) -> Result<FileRef> {
+        let mode = flags & O_ACCMODE;
+        let watch = Rc::new(Watch::new());
+        self.ends.borrow_mut().try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        self.ends.borrow_mut().push(watch.clone());
+        let end = End { pipe: self.clone(), reads: mode != O_WRONLY, writes: mode != O_RDONLY, watch, node };
+        for (side, count) in [(end.reads, &self.readers), (end.writes, &self.writers)] {
+            count.set(count.get() + u32::from(side));
+        }
+        self.opened.set(self.opened.get().wrapping_add(1));
+        // From here on, dropping `end` takes all this back.
+        let file = fd::open_file(end, flags)?;
+        self.notify(events::READ | events::WRITE);
+        Ok(file)
+    }
+
+    fn notify(&self, events: u32) {
+        for watch in self.ends.borrow().iter() {
+            watch.notify(events);
+        }
+    }
+}
+
+impl Object for End {
     fn read(&self, _ctl: &Ctl, bufs: &mut [&mut [u8]]) -> Result<usize> {
         if bufs.iter().all(|b| b.is_empty()) {
             return Ok(0);
         }
-        let n = self.0.ring.borrow_mut().read(bufs, false);
+        let n = self.pipe.ring.borrow_mut().read(bufs, false);
         if n > 0 {
-            self.0.write_watch.notify(events::WRITE);
+            self.pipe.notify(events::WRITE);
             return Ok(n);
         }
-        if self.0.writers.get() { Err(Errno::EAGAIN) } else { Ok(0) }
+        if self.pipe.writers.get() > 0 { Err(Errno::EAGAIN) } else { Ok(0) }
     }
 
-    fn ready(&self) -> u32 {
-        let mut ready = 0;
-        if !self.0.ring.borrow().is_empty() {
-            ready |= events::READ;
-        }
-        if !self.0.writers.get() {
-            ready |= events::HUP;
-        }
-        ready
-    }
-
-    fn watch(&self) -> Option<&Watch> {
-        Some(&self.0.read_watch)
-    }
-
-    fn stat(&self) -> Stat {
-        fifo_stat()
-    }
-
-    fn as_any(&self) -> &dyn core::any::Any {
-        self
-    }
-
-    fn available(&self) -> Result<usize> {
-        Ok(self.0.ring.borrow().len())
-    }
-}
-
-impl Drop for ReadEnd {
-    fn drop(&mut self) {
-        self.0.readers.set(false);
-        self.0.ring.borrow_mut().clear();
-        self.0.write_watch.notify(events::WRITE | events::ERR);
-    }
-}
-
-impl Object for WriteEnd {
     fn write(&self, _ctl: &Ctl, bufs: &[&[u8]]) -> Result<usize> {
-        if !self.0.readers.get() {
+        if self.pipe.readers.get() == 0 {
             return Err(Errno::EPIPE);
         }
         let total: usize = bufs.iter().map(|b| b.len()).sum();
         if total == 0 {
             return Ok(0);
         }
-        let mut ring = self.0.ring.borrow_mut();
+        let mut ring = self.pipe.ring.borrow_mut();
         let room = CAPACITY - ring.len();
         if room == 0 || (total <= ATOMIC && room < total) {
             return Err(Errno::EAGAIN);
         }
         let n = ring.write(bufs, room)?;
         drop(ring);
-        self.0.read_watch.notify(events::READ);
+        self.pipe.notify(events::READ);
         Ok(n)
     }
 
     fn ready(&self) -> u32 {
-        if !self.0.readers.get() {
-            return events::WRITE | events::ERR;
+        let mut ready = 0;
+        let held = self.pipe.ring.borrow().len();
+        if self.reads {
+            if held > 0 {
+                ready |= events::READ;
+            }
+            // As in Linux, a named pipe that nobody has opened for writing yet has not been hung up.
+            if self.pipe.writers.get() == 0 && (self.node.is_none() || self.pipe.opened.get() > 1) {
+                ready |= events::HUP;
+            }
         }
-        // Linux says writable as soon as an atomic write fits.
-        if CAPACITY - self.0.ring.borrow().len() >= ATOMIC { events::WRITE } else { 0 }
+        if self.writes {
+            // Linux says writable as soon as an atomic write fits.
+            if CAPACITY - held >= ATOMIC {
+                ready |= events::WRITE;
+            }
+            if self.pipe.readers.get() == 0 {
+                ready |= events::WRITE | events::ERR;
+            }
+        }
+        ready
     }
 
     fn watch(&self) -> Option<&Watch> {
-        Some(&self.0.write_watch)
+        Some(&self.watch)
     }
 
     fn stat(&self) -> Stat {
-        fifo_stat()
+        match &self.node {
+            Some(node) => node.stat(),
+            None => Stat { mode: kind::FIFO | 0o600, nlink: 1, ..Stat::default() },
+        }
     }
 
     fn as_any(&self) -> &dyn core::any::Any {
@@ -144,13 +176,30 @@ impl Object for WriteEnd {
     }
 
     fn available(&self) -> Result<usize> {
-        Ok(self.0.ring.borrow().len())
+        Ok(self.pipe.ring.borrow().len())
+    }
+
+    fn node(&self) -> Option<&crate::fs::Node> {
+        self.node.as_ref()
     }
 }
 
-impl Drop for WriteEnd {
+impl Drop for End {
     fn drop(&mut self) {
-        self.0.writers.set(false);
-        self.0.read_watch.notify(events::READ | events::HUP);
+        let pipe = &self.pipe;
+        for (side, count) in [(self.reads, &pipe.readers), (self.writes, &pipe.writers)] {
+            count.set(count.get() - u32::from(side));
+        }
+        pipe.ends.borrow_mut().retain(|w| !Rc::ptr_eq(w, &self.watch));
+        // What nobody can read any more is gone; a named pipe keeps it as long as someone has it open.
+        if pipe.readers.get() == 0 && (self.node.is_none() || pipe.writers.get() == 0) {
+            pipe.ring.borrow_mut().clear();
+        }
+        if self.reads && pipe.readers.get() == 0 {
+            pipe.notify(events::WRITE | events::ERR);
+        }
+        if self.writes && pipe.writers.get() == 0 {
+            pipe.notify(events::READ | events::HUP);
+        }
     }
 }

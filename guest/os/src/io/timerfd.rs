@@ -5,7 +5,7 @@ use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, Ctl, Object};
 use crate::fs::Stat;
 use crate::global::Global;
-use alloc::collections::BTreeMap;
+use crate::sorted::Sorted;
 use alloc::rc::{Rc, Weak};
 use core::cell::Cell;
 use donjon_base::clock;
@@ -49,17 +49,17 @@ struct Timer {
 }
 
 struct Queue {
-    armed: BTreeMap<(u64, u64), Weak<Timer>>,
+    armed: Sorted<(u64, u64), Weak<Timer>>,
     next_id: u64,
 }
 
-static QUEUE: Global<Queue> = Global::new(Queue { armed: BTreeMap::new(), next_id: 0 });
+static QUEUE: Global<Queue> = Global::new(Queue { armed: Sorted::new(), next_id: 0 });
 
 /// Called by the scheduler: expires what is due, says when to come again.
 fn poll(now: u64) -> Option<u64> {
     loop {
         let due = QUEUE.with(|q| {
-            let (&(at, id), timer) = q.armed.first_key_value()?;
+            let &((at, id), ref timer) = q.armed.first()?;
             if at > now {
                 return None;
             }
@@ -73,7 +73,7 @@ fn poll(now: u64) -> Option<u64> {
                 timer.watch.notify(events::READ);
             }
             Some(None) => {}
-            None => return QUEUE.with(|q| q.armed.first_key_value().map(|(k, _)| k.0)),
+            None => return QUEUE.with(|q| q.armed.first().map(|(k, _)| k.0)),
         }
     }
 }
@@ -213,6 +213,6 @@ impl Drop for TimerFd {
 /// Forgets that the poller is registered, for tests: each has a scheduler of its own.
 #[cfg(test)]
 pub fn reset() {
-    let old = QUEUE.with(|q| core::mem::replace(q, Queue { armed: BTreeMap::new(), next_id: 0 }));
+    let old = QUEUE.with(|q| core::mem::replace(q, Queue { armed: Sorted::new(), next_id: 0 }));
     drop(old);
 }
