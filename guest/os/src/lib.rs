@@ -25,6 +25,7 @@ pub mod random;
 pub mod sched;
 pub mod signal;
 pub mod socket;
+mod sorted;
 pub mod thread;
 
 pub use fault::fatal;

@@ -85,10 +85,9 @@ pub fn resolve(name: &[u8], family: Family) -> core::result::Result<Vec<IpAddr>,
     for _ in 0..ROUNDS {
         for server in servers() {
             match ask(server, text, family) {
-                Ok(mut found) => {
+                Ok(found) => {
                     // A source address decides what is worth trying first (RFC 6724, rule 1); else as answered.
-                    found.sort_by_key(|ip| netif::with(|s| s.source_for(*ip).is_err()).unwrap_or(true));
-                    return Ok(found);
+                    return Ok(first(found, |ip| netif::with(|s| s.source_for(*ip).is_ok()).unwrap_or(false)));
                 }
                 Err(e @ (Failure::NoName | Failure::NoData)) => return Err(e),
                 Err(e) => result = Err(e),
@@ -96,6 +95,13 @@ pub fn resolve(name: &[u8], family: Family) -> core::result::Result<Vec<IpAddr>,
         }
     }
     result
+}
+
+/// Puts those that `wanted` picks before the others, else in the same order.
+fn first(found: Vec<IpAddr>, wanted: impl FnMut(&IpAddr) -> bool) -> Vec<IpAddr> {
+    let (mut first, others): (Vec<_>, Vec<_>) = found.into_iter().partition(wanted);
+    first.extend(others);
+    first
 }
 
 fn ends_with(text: &str, end: &str) -> bool {
@@ -238,8 +244,7 @@ fn ask(server: IpAddr, name: &str, family: Family) -> core::result::Result<Vec<I
     match failure {
         _ if !found.is_empty() => {
             // IPv4 first where both came: it is what every network carries.
-            found.sort_by_key(IpAddr::is_ipv6);
-            Ok(found)
+            Ok(first(found, IpAddr::is_ipv4))
         }
         Some(f) if open_questions.is_empty() => Err(f),
         _ => Err(Failure::Again),

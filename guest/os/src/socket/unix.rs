@@ -8,8 +8,9 @@ use crate::fd::{self, Anon, Ctl, FileRef, Object};
 use crate::fs::{self, Stat, kind};
 use crate::global::Global;
 use crate::io::ring::Ring;
+use crate::sorted::Sorted;
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -19,7 +20,7 @@ const CAPACITY: usize = 212_992;
 /// Longest backlog, as `somaxconn`.
 const BACKLOG_MAX: u32 = 4096;
 
-static ABSTRACT: Global<BTreeMap<Box<[u8]>, Weak<Half>>> = Global::new(BTreeMap::new());
+static ABSTRACT: Global<Sorted<Box<[u8]>, Weak<Half>>> = Global::new(Sorted::new());
 
 struct Unix {
     common: Common,
