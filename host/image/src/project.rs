@@ -1,7 +1,7 @@
 //! From a cargo project to images: runs cargo with this program as the linker, then packs what it made.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{self, BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -103,6 +103,8 @@ pub struct Project {
     /// Where we build, within cargo's target directory.
     pub target_dir: PathBuf,
     workspace: PathBuf,
+    /// Directories of the sources of published crates.
+    registries: BTreeSet<PathBuf>,
 }
 
 /// How to build.
@@ -149,6 +151,7 @@ struct Metadata {
     packages: Vec<Package>,
     target_directory: PathBuf,
     workspace_root: PathBuf,
+    workspace_members: Vec<String>,
     #[serde(default)]
     workspace_default_members: Vec<String>,
 }
@@ -158,6 +161,7 @@ struct Package {
     name: String,
     id: String,
     version: String,
+    source: Option<String>,
     manifest_path: PathBuf,
     default_run: Option<String>,
     targets: Vec<Target>,
@@ -182,7 +186,7 @@ impl Project {
         let dir = given.canonicalize().map_err(none)?;
         let manifest = dir.join("Cargo.toml").canonicalize().map_err(none)?;
         let output = Command::new(cargo())
-            .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
+            .args(["metadata", "--format-version=1", "--filter-platform", TARGET, "--manifest-path"])
             .arg(&manifest)
             .current_dir(&dir)
             .args(["--color", "never"])
@@ -192,8 +196,12 @@ impl Project {
             let talk = String::from_utf8_lossy(&output.stderr);
             return Err(BuildError::Metadata(talk.trim().trim_start_matches("error: ").to_owned()));
         }
-        let Metadata { mut packages, target_directory, workspace_root, workspace_default_members } =
+        let Metadata { mut packages, target_directory, workspace_root, workspace_members, workspace_default_members } =
             serde_json::from_slice(&output.stdout).map_err(|e| BuildError::Metadata(e.to_string()))?;
+        let registries = packages.iter().filter(|p| p.source.as_ref().is_some_and(|s| s.starts_with("registry+")));
+        let registries: BTreeSet<PathBuf> =
+            registries.filter_map(|p| Some(p.manifest_path.parent()?.parent()?.to_owned())).collect();
+        packages.retain(|p| workspace_members.contains(&p.id));
         let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == manifest);
         if packages.iter().any(is_here) {
             packages.retain(is_here);
@@ -217,6 +225,7 @@ impl Project {
             version: package.version,
             target_dir: target_directory.join("donjon"),
             workspace: workspace_root,
+            registries,
         })
     }
 
@@ -238,7 +247,9 @@ impl Project {
     pub fn tests(&self, args: &[String], options: &Options) -> Result<Vec<Program>, BuildError> {
         let mut all = vec!["test".to_owned(), "--no-run".into()];
         all.extend(args.iter().cloned());
-        self.cargo(all, options, |_, test| test)
+        let mut programs = self.cargo(all, options, |_, test| test)?;
+        programs.sort_by(|a, b| a.name.cmp(&b.name)); // cargo tells them as they are done
+        Ok(programs)
     }
 
     /// Makes the image of a program that cargo has made.
@@ -340,14 +351,7 @@ impl Project {
         wanted: impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
-        let ourselves = env::current_exe().map_err(|e| BuildError::Tool("donjon", e))?;
-        let flags = [
-            format!("-Clinker={}", ourselves.display()),
-            "-Clinker-flavor=ld".into(),
-            "-Ctarget-feature=+crt-static".into(),
-            "-Crelocation-model=pic".into(),
-            "--cfg=rustix_use_libc".into(),
-        ];
+        let flags = self.flags(spec)?;
         let mut cargo = Command::new(cargo());
         cargo.args(&args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
         let format = if options.plain { "json" } else { "json-diagnostic-rendered-ansi" };
@@ -355,18 +359,7 @@ impl Project {
         if options.plain {
             cargo.args(["--color", "never"]);
         }
-        // The user's own flags stay, whichever way they are given.
-        let user = env::var("CARGO_ENCODED_RUSTFLAGS").ok().filter(|f| !f.is_empty()).or_else(|| {
-            let flags = env::var("RUSTFLAGS").ok()?;
-            Some(flags.split_whitespace().collect::<Vec<_>>().join("\x1f")).filter(|f| !f.is_empty())
-        });
-        match user {
-            Some(user) => _ = cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{user}\x1f{}", flags.join("\x1f"))),
-            None => {
-                let list = toml::Value::try_from(&flags[..]).map_err(|e| BuildError::Metadata(e.to_string()))?;
-                cargo.arg("--config").arg(format!("target.{TARGET}.rustflags={list}"));
-            }
-        }
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         let mut child = cargo.stdout(Stdio::piped()).spawn().map_err(|e| BuildError::Tool("cargo", e))?;
         let mut programs = Vec::new();
         if let Some(stdout) = child.stdout.take() {
@@ -398,6 +391,29 @@ impl Project {
             again.map_err(|d| BuildError::Link(Box::new(d)))?;
         }
         Ok(programs)
+    }
+
+    /// The flags for rustc: the user's own, whichever way they are given, then ours.
+    fn flags(&self, spec: &Spec) -> Result<Vec<String>, BuildError> {
+        // By a name that stays: with another path of this program, cargo would compile everything anew.
+        let ourselves = env::current_exe().map_err(|e| BuildError::Tool("donjon", e))?;
+        let (link, part) = (spec.state.join("linker"), spec.state.join(format!("linker-{}", std::process::id())));
+        if fs::read_link(&link).ok().as_ref() != Some(&ourselves) {
+            std::os::unix::fs::symlink(&ourselves, &part)
+                .and_then(|()| fs::rename(&part, &link))
+                .map_err(|e| BuildError::Io(link.clone(), e))?;
+        }
+        let mut flags = user_flags(&self.dir);
+        flags.extend([
+            format!("-Clinker={}", link.display()),
+            "-Clinker-flavor=ld".into(),
+            "-Ctarget-feature=+crt-static".into(),
+            "-Crelocation-model=pic".into(),
+            "--cfg=rustix_use_libc".into(),
+        ]);
+        // Messages of panics name source files: not where they are on this machine.
+        flags.extend(self.registries.iter().map(|r| format!("--remap-path-prefix={}=", r.display())));
+        Ok(flags)
     }
 
     fn spec(&self, options: &Options) -> Result<Spec, BuildError> {
@@ -460,6 +476,35 @@ impl Diagnostic {
             || self.level == "error" && self.message.starts_with("aborting due to")
             || self.message.starts_with("linker stderr")
     }
+}
+
+/// The flags that cargo would give rustc for `dir`: of the environment, else of the configuration files for the target, else of those
+/// for all targets. (Sections such as `[target.'cfg(unix)']` are not looked at.)
+fn user_flags(dir: &Path) -> Vec<String> {
+    let words = |text: String| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+    let encoded = |v: String| v.split('\x1f').filter(|f| !f.is_empty()).map(String::from).collect();
+    if let Some(flags) =
+        env::var("CARGO_ENCODED_RUSTFLAGS").ok().map(encoded).or_else(|| env::var("RUSTFLAGS").ok().map(words))
+    {
+        return flags;
+    }
+    // Lists of several files are joined, the one nearest to the project last.
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+    let mut places: Vec<PathBuf> = dir.ancestors().map(|a| a.join(".cargo")).collect();
+    places.extend(home.filter(|h| !places.contains(h)));
+    let (mut target, mut build) = (Vec::new(), Vec::new());
+    for place in places.iter().rev() {
+        let text = ["config", "config.toml"].iter().find_map(|name| fs::read_to_string(place.join(name)).ok());
+        let table: toml::Table = text.and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
+        let flags = |section: Option<&toml::Value>| match section.and_then(|s| s.get("rustflags")) {
+            Some(toml::Value::String(text)) => words(text.clone()),
+            Some(toml::Value::Array(list)) => list.iter().filter_map(|f| Some(f.as_str()?.to_owned())).collect(),
+            _ => Vec::new(),
+        };
+        target.extend(flags(table.get("target").and_then(|t| t.get(TARGET))));
+        build.extend(flags(table.get("build")));
+    }
+    if target.is_empty() { build } else { target }
 }
 
 fn cargo() -> std::ffi::OsString {
@@ -587,6 +632,24 @@ mod tests {
         assert_eq!(crate_of("_ZN61_$LT$axum..routing..Router$u20$as$u20$core..clone..Clone$GT$5clone17h0123E"), "axum");
         assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
         assert_eq!(crate_of("memcpy"), "C");
+    }
+
+    #[test]
+    fn flags_of_configuration_files_are_kept() {
+        if env::var_os("RUSTFLAGS").or(env::var_os("CARGO_ENCODED_RUSTFLAGS")).is_some() {
+            return; // these would win, as with cargo
+        }
+        let dir = env::temp_dir().join(format!("donjon-flags-{}", std::process::id()));
+        let write = |at: &str, text: &str| {
+            fs::create_dir_all(dir.join(at).join(".cargo")).unwrap();
+            fs::write(dir.join(at).join(".cargo/config.toml"), text).unwrap();
+        };
+        write("", "[build]\nrustflags = [\"--cfg\", \"outer\"]\n");
+        write("a", "[build]\nrustflags = \"--cfg inner\"\n");
+        assert!(user_flags(&dir.join("a")).ends_with(&["--cfg", "outer", "--cfg", "inner"].map(String::from)));
+        write("a/b", &format!("[target.{TARGET}]\nrustflags = [\"-Ctarget-cpu=native\"]\n"));
+        assert_eq!(user_flags(&dir.join("a/b")), ["-Ctarget-cpu=native"]);
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
