@@ -106,10 +106,13 @@ pub(crate) fn now() -> u64 {
 pub fn boot_page() -> *mut BootPage {
     static PAGE: OnceLock<usize> = OnceLock::new();
     *PAGE.get_or_init(|| {
-        let layout = Layout::from_size_align(RESERVE, 2 << 20).expect("a valid layout");
+        const ALIGN: usize = 2 << 20;
+        // Not by asking for the alignment: the allocator would then write all the zeros itself, gigabytes of them.
+        let layout = Layout::from_size_align(RESERVE + ALIGN, 16).expect("a valid layout");
         // SAFETY: the layout is not empty.
         let reserve = unsafe { alloc_zeroed(layout) };
         assert!(!reserve.is_null(), "no address space for the fake reserve");
+        let reserve = (reserve as usize).next_multiple_of(ALIGN);
         let mut page = BootPage::empty();
         page.flags = flags::NET;
         page.reserve = Range { base: reserve as u64, len: RESERVE as u64 };

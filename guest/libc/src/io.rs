@@ -390,6 +390,24 @@ pub unsafe extern "C" fn copy_file_range(
     }))
 }
 
+/// `splice(2)`: not there.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn splice() -> ssize_t {
+    ret_size(Err(Errno::ENOSYS))
+}
+
+/// `tee(2)`: not there.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn tee() -> ssize_t {
+    ret_size(Err(Errno::ENOSYS))
+}
+
+/// `vmsplice(2)`: not there.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn vmsplice() -> ssize_t {
+    ret_size(Err(Errno::ENOSYS))
+}
+
 unsafe fn copy(from: c_int, from_at: *mut off_t, to: c_int, to_at: *mut off_t, len: usize) -> Result<usize> {
     let position = |p: *mut off_t| -> Result<Option<u64>> {
         if p.is_null() {
