@@ -360,3 +360,53 @@ impl Sim {
         self.last_seq[side]
     }
 }
+
+/// Sends `total` bytes over an open connection; how long it took.
+pub fn transfer_and_back(sim: &mut Sim, c: Handle, s: Handle, total: u64) -> u64 {
+    let start = sim.now;
+    let (mut sent, mut got) = (0, 0);
+    assert!(sim.run_until(60 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, total);
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == total
+    }));
+    sim.now - start
+}
+
+/// A SYN to port 80 of side 1, without a TCP checksum.
+pub fn raw_syn(from: [u8; 4], port: u16, seq: u32) -> Vec<u8> {
+    let mut f = vec![0; 54];
+    f[..6].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    f[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+    f[12..14].copy_from_slice(&[8, 0]);
+    f[14] = 0x45;
+    f[17] = 40;
+    f[22] = 64;
+    f[23] = 6;
+    f[26..30].copy_from_slice(&from);
+    f[30..34].copy_from_slice(&[10, 0, 0, 2]);
+    let mut sum: u32 = (14..34).step_by(2).map(|i| u32::from(u16::from_be_bytes([f[i], f[i + 1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    f[34..36].copy_from_slice(&port.to_be_bytes());
+    f[36..38].copy_from_slice(&80u16.to_be_bytes());
+    f[38..42].copy_from_slice(&seq.to_be_bytes());
+    f[46] = 0x50;
+    f[47] = 2;
+    f[48..50].copy_from_slice(&[0xff, 0xff]);
+    f
+}
+
+/// Reads and forgets what is there; how many bytes.
+pub fn drain_all(s: &mut Stack, h: Handle) -> usize {
+    let mut n = 0;
+    let mut b = [0; 4096];
+    while let Ok(k) = s.recv(h, &mut [&mut b], RecvMode::Take)
+        && k > 0
+    {
+        n += k;
+    }
+    n
+}
