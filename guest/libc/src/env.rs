@@ -209,3 +209,46 @@ pub extern "C" fn clearenv() -> c_int {
     init(core::ptr::null_mut());
     0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe fn get(name: &CStr) -> Option<std::string::String> {
+        // SAFETY: a string; what is found is one too.
+        unsafe {
+            let value = getenv(name.as_ptr());
+            (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
+        }
+    }
+
+    #[test]
+    fn variables_are_set_changed_and_removed() {
+        let _s = donjon_base::host::session();
+        assert!(mem::init());
+        let (array, count) = c_array([&b"A=1"[..], b"AB=2"].into_iter()).expect("memory");
+        assert_eq!(count, 2);
+        init(array);
+        // SAFETY: all pointers are to live strings.
+        unsafe {
+            assert_eq!(get(c"A").as_deref(), Some("1"));
+            assert_eq!(get(c"AB").as_deref(), Some("2"));
+            assert_eq!(get(c""), None);
+            assert_eq!(setenv(c"A".as_ptr(), c"no".as_ptr(), 0), 0);
+            assert_eq!(get(c"A").as_deref(), Some("1"));
+            assert_eq!(setenv(c"A".as_ptr(), c"yes".as_ptr(), 1), 0);
+            assert_eq!(setenv(c"NEW".as_ptr(), c"".as_ptr(), 1), 0);
+            assert_eq!(get(c"A").as_deref(), Some("yes"));
+            assert_eq!(get(c"NEW").as_deref(), Some(""));
+            assert_eq!(setenv(c"A=B".as_ptr(), c"".as_ptr(), 1), -1);
+            assert_eq!(unsetenv(c"A".as_ptr()), 0);
+            assert_eq!(get(c"A"), None);
+            assert_eq!(get(c"AB").as_deref(), Some("2"));
+            assert_eq!(clearenv(), 0);
+            assert_eq!(get(c"AB"), None);
+            assert_eq!(setenv(c"X".as_ptr(), c"1".as_ptr(), 1), 0);
+            assert_eq!(get(c"X").as_deref(), Some("1"));
+        }
+        init(core::ptr::null_mut());
+    }
+}

@@ -116,3 +116,25 @@ pub extern "C" fn strerror(number: c_int) -> *mut c_char {
     unsafe { __xpg_strerror_r(number, at, 64) };
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_fit_or_say_that_they_do_not() {
+        let mut buffer = [1; 64];
+        let text =
+            |b: &[c_char]| b.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect::<std::string::String>();
+        // SAFETY: the buffer has the length that is passed.
+        unsafe {
+            assert_eq!(__xpg_strerror_r(2, buffer.as_mut_ptr(), 64), 0);
+            assert_eq!(text(&buffer), "No such file or directory");
+            assert_eq!(__xpg_strerror_r(-7, buffer.as_mut_ptr(), 64), 0);
+            assert_eq!(text(&buffer), "Unknown error -7");
+            assert_eq!(__xpg_strerror_r(2, buffer.as_mut_ptr(), 8), 34);
+            assert_eq!(text(&buffer), "No such");
+            assert_eq!(__xpg_strerror_r(2, buffer.as_mut_ptr(), 0), 34);
+        }
+    }
+}

@@ -165,3 +165,62 @@ fn memory_goes_back_and_large_reallocs_grow_in_place() {
     let (used, dirty) = heap.usage();
     assert!(used == 0 && dirty <= 4 << 20, "{used} {dirty}");
 }
+
+#[test]
+fn mappings_are_cut_protected_and_freed() {
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    let before = super::available();
+    let at = super::map(16 * 4096, 4096, 16 * 4096).expect("memory");
+    assert!(super::is_mapped(at, 16 * 4096));
+    assert!(!super::is_mapped(at, 17 * 4096));
+    // SAFETY: the mapping is this test's own.
+    unsafe {
+        core::ptr::write_bytes(at as *mut u8, 7, 16 * 4096);
+        // From the middle, then the rest, which is in two pieces.
+        assert!(super::unmap(at + 4 * 4096, 4 * 4096));
+        assert!(!super::is_mapped(at, 16 * 4096));
+        assert!(super::is_mapped(at, 4 * 4096) && super::is_mapped(at + 8 * 4096, 8 * 4096));
+        assert_eq!(*((at + 8 * 4096) as *const u8), 7);
+        assert!(!super::unmap(at, 16 * 4096), "a hole is refused");
+        assert!(super::unmap(at + 8 * 4096, 8 * 4096));
+    }
+    assert_eq!(super::available(), before);
+    // Address space without rights costs nothing until it gets some.
+    let at = super::map(64 * 4096, 4096, 0).expect("memory");
+    assert_eq!(super::available(), before);
+    // SAFETY: as above.
+    unsafe {
+        super::change(at + 4096, 2 * 4096, Prot::ReadWrite).expect("memory");
+        assert_eq!(super::available(), before - 2 * 4096);
+        super::change(at + 4096, 2 * 4096, Prot::ReadWrite).expect("memory");
+        assert_eq!(super::available(), before - 2 * 4096, "charged once");
+        assert!(super::change(at, 65 * 4096, Prot::Read).is_err());
+        assert!(super::unmap(at, 64 * 4096));
+    }
+    assert_eq!(super::available(), before);
+    assert!(super::map(usize::MAX, 4096, 4096).is_none());
+    assert!(super::map(super::total() + 4096, 4096, super::total() + 4096).is_none());
+    assert_eq!(super::available(), before);
+}
+
+#[test]
+fn page_runs_are_zeroed_even_when_reused() {
+    let _s = host::session();
+    fresh_global();
+    for fill in 1..4 {
+        let mut run = super::PageRun::new(100_000).expect("memory");
+        assert!(run.iter().all(|b| *b == 0));
+        run.fill(fill);
+    }
+}
+
+#[test]
+fn a_host_that_has_no_memory_is_an_error_and_not_an_end() {
+    let _s = host::session();
+    let mut heap = fresh(64 << 20);
+    host::machine(|m| m.fail_protect = 1);
+    assert!(heap.malloc(8 << 20).is_none());
+    assert!(heap.malloc(8 << 20).is_some());
+}
