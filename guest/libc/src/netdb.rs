@@ -453,10 +453,10 @@ pub unsafe extern "C" fn getifaddrs(out: *mut *mut libc::ifaddrs) -> c_int {
             let info: libc::ifaddrs = unsafe { core::mem::zeroed() };
             let mut i = Box::new(Interface { info, address: Aligned([0; STORAGE]), mask: Aligned([0; STORAGE]) });
             let mut address = SocketAddr::new(ip, 0);
-            if let SocketAddr::V6(v6) = &mut address {
-                if v6.ip().is_unicast_link_local() {
-                    v6.set_scope_id(index);
-                }
+            if let SocketAddr::V6(v6) = &mut address
+                && v6.ip().is_unicast_link_local()
+            {
+                v6.set_scope_id(index);
             }
             Addr::Inet(address).encode(&mut i.address.0);
             Addr::Inet(SocketAddr::new(mask(ip, prefix), 0)).encode(&mut i.mask.0);

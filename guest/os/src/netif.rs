@@ -357,10 +357,8 @@ fn deliver() {
         }
         _ => false,
     });
-    if changed {
-        if let Some(watch) = ADDRESSES.with(|w| w.clone()) {
-            watch.notify(events::READ);
-        }
+    if changed && let Some(watch) = ADDRESSES.with(|w| w.clone()) {
+        watch.notify(events::READ);
     }
 }
 

@@ -135,10 +135,10 @@ fn hosts(name: &str, family: Family) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for mut words in lines(core::str::from_utf8(&text).unwrap_or("")) {
         let ip = words.next().and_then(|w| w.parse::<IpAddr>().ok());
-        if let Some(ip) = ip.filter(|ip| family.wants(*ip)) {
-            if words.any(|w| w.eq_ignore_ascii_case(name)) {
-                found.push(ip);
-            }
+        if let Some(ip) = ip.filter(|ip| family.wants(*ip))
+            && words.any(|w| w.eq_ignore_ascii_case(name))
+        {
+            found.push(ip);
         }
     }
     found

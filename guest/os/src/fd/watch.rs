@@ -135,10 +135,10 @@ impl Watch {
     pub fn detach(&self) {
         let list = core::mem::take(&mut *self.list.borrow_mut());
         for w in list {
-            if let Target::Epoll(epoll, slot) = w.target {
-                if let Some(epoll) = epoll.upgrade() {
-                    epoll.forget(slot);
-                }
+            if let Target::Epoll(epoll, slot) = w.target
+                && let Some(epoll) = epoll.upgrade()
+            {
+                epoll.forget(slot);
             }
         }
     }
@@ -146,10 +146,10 @@ impl Watch {
     /// Calls `visit` for each epoll set that is registered here.
     pub fn epolls(&self, mut visit: impl FnMut(&alloc::rc::Rc<Interest>)) {
         for w in self.list.borrow().iter() {
-            if let Target::Epoll(epoll, _) = &w.target {
-                if let Some(epoll) = epoll.upgrade() {
-                    visit(&epoll);
-                }
+            if let Target::Epoll(epoll, _) = &w.target
+                && let Some(epoll) = epoll.upgrade()
+            {
+                visit(&epoll);
             }
         }
     }

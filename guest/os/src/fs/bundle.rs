@@ -22,6 +22,13 @@ pub fn bundle() -> Bundle<'static> {
     })
 }
 
+/// A path's directory, unless that is the root, and its last part. Without the searchers for `char`, which are large.
+pub fn split(path: &str) -> (Option<&str>, &str) {
+    let slash = path.bytes().rposition(|b| b == b'/');
+    let name = slash.and_then(|at| path.get(at + 1..));
+    (slash.and_then(|at| path.get(..at)), name.unwrap_or(path))
+}
+
 impl BundleNode {
     /// The root directory.
     pub const ROOT: BundleNode = BundleNode { entry: None };
@@ -63,8 +70,8 @@ impl BundleNode {
 
     /// The directory that it is in; the root is its own.
     pub fn parent(self) -> BundleNode {
-        match self.path().rsplit_once('/') {
-            Some((dir, _)) => BundleNode { entry: bundle().lookup(dir).map(|e| e.index) },
+        match split(self.path()).0 {
+            Some(dir) => BundleNode { entry: bundle().lookup(dir).map(|e| e.index) },
             None => BundleNode::ROOT,
         }
     }

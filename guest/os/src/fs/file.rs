@@ -2,7 +2,7 @@
 
 use super::dev::{self, Dev};
 use super::path::dirent_type;
-use super::{BundleNode, Node, Stat, TmpNode, tmpfs};
+use super::{BundleNode, Node, Stat, TmpNode, bundle, tmpfs};
 use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Ctl, FileRef, O_APPEND, Object};
@@ -53,10 +53,10 @@ impl Object for OpenFile {
     }
 
     fn write(&self, ctl: &Ctl, bufs: &[&[u8]]) -> Result<usize> {
-        if ctl.flags.get() & O_APPEND != 0 {
-            if let Node::Tmp(tmp) = &self.node {
-                ctl.offset.set(tmp.len());
-            }
+        if ctl.flags.get() & O_APPEND != 0
+            && let Node::Tmp(tmp) = &self.node
+        {
+            ctl.offset.set(tmp.size());
         }
         let n = self.write_at(bufs, ctl.offset.get())?;
         ctl.offset.set(ctl.offset.get() + n as u64);
@@ -91,7 +91,7 @@ impl Object for OpenFile {
     fn seek_end(&self) -> Result<u64> {
         match &self.node {
             Node::Bundle(b) => Ok(b.data().len() as u64),
-            Node::Tmp(tmp) => Ok(tmp.len()),
+            Node::Tmp(tmp) => Ok(tmp.size()),
             Node::Dev(Dev::Stdin | Dev::Stdout | Dev::Stderr) => Err(Errno::ESPIPE),
             Node::Dev(_) => Ok(0),
         }
@@ -185,7 +185,7 @@ impl Cursor {
                 Node::Bundle(dir) => loop {
                     let entry = dir.next_child(self.from)?;
                     self.from = entry.index + 1;
-                    let name = entry.path.rsplit('/').next().unwrap_or(entry.path);
+                    let name = bundle::split(entry.path).1;
                     // Hidden below a mount.
                     if dir.entry.is_none() && MOUNTS.contains(&name) {
                         continue;

@@ -19,7 +19,7 @@ pub fn map_source(fd: i32, offset: u64, len: usize) -> Result<MapSource> {
     let _guard = donjon_base::preempt::off();
     let file = fd::get(fd)?;
     file.ctl.readable().map_err(|_| Errno::EACCES)?;
-    if len == 0 || offset % donjon_base::PAGE as u64 != 0 {
+    if len == 0 || !offset.is_multiple_of(donjon_base::PAGE as u64) {
         return Err(Errno::EINVAL);
     }
     match file.obj.node().ok_or(Errno::ENODEV)? {

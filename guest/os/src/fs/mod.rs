@@ -63,17 +63,17 @@ fn open_file(at: At, path: &[u8], flags: i32, mode: u32) -> Result<FileRef> {
     if writing && node.read_only() {
         return Err(Errno::EROFS);
     }
-    if let Node::Tmp(tmp) = &node {
-        if flags & fd::O_PATH == 0 {
-            if tmp.is_socket() {
-                return Err(Errno::ENXIO);
-            }
-            if let Some(pipe) = tmp.pipe() {
-                return crate::io::pipe::open(pipe, node.clone(), flags & !CREATION);
-            }
-            if flags & fd::O_TRUNC != 0 && writing {
-                tmp.set_len(0)?;
-            }
+    if let Node::Tmp(tmp) = &node
+        && flags & fd::O_PATH == 0
+    {
+        if tmp.is_socket() {
+            return Err(Errno::ENXIO);
+        }
+        if let Some(pipe) = tmp.pipe() {
+            return crate::io::pipe::open(pipe, node.clone(), flags & !CREATION);
+        }
+        if flags & fd::O_TRUNC != 0 && writing {
+            tmp.set_len(0)?;
         }
     }
     fd::open_file(OpenFile::new(node), flags & !CREATION)

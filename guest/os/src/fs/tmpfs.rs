@@ -95,9 +95,12 @@ pub struct TmpNode {
     ctime: Cell<u64>,
 }
 
+/// Names and nodes.
+type Children = Sorted<Box<[u8]>, Rc<TmpNode>>;
+
 enum Kind {
     File(RefCell<Content>),
-    Dir { children: RefCell<Sorted<Box<[u8]>, Rc<TmpNode>>>, parent: RefCell<Weak<TmpNode>> },
+    Dir { children: RefCell<Children>, parent: RefCell<Weak<TmpNode>> },
     Link(Box<[u8]>),
     Socket(SocketNode),
     Pipe(Rc<Pipe>),
@@ -130,10 +133,10 @@ impl Content {
             let keep = len.div_ceil(BLOCK as u64);
             refund(self.blocks.truncate(&keep) as u64 * BLOCK as u64);
             let cut = (len % BLOCK as u64) as usize;
-            if cut != 0 {
-                if let Some(block) = self.blocks.get_mut(&(len / BLOCK as u64)) {
-                    block[cut..].fill(0);
-                }
+            if cut != 0
+                && let Some(block) = self.blocks.get_mut(&(len / BLOCK as u64))
+            {
+                block[cut..].fill(0);
             }
         }
         self.len = len;
@@ -215,7 +218,7 @@ impl TmpNode {
         }
     }
 
-    fn children(&self) -> Result<&RefCell<Sorted<Box<[u8]>, Rc<TmpNode>>>> {
+    fn children(&self) -> Result<&RefCell<Children>> {
         match &self.kind {
             Kind::Dir { children, .. } => Ok(children),
             _ => Err(Errno::ENOTDIR),
@@ -324,7 +327,7 @@ impl TmpNode {
     }
 
     /// Bytes of content.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         match &self.kind {
             Kind::File(content) => content.borrow().len,
             Kind::Link(target) => target.len() as u64,
@@ -453,7 +456,7 @@ impl TmpNode {
             uid,
             gid,
             rdev: 0,
-            size: self.len(),
+            size: self.size(),
             used,
             atime: Time::from_ns(self.atime.get()),
             mtime: Time::from_ns(self.mtime.get()),

@@ -234,10 +234,10 @@ impl Interest {
                 let slot = &inner.slots[at as usize];
                 (at, slot.file.as_ref().and_then(Weak::upgrade), slot.mask)
             };
-            if let Some(file) = file {
-                if file.obj.ready() & (mask | events::ERR | events::HUP) & events::ALL != 0 {
-                    return true;
-                }
+            if let Some(file) = file
+                && file.obj.ready() & (mask | events::ERR | events::HUP) & events::ALL != 0
+            {
+                return true;
             }
             self.inner.borrow_mut().unqueue(at);
         }
@@ -277,10 +277,10 @@ impl Drop for Epoll {
         let me = Rc::downgrade(&self.interest);
         let slots = core::mem::take(&mut *self.interest.inner.borrow_mut()).slots;
         for (at, slot) in slots.into_iter().enumerate() {
-            if let Some(file) = slot.file.as_ref().and_then(Weak::upgrade) {
-                if let Some(watch) = file.obj.watch() {
-                    watch.remove_epoll(&me, at as u32);
-                }
+            if let Some(file) = slot.file.as_ref().and_then(Weak::upgrade)
+                && let Some(watch) = file.obj.watch()
+            {
+                watch.remove_epoll(&me, at as u32);
             }
         }
     }

@@ -45,11 +45,11 @@ pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
         let mut added = 0;
         let mut failed = None;
         for (file, mask) in &files {
-            if let Some(watch) = file.obj.watch() {
-                if let Err(e) = watch.add_thread(me, *mask) {
-                    failed = Some(e);
-                    break;
-                }
+            if let Some(watch) = file.obj.watch()
+                && let Err(e) = watch.add_thread(me, *mask)
+            {
+                failed = Some(e);
+                break;
             }
             added += 1;
         }

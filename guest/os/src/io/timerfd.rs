@@ -87,13 +87,17 @@ impl Timer {
         }
         QUEUE.with(|q| q.armed.remove(&(next, self.id)));
         let interval = self.interval.get();
-        if interval == 0 {
-            self.count.set(self.count.get() + 1);
-            self.next.set(0);
-        } else {
-            let expired = (now - next) / interval + 1;
-            self.count.set(self.count.get().saturating_add(expired));
-            self.arm(next.saturating_add(expired.saturating_mul(interval)));
+        match (now - next).checked_div(interval) {
+            Some(periods) => {
+                let expired = periods + 1;
+                self.count.set(self.count.get().saturating_add(expired));
+                self.arm(next.saturating_add(expired.saturating_mul(interval)));
+            }
+            // Only once.
+            None => {
+                self.count.set(self.count.get() + 1);
+                self.next.set(0);
+            }
         }
     }
 

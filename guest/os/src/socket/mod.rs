@@ -399,10 +399,10 @@ pub fn set_option(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<()> {
     let _guard = donjon_base::preempt::off();
     let file = get(fd)?;
     let socket = sock(&file)?;
-    if level == SOL_SOCKET {
-        if let Some(done) = socket.common().set(name, value) {
-            return done;
-        }
+    if level == SOL_SOCKET
+        && let Some(done) = socket.common().set(name, value)
+    {
+        return done;
     }
     socket.set_option(level, name, value)
 }

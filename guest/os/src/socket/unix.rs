@@ -128,11 +128,11 @@ impl Half {
         for half in backlog.into_iter().flat_map(|b| b.queue) {
             half.close();
         }
-        if self.kind != SOCK_DGRAM {
-            if let Some(peer) = self.peer() {
-                peer.reset.set(unread);
-                peer.watch.notify(events::ALL);
-            }
+        if self.kind != SOCK_DGRAM
+            && let Some(peer) = self.peer()
+        {
+            peer.reset.set(unread);
+            peer.watch.notify(events::ALL);
         }
         self.wake_waiting();
     }
@@ -349,10 +349,8 @@ impl Socket for Unix {
             let n = inbound.stream.read(bufs, peek);
             drop(inbound);
             if n > 0 {
-                if !peek {
-                    if let Some(peer) = me.peer() {
-                        peer.watch.notify(events::WRITE);
-                    }
+                if !peek && let Some(peer) = me.peer() {
+                    peer.watch.notify(events::WRITE);
                 }
                 return Ok(Received { copied: n, len: n, from: None });
             }
@@ -403,10 +401,10 @@ impl Socket for Unix {
         if how != How::Read {
             self.me.write_shut.set(true);
         }
-        if self.me.kind != SOCK_DGRAM {
-            if let Some(peer) = self.me.peer() {
-                peer.watch.notify(events::ALL);
-            }
+        if self.me.kind != SOCK_DGRAM
+            && let Some(peer) = self.me.peer()
+        {
+            peer.watch.notify(events::ALL);
         }
         self.me.watch.notify(events::ALL);
         Ok(())
