@@ -146,7 +146,8 @@ impl<'a> Bundle<'a> {
             // Entries such as "a-b" sort between "a" and "a/x": they are passed over, not an end.
             .take_while(move |e| e.path.starts_with(path))
             .filter(move |e| {
-                let rest = if path.is_empty() { Some(e.path) } else { e.path[path.len()..].strip_prefix('/') };
+                let rest = e.path.strip_prefix(path);
+                let rest = if path.is_empty() { rest } else { rest.and_then(|r| r.strip_prefix('/')) };
                 rest.is_some_and(|r| !r.contains('/'))
             })
     }
