@@ -210,6 +210,9 @@ pub fn open_file<T: Object>(obj: T, flags: i32) -> Result<FileRef> {
     Ok(Rc::new(File { ctl: Ctl { flags: Cell::new(flags & !O_CLOEXEC), offset: Cell::new(0) }, obj }))
 }
 
+/// How often a blocked socket looks for memory, ns.
+const MEMORY_RETRY: u64 = 10_000_000;
+
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Woken {
@@ -245,20 +248,27 @@ pub fn blocking<T>(
     nonblocking: bool,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    // A socket that gets no memory waits for some, as in Linux: others give theirs back when their data is acknowledged or read.
+    let short = |e: Errno| e == Errno::ENOMEM && file.obj.socket().is_some();
     match attempt() {
-        Err(Errno::EAGAIN) if !nonblocking => {}
+        Err(e) if !nonblocking && (e == Errno::EAGAIN || short(e)) => {}
         done => return done,
     }
     let reading = mask & events::IN != 0;
     let deadline = file.obj.timeout(reading).map(|t| donjon_base::clock::monotonic().saturating_add(t));
     look_before_parking();
     loop {
-        match attempt() {
-            Err(Errno::EAGAIN) => {}
+        let until = match attempt() {
+            Err(Errno::EAGAIN) => deadline,
+            Err(e) if short(e) => {
+                let soon = donjon_base::clock::monotonic().saturating_add(MEMORY_RETRY);
+                Some(deadline.map_or(soon, |d| d.min(soon)))
+            }
             done => return done,
-        }
+        };
         let watch = file.obj.watch().ok_or(Errno::EAGAIN)?;
-        if wait_on(watch, mask, deadline)? == Woken::TimedOut {
+        let woken = wait_on(watch, mask, until)?;
+        if woken == Woken::TimedOut && until == deadline {
             return attempt();
         }
     }

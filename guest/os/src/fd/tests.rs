@@ -395,7 +395,8 @@ fn unix_sockets_listen_by_path() {
     close(l).unwrap();
     assert_eq!(socket::connect(socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap(), &path), Err(Errno::ECONNREFUSED));
     // Whoever was not accepted sees the end.
-    assert_eq!(ready(d) & HUP, HUP);
+    assert_eq!(ready(d) & (HUP | ERR), HUP | ERR);
+    assert_eq!(socket::option(e, 1, 4).unwrap().bytes(), [0; 4]);
     let gone = Addr::Unix(b"/tmp/none".as_slice().into());
     assert_eq!(socket::connect(socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap(), &gone), Err(Errno::ENOENT));
 }

@@ -127,6 +127,10 @@ impl Half {
         let backlog = self.backlog.borrow_mut().take();
         for half in backlog.into_iter().flat_map(|b| b.queue) {
             half.close();
+            // Whoever was never accepted learns it as an error, not as an end.
+            if let Some(client) = half.peer() {
+                client.reset.set(true);
+            }
         }
         if self.kind != SOCK_DGRAM
             && let Some(peer) = self.peer()
@@ -423,6 +427,10 @@ impl Socket for Unix {
             return Err(Errno::ENOTCONN);
         }
         Ok(Addr::Unix(peer.map(|p| p.name.borrow().clone()).unwrap_or_default()))
+    }
+
+    fn take_error(&self) -> Option<Errno> {
+        self.me.reset.take().then_some(Errno::ECONNRESET)
     }
 
     fn option(&self, level: i32, name: i32) -> Result<Value> {
