@@ -64,7 +64,7 @@ pub enum BuildError {
     #[error("cargo could not build the project")]
     Cargo,
     /// The program does not link against the guest object.
-    #[error("{} does not link", .0.output.file_name().unwrap_or_default().to_string_lossy())]
+    #[error("{} does not link", program_name(&.0.output))]
     Link(Box<Diagnosis>),
     /// A library that comes with the C compiler is missing.
     #[error("`cc` does not know where {0} is")]
@@ -525,6 +525,15 @@ fn libgcc() -> Result<Vec<PathBuf>, BuildError> {
             if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(name)) }
         })
         .collect()
+}
+
+/// The name of a program that cargo has made, without cargo's hash.
+fn program_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.rsplit_once('-') {
+        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => name.to_owned(),
+        _ => name.into_owned(),
+    }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
