@@ -181,7 +181,7 @@ pub fn program_headers() -> &'static [ProgramHeader] {
         static EHDR: [u8; 64];
     }
     // SAFETY: the linker defines `__ehdr_start` as the ELF header inside the first segment.
-    let header = unsafe { &*(&raw const EHDR) };
+    let header = unsafe { &EHDR };
     let at = u64::from_le_bytes([
         header[32], header[33], header[34], header[35], header[36], header[37], header[38], header[39],
     ]) as usize;

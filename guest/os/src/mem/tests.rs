@@ -36,6 +36,7 @@ fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
     let mut heap = fresh(memory);
     let mut r = Random(seed);
     let mut live: Vec<(usize, usize, u8)> = Vec::new();
+    // SAFETY: a live allocation of the model.
     let fill = |p: usize, len: usize, b: u8| unsafe { core::ptr::write_bytes(p as *mut u8, b, len) };
     let intact = |p: usize, len: usize, b: u8| {
         // SAFETY: a live allocation of the model.
