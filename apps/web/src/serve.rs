@@ -129,8 +129,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(seconds(limits.header_seconds))
         .max_buf_size((limits.header_bytes as usize).max(8192))
-        .half_close(true)
-        .pipeline_flush(true);
+        .half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())
