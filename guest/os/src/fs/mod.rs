@@ -12,7 +12,7 @@ pub(crate) mod tmpfs;
 
 pub use file::{DirEntry, LockKind, OpenFile, copy_range, flock, read_dir};
 pub use path::{At, Node};
-pub use stat::{Stat, Time, kind};
+pub use stat::{Stat, Time, USER, kind};
 pub use tmpfs::usage;
 
 pub(crate) use bundle::BundleNode;

@@ -1,5 +1,8 @@
 //! What `stat` tells.
 
+/// The one user and group, as `getuid` and `getgid` tell them.
+pub const USER: u32 = 1000;
+
 /// A moment.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Time {

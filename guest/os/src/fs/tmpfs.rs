@@ -1,6 +1,6 @@
 //! The tmpfs at `/tmp`: files of 4 KiB blocks that exist only where something was written, within a limit.
 
-use super::stat::{Stat, Time, kind};
+use super::stat::{Stat, Time, USER, kind};
 use crate::errno::{Errno, Result};
 use crate::global::Global;
 use crate::io::pipe::Pipe;
@@ -177,7 +177,7 @@ impl TmpNode {
             kind,
             mode: Cell::new(mode),
             nlink: Cell::new(nlink),
-            owner: Cell::new((0, 0)),
+            owner: Cell::new((USER, USER)),
             atime: Cell::new(now),
             mtime: Cell::new(now),
             ctime: Cell::new(now),

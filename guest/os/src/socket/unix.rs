@@ -436,8 +436,8 @@ impl Socket for Unix {
     fn option(&self, level: i32, name: i32) -> Result<Value> {
         match (level, name) {
             (SOL_SOCKET, so::PEERCRED) => {
-                // struct ucred: there is one process, 1, and one user, root.
-                let (pid, id) = if self.me.connected() { (1i32, 0u32) } else { (0, u32::MAX) };
+                // struct ucred: there is one process, 1, and one user.
+                let (pid, id) = if self.me.connected() { (1i32, fs::USER) } else { (0, u32::MAX) };
                 let mut bytes = [0; 12];
                 bytes[..4].copy_from_slice(&pid.to_ne_bytes());
                 bytes[4..8].copy_from_slice(&id.to_ne_bytes());
