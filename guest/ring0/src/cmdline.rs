@@ -15,7 +15,8 @@
 //! | `donjon.env=NAME=VALUE` | environment entry, any number | manifest |
 //! | `virtio_mmio.device=SIZE@BASE:IRQ` | where a virtio device is (written by hypervisors) | fixed places |
 //!
-//! An unknown `donjon.` word is an error; other words are for other kernels and are passed over.
+//! An unknown `donjon.` word is an error; other words are for other kernels and are passed over. Hypervisors append `virtio_mmio.device` words at the very
+//! end, so after `--` they are settings too, and never arguments.
 
 use crate::text;
 use donjon_abi::boot::{Net, net};
@@ -96,6 +97,8 @@ pub fn split(text: &mut [u8]) -> Option<Words<'_>> {
     Some(Words { settings: text.get(..end)?, arguments })
 }
 
+const DEVICE: &[u8] = b"virtio_mmio.device=";
+
 fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     // Each word ends with a NUL, so the last piece is empty and no word.
     let trimmed = bytes.strip_suffix(&[0]);
@@ -105,7 +108,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 impl<'a> Words<'a> {
     /// The program's arguments, if there was a `--`.
     pub fn arguments(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
-        self.arguments.map(words)
+        self.arguments.map(|bytes| words(bytes).filter(|w| !w.starts_with(DEVICE)))
     }
 
     /// The environment entries.
@@ -118,8 +121,9 @@ impl<'a> Words<'a> {
         let mut s = Settings { net: Net::default(), time: None, mmio: [0; MMIO] };
         s.net.flags = net::DHCP | net::SLAAC;
         let mut places = 0;
-        for word in words(self.settings) {
-            if let Some(device) = word.strip_prefix(b"virtio_mmio.device=") {
+        let appended = self.arguments.into_iter().flat_map(words).filter(|w| w.starts_with(DEVICE));
+        for word in words(self.settings).chain(appended) {
+            if let Some(device) = word.strip_prefix(DEVICE) {
                 let place = s.mmio.get_mut(places).ok_or(BadWord(word))?;
                 *place = mmio(device).ok_or(BadWord(word))?;
                 places += 1;
@@ -195,6 +199,10 @@ mod tests {
         check(r#"quiet donjon.env=A=1 "donjon.env=B=x y" -- --port "80 80" a\"b "" -- \\"#, |w| {
             assert_eq!(strings(w.env()), ["A=1", "B=x y"]);
             assert_eq!(strings(w.arguments().unwrap()), ["--port", "80 80", "a\"b", "", "--", "\\"]);
+        });
+        check("donjon.ip=none -- a virtio_mmio.device=512@0xfeb00e00:12", |w| {
+            assert_eq!(strings(w.arguments().unwrap()), ["a"]);
+            assert_eq!(w.settings().unwrap().mmio[0], 0xfeb0_0e00);
         });
         check("  a  ", |w| assert!(w.arguments().is_none()));
         check("", |w| assert!(w.arguments().is_none() && w.env().next().is_none()));
