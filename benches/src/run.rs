@@ -60,7 +60,7 @@ pub fn all(options: &Options) {
 fn one(subject: Subject, options: &Options, path: &str) -> Figures {
     let program = &options.example;
     let file_bytes = std::fs::metadata(subject.file(program)).map_or(0, |m| m.len());
-    let spacing = if subject == Subject::QemuMicrovm { Duration::from_millis(5) } else { Duration::from_micros(500) };
+    let spacing = if subject.is_qemu() { Duration::from_millis(5) } else { Duration::from_micros(500) };
     let mut times = Vec::new();
     let mut guest = None;
     for _ in 0..options.starts {
@@ -89,7 +89,7 @@ fn one(subject: Subject, options: &Options, path: &str) -> Figures {
     } else {
         notes.push("no load measured: wrk is missing".to_owned());
     }
-    let megabytes = if subject == Subject::QemuMicrovm { options.bulk / 10 } else { options.bulk };
+    let megabytes = if subject.is_qemu() { options.bulk / 10 } else { options.bulk };
     let bytes = megabytes * 1_000_000;
     let (mut download, mut upload) = (None, None);
     if program == "hello-axum" && bytes > 0 {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 
+use donjon_tests::qemu::Machine;
 use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, have, host_program, repo_root};
 
 /// Port of the examples.
@@ -22,14 +23,22 @@ pub enum Subject {
     ProcessTap,
     /// A guest under the process engine, user-mode networking.
     ProcessUser,
-    /// A guest under QEMU's microvm, TCG, QEMU's user network.
+    /// A guest under QEMU's microvm, TCG, the monitor's user-mode networking.
     QemuMicrovm,
+    /// The same image booted by QEMU alone, with QEMU's own user network.
+    QemuSlirp,
 }
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Subject; 5] =
-        [Subject::NativeVeth, Subject::ProcessTap, Subject::NativeLoopback, Subject::ProcessUser, Subject::QemuMicrovm];
+    pub const ALL: [Subject; 6] = [
+        Subject::NativeVeth,
+        Subject::ProcessTap,
+        Subject::NativeLoopback,
+        Subject::ProcessUser,
+        Subject::QemuMicrovm,
+        Subject::QemuSlirp,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -39,6 +48,7 @@ impl Subject {
             Subject::ProcessTap => "process-tap",
             Subject::ProcessUser => "process-user",
             Subject::QemuMicrovm => "qemu-microvm",
+            Subject::QemuSlirp => "qemu-slirp",
         }
     }
 
@@ -52,7 +62,7 @@ impl Subject {
         match self {
             Subject::NativeVeth | Subject::ProcessTap => have(Need::Tap),
             Subject::NativeLoopback | Subject::ProcessUser => true,
-            Subject::QemuMicrovm => have(Need::Qemu),
+            Subject::QemuMicrovm | Subject::QemuSlirp => have(Need::Qemu),
         }
     }
 
@@ -61,7 +71,7 @@ impl Subject {
         match self {
             Subject::NativeVeth | Subject::NativeLoopback => None,
             Subject::ProcessTap => Some(Subject::NativeVeth),
-            Subject::ProcessUser | Subject::QemuMicrovm => Some(Subject::NativeLoopback),
+            Subject::ProcessUser | Subject::QemuMicrovm | Subject::QemuSlirp => Some(Subject::NativeLoopback),
         }
     }
 
@@ -71,6 +81,11 @@ impl Subject {
             Subject::NativeVeth | Subject::NativeLoopback => host_program(program),
             _ => example(program),
         }
+    }
+
+    /// Whether it is an emulated machine.
+    pub fn is_qemu(self) -> bool {
+        matches!(self, Subject::QemuMicrovm | Subject::QemuSlirp)
     }
 
     /// Starts it.
@@ -110,12 +125,32 @@ impl Subject {
             }
             Subject::ProcessUser => builder(Engine::ProcessUser).wrapper(pinned).start_in(own_loopback()),
             Subject::QemuMicrovm => {
-                // Memory from a memfd: then its resident pages are those that the guest has touched.
-                let memfd = format!("memory-backend-memfd,id=guest,size={MEMORY}M");
-                let args = ["-object", &memfd, "-machine", "memory-backend=guest"].map(str::to_owned);
-                let options = args.into_iter().flat_map(|arg| ["--qemu-arg".to_owned(), arg]);
+                let options = memfd().into_iter().flat_map(|arg| ["--qemu-arg".to_owned(), arg]);
                 builder(Engine::QemuMicrovm).options(options).start_in(own_loopback())
+            }
+            Subject::QemuSlirp => {
+                let ns = own_loopback();
+                let port = if ns.is_some() { PORT } else { 18_080 };
+                let image = example(program);
+                let machine = Machine {
+                    image: &image,
+                    machine: "microvm",
+                    memory: MEMORY,
+                    rx_queue: None,
+                    append: "",
+                    cpu: "max",
+                };
+                let qemu = machine.command(Some((port, PORT)));
+                let mut command = ns.as_ref().map_or_else(|| Command::new("env"), |ns| ns.command("env"));
+                command.arg(qemu.get_program()).args(qemu.get_args()).args(memfd());
+                Guest::program(self.name(), command, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), ns)
             }
         }
     }
+}
+
+/// Arguments that let QEMU take the guest's memory from a memfd: its resident pages are those that the guest has touched.
+fn memfd() -> [String; 4] {
+    let object = format!("memory-backend-memfd,id=guest,size={MEMORY}M");
+    ["-object", &object, "-machine", "memory-backend=guest"].map(str::to_owned)
 }

@@ -32,20 +32,32 @@ pub struct Ended {
 }
 
 impl Machine<'_> {
-    /// Runs it; `None` if it does not end in that time.
-    pub fn run(&self, patience: Duration) -> Option<Ended> {
+    /// The command, with QEMU's own user network. `forward` is a host port that leads to a port of the guest.
+    pub fn command(&self, forward: Option<(u16, u16)>) -> Command {
         let queue = self.rx_queue.map(|n| format!(",rx_queue_size={n}")).unwrap_or_default();
+        let forward =
+            forward.map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).unwrap_or_default();
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-accel", "tcg", "-no-reboot", "-nodefaults", "-display", "none", "-serial", "stdio"]);
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-netdev", "user,id=n0"]);
+        command.args(["-accel", "tcg", "-no-reboot", "-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
+        command.args(["-M", self.machine, "-netdev", &format!("user,id=n0{forward}")]);
         if self.machine == "microvm" {
-            command.args(["-M", "microvm", "-global", "virtio-mmio.force-legacy=false"]);
+            command.args(["-global", "virtio-mmio.force-legacy=false"]);
             command.args(["-device", &format!("virtio-net-device,netdev=n0{queue}")]);
         } else {
-            command.args(["-M", self.machine, "-device", &format!("virtio-net-pci,netdev=n0,romfile={queue}")]);
+            command.args(["-device", &format!("virtio-net-pci,netdev=n0,romfile={queue}")]);
         }
-        command.args(["-cpu", self.cpu, "-m", &self.memory.to_string(), "-append", self.append]);
+        command.args(["-cpu", self.cpu, "-m", &self.memory.to_string()]);
+        if !self.append.is_empty() {
+            command.args(["-append", self.append]);
+        }
         command.arg("-kernel").arg(self.image);
+        command
+    }
+
+    /// Runs it to its end; `None` if it does not end in that time.
+    pub fn run(&self, patience: Duration) -> Option<Ended> {
+        let mut command = self.command(None);
         let scratch = std::env::temp_dir().join(format!("donjon-qemu-{}-{:p}", std::process::id(), self));
         let output = std::fs::File::create(&scratch).expect("scratch file");
         let errors = output.try_clone().expect("scratch file");

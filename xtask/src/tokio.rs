@@ -59,7 +59,6 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
             _ => files.push(arg.to_owned()),
         }
     }
-    process::run(cargo().args(["build", "--release", "--package", "donjon-cli"]))?;
     let dir = prepare()?;
     if files.is_empty() {
         files = test_files(&dir)?.into_iter().filter(|f| all || PREFIXES.iter().any(|p| f.starts_with(p))).collect();
