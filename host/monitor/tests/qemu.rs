@@ -43,6 +43,9 @@ fn a_missing_qemu_is_named_with_its_package() {
 fn output_and_exact_status_are_passed_on() {
     let r = ran(with("status", r#"echo "the guest says"; printf '\206' > "$status"; exit 13"#, &[], &[]));
     assert_eq!((r.code, r.out.as_str()), (Some(134), "the guest says\n"), "{r:?}");
+    // A crash report comes before the byte.
+    let r = ran(with("report", r#"printf 'it broke\n\106' > "$status"; exit 13"#, &[], &[]));
+    assert!(r.code == Some(70) && r.err.contains("the guest crashed\nit broke"), "{r:?}");
     // Without the byte: what isa-debug-exit makes of 6.
     assert_eq!(ran(with("odd", "exit 13", &[], &[])).code, Some(6));
     let r = ran(with("fails", "echo qemu: bad option >&2; exit 1", &[], &[]));

@@ -13,14 +13,25 @@ pub const UNFIT: u8 = 69;
 /// Exit status: the command line is wrong.
 pub const USAGE: u8 = 2;
 
-/// A debug console here takes the exit status as one byte (QEMU: `-device isa-debugcon,iobase=0xe9`).
+/// A debug console here takes the guest's crash report, if there is one, and then the exit status as one byte
+/// (QEMU: `-device isa-debugcon,iobase=0xe9`).
 const STATUS: u16 = 0xe9;
 /// QEMU: `-device isa-debug-exit,iobase=0xf4,iosize=1` ends QEMU with `(value << 1) | 1`.
 const DEBUG_EXIT: u16 = 0xf4;
 
+/// Whether somebody listens for the crash report and the exit status.
+pub fn heard() -> bool {
+    inb(STATUS) == STATUS as u8
+}
+
+/// Writes a piece of the crash report to whoever listens.
+pub fn report(bytes: &[u8]) {
+    bytes.iter().for_each(|b| outb(STATUS, *b));
+}
+
 /// Ends the machine: by QEMU's exit device, else by switching it off, else by a reset.
 pub fn exit(mem: Option<(&mut Direct, Power)>, status: u8) -> ! {
-    if inb(STATUS) == STATUS as u8 {
+    if heard() {
         outb(STATUS, status);
     }
     outb(DEBUG_EXIT, status & 0x7f);

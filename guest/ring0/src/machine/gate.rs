@@ -3,7 +3,7 @@
 // UNSAFETY: `shim_gate` is called by `trap.s` for each system call of ring 3.
 
 use super::shim::{Shim, current};
-use super::{console, cpu};
+use super::{console, cpu, exit};
 use crate::nic::Failure;
 use crate::space::{Access, Flush, Refused};
 use crate::user;
@@ -29,7 +29,7 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
         Call::Exit => shim.exit(a as u8),
         Call::Fault => {
             // What cannot be read is left out: the report is all that remains of the guest.
-            let shown = print(shim, a, b.min(FAULT_MAX));
+            let shown = print(shim, a, b.min(FAULT_MAX), if exit::heard() { exit::report } else { console::write });
             if shown.is_err() {
                 console::say(&["the guest's crash report cannot be read".into()]);
             }
@@ -37,7 +37,7 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
         }
         Call::Console => {
             let len = b.min(CONSOLE_MAX);
-            print(shim, a, len).map(|()| len)
+            print(shim, a, len, console::write).map(|()| len)
         }
         Call::Wait => Ok(shim.wait(a)),
         Call::NetSend | Call::NetRecv => {
@@ -69,13 +69,13 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
     }
 }
 
-fn print(shim: &mut Shim, va: u64, len: u64) -> Result<(), Error> {
+fn print(shim: &mut Shim, va: u64, len: u64, write: fn(&[u8])) -> Result<(), Error> {
     let mut chunk = [0; 256];
     let shown = user::pieces(&mut shim.space, va, len, Access::Read, |space, at, n| {
         for start in (0..n).step_by(chunk.len()) {
             let part = &mut chunk[..(n - start).min(256)];
             crate::phys::Phys::read(&space.mem, at.add(start as u64), part);
-            console::write(part);
+            write(part);
         }
     });
     shim.granted(shown).ok_or(Error::BadAddress)

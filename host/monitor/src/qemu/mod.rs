@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::console::{Relay, Stream};
+use crate::console::{Relay, Stream, harmless};
 use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::net::Link;
@@ -124,25 +124,42 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     output.finish();
     errors.finish();
     let ended = child.0.wait().map_err(Error::host("cannot learn how QEMU ended"))?;
-    let mut byte = [0];
-    let said = matches!(rustix::io::read(&status, &mut byte), Ok(1));
-    match (said, killed, ended.code(), ended.signal()) {
-        (true, ..) => Ok(ExitStatus::Exited(byte[0])),
-        (false, Some(killed), ..) => Ok(killed),
+    let said = last_words(&status);
+    match (said.split_last(), killed, ended.code(), ended.signal()) {
+        (Some((code, [])), ..) => Ok(ExitStatus::Exited(*code)),
+        (Some((code, report)), ..) => {
+            let report = crate::symbols::annotate(&harmless(report), &source.path);
+            Ok(ExitStatus::Fault { code: *code, report })
+        }
+        (None, Some(killed), ..) => Ok(killed),
         // isa-debug-exit: (status << 1) | 1. 1 alone is also QEMU's own failure, and a guest says its status on the other port first.
-        (false, None, Some(code), _) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited((code >> 1) as u8)),
-        (false, None, Some(0), _) => {
+        (None, None, Some(code), _) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited((code >> 1) as u8)),
+        (None, None, Some(0), _) => {
             Ok(ExitStatus::Killed { reason: "the machine was reset or powered off without an exit status".into() })
         }
-        (false, None, Some(_), _) => Err(Error::EngineUnavailable {
+        (None, None, Some(_), _) => Err(Error::EngineUnavailable {
             engine: "qemu",
             reason: "QEMU refused to start (its own words are above)".into(),
             hint: "look at the command with -v, or use --engine process",
         }),
-        (false, None, None, signal) => {
+        (None, None, None, signal) => {
             Ok(ExitStatus::Killed { reason: format!("QEMU was ended by signal {}", signal.unwrap_or(0)) })
         }
     }
+}
+
+/// What the shim has written to the status port: a crash report, which may be empty, and the exit status.
+fn last_words(status: &OwnedFd) -> Vec<u8> {
+    const MOST: usize = donjon_abi::FAULT_MAX as usize + 1;
+    let mut out = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = rustix::io::read(status, &mut chunk) {
+        out.extend_from_slice(&chunk[..n]);
+    }
+    // More than that is not from the shim; the status is still what came last.
+    let excess = out.len().saturating_sub(MOST);
+    out.drain(..excess);
+    out
 }
 
 /// QEMU as a child that does not outlive its run.
