@@ -22,7 +22,7 @@ const KNOWN_MAX: usize = 256;
 impl Gatekeeper {
     /// `Err` is the response that asks for a password. All areas that match the path must be passed; of the areas with the same
     /// pattern (several users), one.
-    pub fn check(&self, config: &Config, request: &Parts, path: &str) -> Result<(), Response<Content>> {
+    pub fn check(&self, config: &Config, request: &Parts, path: &str) -> Result<(), Box<Response<Content>>> {
         let areas = || config.auth.iter().enumerate().filter(|(_, a)| matches(&a.pattern, path));
         let given = request.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(credentials);
         for (_, area) in areas() {
@@ -32,7 +32,7 @@ impl Gatekeeper {
             if !passed {
                 let realm = area.realm.replace(['"', '\\'], "");
                 let ask = format!("Basic realm=\"{realm}\", charset=\"UTF-8\"");
-                return Err(with(status(StatusCode::UNAUTHORIZED), header::WWW_AUTHENTICATE, &ask));
+                return Err(with(status(StatusCode::UNAUTHORIZED), header::WWW_AUTHENTICATE, &ask).into());
             }
         }
         Ok(())

@@ -30,19 +30,19 @@ pub struct Target {
 }
 
 /// Finds root and path, or the response that says why not.
-pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Response<Content>> {
+pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Box<Response<Content>>> {
     let host = host(request);
     let several = request.headers.get_all(header::HOST).iter().count() > 1;
     if several || (request.version == hyper::Version::HTTP_11 && host.is_none()) {
-        return Err(status(StatusCode::BAD_REQUEST));
+        return Err(status(StatusCode::BAD_REQUEST).into());
     }
-    let Some(path) = normalise(request.uri.path()) else { return Err(status(StatusCode::BAD_REQUEST)) };
+    let Some(path) = normalise(request.uri.path()) else { return Err(status(StatusCode::BAD_REQUEST).into()) };
     if let (Scheme::Http, Some(port)) = (scheme, site.config.redirect)
         && path != "/healthz"
     {
-        return Err(to_https(request, host, port));
+        return Err(to_https(request, host, port).into());
     }
-    let Some(root) = site.root(host) else { return Err(status(StatusCode::MISDIRECTED_REQUEST)) };
+    let Some(root) = site.root(host) else { return Err(status(StatusCode::MISDIRECTED_REQUEST).into()) };
     Ok(Target { root, path })
 }
 

@@ -195,13 +195,13 @@ async fn site(
         Ok(target) => target,
         Err(mut response) => {
             respond::dress(site, scheme, "", &mut response);
-            return response;
+            return *response;
         }
     };
     #[cfg(feature = "auth")]
     if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path) {
         respond::dress(site, scheme, "", &mut response);
-        return response;
+        return *response;
     }
     #[cfg(feature = "proxy")]
     if let Some(proxy) = crate::proxy::find(&site.config, &target.path) {

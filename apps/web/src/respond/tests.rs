@@ -19,7 +19,7 @@ fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Respo
             dress(site, Scheme::Http, &t.path, &mut response);
             response
         }
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
