@@ -21,7 +21,9 @@ pub struct Content {
 impl Content {
     /// A body of these pieces.
     pub fn new(pieces: impl IntoIterator<Item = Bytes>) -> Content {
-        Content { pieces: pieces.into_iter().filter(|p| !p.is_empty()).collect(), ..Content::default() }
+        let mut content = Content::default();
+        content.pieces.extend(pieces.into_iter().filter(|p| !p.is_empty()));
+        content
     }
 
     /// A body that an upstream sends.
