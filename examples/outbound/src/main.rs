@@ -59,7 +59,8 @@ fn fetch(url: &str) -> io::Result<()> {
         write!(stream, "GET {path} HTTP/1.0\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
-        let at = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| bad("the answer has no end of headers"))?;
+        let at =
+            answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| bad("the answer has no end of headers"))?;
         io::stdout().write_all(&answer[at + 4..])?;
         let head = String::from_utf8_lossy(&answer[..at]);
         let status = head.split_whitespace().nth(1).unwrap_or_default().to_owned();

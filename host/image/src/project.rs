@@ -445,6 +445,7 @@ impl Project {
 
 #[derive(Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
+#[expect(clippy::enum_variant_names, reason = "cargo's own names")]
 enum Message {
     CompilerMessage {
         message: Diagnostic,
