@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(bad(|h| h.entry = 4096), HeaderError::Field("entry"));
         assert_eq!(bad(|h| h.segments[1].mem_offset = 0), HeaderError::Field("segment order"));
         assert_eq!(bad(|h| h.segments[1].mem_len = u64::MAX), HeaderError::Field("segment length"));
-        assert_eq!(bad(|h| h.segments[0].file.offset = u64::MAX & !4095), HeaderError::Field("segment in file"));
+        assert_eq!(bad(|h| h.segments[0].file.offset = !4095), HeaderError::Field("segment in file"));
         assert_eq!(bad(|h| h.segments[0].prot = 7), HeaderError::Field("segment rights"));
         assert_eq!(bad(|h| h.manifest.len = u64::MAX), HeaderError::Field("manifest"));
     }
