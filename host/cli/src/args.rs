@@ -12,9 +12,9 @@ Exit codes:
     2   the command line makes no sense
    65   an image is damaged, a program does not link, or Donjon.toml is wrong
    66   a file is missing
-   69   this host lacks something that is needed (a tool, an engine, a port)
+   69   this host lacks something that is needed (a tool, an engine)
    70   the guest crashed without an exit code of its own
-   71   the host's system refused something
+   71   the host's system refused something (a port in use, a TAP)
   130, 143  ended by Ctrl-C or SIGTERM";
 
 const EXAMPLES: &str = "\
