@@ -41,6 +41,8 @@ fn corrupt_image() {
         bytes[middle] ^= 1;
     });
     expect(&run(&image), 65, &["corrupt.img"]);
+    let output = donjon(&["run", image.to_str().unwrap(), "--engine", "qemu", "--", "exit"]);
+    expect(&output, 65, &["corrupt.img"]);
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn port_in_use() {
     let port = taken.local_addr().unwrap().port().to_string();
     let image = example("hello-std");
     let output = donjon(&["run", image.to_str().unwrap(), "-p", &format!("127.0.0.1:{port}:8080")]);
-    expect(&output, 69, &[&port, "in use"]);
+    expect(&output, 71, &[&port, "in use"]);
 }
 
 #[test]

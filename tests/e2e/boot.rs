@@ -101,9 +101,8 @@ fn damaged_images_are_refused_by_the_shim() {
         return;
     }
     let image = test_guest("limits");
-    // Magic, version, a segment's place, and the middle of the program.
-    let middle = std::fs::metadata(&image).unwrap().len() as usize / 2;
-    for (what, offset) in [("magic", 4096), ("version", 4096 + 8), ("segment", 4096 + 300), ("program", middle)] {
+    // Magic, version, and a segment's place. (The hash is `donjon run`'s to check, see `bad_input::corrupt_image`.)
+    for (what, offset) in [("magic", 4096), ("version", 4096 + 8), ("segment", 4096 + 300)] {
         let damaged = damaged(&image, offset, &format!("damaged-{what}.img"));
         let ended = run(&machine(&damaged, "microvm", 32));
         assert!(!booted(&ended) && ended.status != Some(0), "{what}: {ended:?}");

@@ -14,11 +14,18 @@ fn malformed_frames() {
     let ns = guest.netns().unwrap().clone();
     let macs = Macs { guest: neighbour(&ns), host: own_mac(&ns) };
     let wire = Wire::open(&ns);
+    // A changed ARP packet is a right one with another content, and may teach the guest a wrong address of the host's: that is
+    // ARP, not a fault. So the guest hears the truth before it is asked whether it still answers.
+    let truth = well_formed(&macs).into_iter().find(|(what, _)| *what == "ARP request").expect("among them").1;
+    let answers = |guest: &Guest, what: &str| {
+        wire.send(&truth);
+        assert_eq!(guest.get("/json").map(|r| r.status).ok(), Some(200), "after {what}\n{}", guest.log());
+    };
     let mut sent = 0;
     for (what, frame) in crafted(&macs) {
         wire.send(&frame);
         sent += 1;
-        assert_eq!(guest.get("/json").map(|r| r.status).ok(), Some(200), "after {what}\n{}", guest.log());
+        answers(&guest, what);
     }
     // Every prefix, and every single-byte change, of frames that are right.
     for (what, frame) in well_formed(&macs) {
@@ -33,7 +40,7 @@ fn malformed_frames() {
                 sent += 1;
             }
         }
-        assert_eq!(guest.get("/json").map(|r| r.status).ok(), Some(200), "after {what}\n{}", guest.log());
+        answers(&guest, what);
     }
     // And what a fixed random sequence makes of them.
     let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
@@ -47,10 +54,10 @@ fn malformed_frames() {
         wire.send(&frame);
         sent += 1;
         if round % 2000 == 0 {
-            assert_eq!(guest.get("/json").map(|r| r.status).ok(), Some(200), "round {round}\n{}", guest.log());
+            answers(&guest, &format!("random frame {round}"));
         }
     }
-    guest.wait_http("/json");
+    answers(&guest, "all of them");
     guest.expect_alive();
     println!("{sent} frames");
 }
