@@ -22,7 +22,7 @@ core::arch::global_asm!(".weak _Unwind_Backtrace", ".weak _Unwind_GetIP");
 
 // DWARF 5 §6.4 and the LSB's "Exception Frames". Two CIEs, of which the second says "signal frame": the address is the instruction itself.
 //
-// abort: after `sub rsp, 8` the frame address is rsp + 16.
+// abort, donjon_backtrace: after `sub rsp, 8` the frame address is rsp + 16.
 // donjon_fault: it was "called" by the faulting instruction, on another stack. The frame address is the saved stack pointer, *(rsp + 24);
 // the return address is at rsp + 16, rbp at rsp + 32 (see `fault::Fault`; DW_OP_breg7 is 0x77, DW_OP_deref 0x06).
 core::arch::global_asm!(
@@ -56,6 +56,13 @@ core::arch::global_asm!(
     ".byte 0, 0x0f, 3, 0x77, 24, 0x06, 0x10, 16, 2, 0x77, 16, 0x10, 6, 2, 0x77, 32",
     ".balign 8, 0",
     ".Ldonjon_fde2_end:",
+    ".long .Ldonjon_fde3_end - . - 4",
+    ".long . - .Ldonjon_cie1",
+    ".long donjon_backtrace - .",
+    ".long 64",
+    ".byte 0, 0x44, 0x0e, 16",
+    ".balign 8, 0",
+    ".Ldonjon_fde3_end:",
     ".popsection",
 );
 
@@ -83,6 +90,11 @@ pub unsafe extern "C" fn step(context: *mut c_void, _: *mut c_void) -> c_int {
     FRAMES[n].store(ip, Relaxed);
     COUNT.store(n + 1, Relaxed);
     CONTINUE
+}
+
+/// Forgets the frames that were kept.
+pub fn clear() {
+    COUNT.store(0, Relaxed);
 }
 
 /// The frames that were kept, innermost first. The first is in the entry point itself.

@@ -81,6 +81,33 @@ pub unsafe extern "C" fn _dl_find_object(pc: usize, out: *mut FoundObject) -> c_
     0
 }
 
+/// Prints the running thread's callers to standard error. The builder puts a jump to it in place of the function of std that prints the
+/// backtrace of a panic (`host/image/src/trim.rs`), hence the result: 0 is its `Ok(())`.
+///
+/// Assembly, because a backtrace can only start where there are unwind tables (see `donjon_base::frames`).
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub extern "C" fn donjon_backtrace() -> c_int {
+    core::arch::naked_asm!(
+        "sub rsp, 8",
+        "call {begin}",
+        "mov rax, [rip + _Unwind_Backtrace@GOTPCREL]",
+        "test rax, rax",
+        "jz 2f",
+        "lea rdi, [rip + {step}]",
+        "xor esi, esi",
+        "call rax",
+        "2:",
+        "call {end}",
+        "xor eax, eax",
+        "add rsp, 8",
+        "ret",
+        begin = sym donjon_os::fault::begin_backtrace,
+        step = sym donjon_base::frames::step,
+        end = sym donjon_os::fault::print_backtrace,
+    )
+}
+
 /// `__tls_get_addr`: linkers turn its uses into direct ones in a program like ours; this is for objects where they cannot.
 ///
 /// # Safety

@@ -34,13 +34,7 @@ impl Report {
 
     /// Adds a code address.
     pub fn frame(&mut self, number: usize, addr: usize) {
-        let b = boot();
-        let offset = (addr as u64).wrapping_sub(b.image.base);
-        let _ = if offset < b.image.len {
-            writeln!(self, "  {number:2}: image+{offset:#x}")
-        } else {
-            writeln!(self, "  {number:2}: {addr:#x}")
-        };
+        let _ = write_frame(self, number, addr);
     }
 
     /// Adds the callers of the running code: what the unwinder found, or else what looks like return addresses.
@@ -74,6 +68,16 @@ impl Report {
     }
 }
 
+fn write_frame(out: &mut impl Write, number: usize, addr: usize) -> fmt::Result {
+    let b = boot();
+    let offset = (addr as u64).wrapping_sub(b.image.base);
+    if offset < b.image.len {
+        writeln!(out, "  {number:2}: image+{offset:#x}")
+    } else {
+        writeln!(out, "  {number:2}: {addr:#x}")
+    }
+}
+
 impl Write for Report {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         let n = s.len().min(self.text.len() - self.len);
@@ -99,6 +103,55 @@ pub fn end(what: fmt::Arguments<'_>, status: i32) -> ! {
     r.backtrace();
     r.memory();
     r.send(status)
+}
+
+/// A line of a backtrace: what does not fit is cut off.
+#[cfg(donjon_guest)]
+#[derive(Default)]
+struct Line {
+    text: [u8; 32],
+    len: usize,
+}
+
+#[cfg(donjon_guest)]
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for (slot, b) in self.text[self.len..].iter_mut().zip(s.bytes()) {
+            *slot = b;
+            self.len += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Before the unwinder collects the frames of a backtrace that does not end the guest: nobody else collects until
+/// [`print_backtrace`] is called.
+#[cfg(donjon_guest)]
+pub extern "C" fn begin_backtrace() {
+    core::mem::forget(preempt::off());
+    donjon_base::frames::clear();
+}
+
+/// Prints the collected frames to standard error, a line each.
+#[cfg(donjon_guest)]
+pub extern "C" fn print_backtrace() {
+    let mut frames = [0; donjon_base::frames::MAX];
+    let mut count = 0;
+    // The first is the entry point that asked the unwinder.
+    for (slot, addr) in frames.iter_mut().zip(donjon_base::frames::collected().skip(1)) {
+        *slot = addr;
+        count += 1;
+    }
+    donjon_base::frames::clear();
+    preempt::set_count(preempt::count() - 1);
+    // Where standard error is closed, a backtrace is not an error.
+    let _ = crate::fd::write(2, &[b"stack backtrace:\n"]);
+    for (number, addr) in frames[..count].iter().enumerate() {
+        // In one piece: the host looks for addresses in what it relays.
+        let mut line = Line::default();
+        let _ = write_frame(&mut line, number, *addr);
+        let _ = crate::fd::write(2, &[&line.text[..line.len]]);
+    }
 }
 
 /// Reports an exception and ends the guest.

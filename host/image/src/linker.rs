@@ -19,7 +19,7 @@ use crate::trim::cut;
 pub const SPEC_VAR: &str = "DONJON_LINK_SPEC";
 
 /// Goes up whenever the arguments to `ld.lld` change.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 
 /// Libraries that the guest object replaces, and those that are added by path.
 const REPLACED: [&str; 12] =
@@ -63,6 +63,7 @@ pub struct Diagnosis {
 #[derive(Serialize, Deserialize)]
 struct Kept {
     stamp: String,
+    output: PathBuf,
     args: Vec<String>,
 }
 
@@ -90,11 +91,33 @@ impl Spec {
         ["spec", "diagnosis"].iter().for_each(|what| _ = fs::remove_file(self.own(what)));
     }
 
-    /// Links `output` again if that was last done with another guest object.
-    pub fn refresh(&self, output: &Path) -> io::Result<Result<(), Diagnosis>> {
-        let Ok(bytes) = fs::read(self.kept(output).join("link.json")) else { return Ok(Ok(())) };
-        let kept: Kept = serde_json::from_slice(&bytes)?;
-        if kept.stamp == self.stamp { Ok(Ok(())) } else { self.link(kept.args, output) }
+    /// Links `program` again if that was last done with another guest object.
+    pub fn refresh(&self, program: &Path) -> io::Result<Result<(), Diagnosis>> {
+        let Some(kept) = self.link_of(program)? else { return Ok(Ok(())) };
+        if kept.stamp == self.stamp {
+            return Ok(Ok(()));
+        }
+        let done = self.link(kept.args, &kept.output)?;
+        if done.is_ok() && kept.output != program {
+            fs::remove_file(program)?;
+            fs::hard_link(&kept.output, program).or_else(|_| fs::copy(&kept.output, program).map(drop))?;
+        }
+        Ok(done)
+    }
+
+    /// The link that made `program`. cargo gives programs another name after the link, so that the content tells.
+    fn link_of(&self, program: &Path) -> io::Result<Option<Kept>> {
+        let wanted = fs::read(program)?;
+        for entry in fs::read_dir(self.state.join("links")).into_iter().flatten() {
+            // What another version of this program has written, or what is being written, is not ours.
+            let kept = fs::read(entry?.path().join("link.json")).ok();
+            let Some(kept) = kept.and_then(|b| serde_json::from_slice::<Kept>(&b).ok()) else { continue };
+            let same_length = fs::metadata(&kept.output).is_ok_and(|m| m.len() == wanted.len() as u64);
+            if same_length && fs::read(&kept.output).is_ok_and(|bytes| bytes == wanted) {
+                return Ok(Some(kept));
+            }
+        }
+        Ok(None)
     }
 
     fn kept(&self, output: &Path) -> PathBuf {
@@ -132,7 +155,7 @@ impl Spec {
         if !text.is_empty() {
             eprint!("{text}");
         }
-        let kept = Kept { stamp: self.stamp.clone(), args };
+        let kept = Kept { stamp: self.stamp.clone(), output: output.into(), args };
         fs::write(self.kept(output).join("link.json"), serde_json::to_vec(&kept)?)?;
         Ok(Ok(()))
     }
@@ -325,6 +348,38 @@ mod tests {
         assert_eq!(args, words("a.o --as-needed -Bstatic x.rlib -lz -static -z now -z text"));
         assert_eq!(output, Path::new("out"));
         assert!(translate(words("a.o")).is_none());
+    }
+
+    #[test]
+    fn a_program_is_linked_again_with_another_guest_object() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = env::temp_dir().join(format!("donjon-link-{}", std::process::id()));
+        fs::create_dir_all(dir.join("deps")).unwrap();
+        // A linker that writes the object's name into the program.
+        let lld = dir.join("lld");
+        fs::write(&lld, "#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\nrm -f \"$2\"; echo \"$3\" > \"$2\"\n")
+            .unwrap();
+        fs::set_permissions(&lld, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut spec = Spec {
+            lld,
+            object: "first.o".into(),
+            libgcc: vec![],
+            state: dir.clone(),
+            invocation: 1,
+            stamp: "1".into(),
+            allow_undefined: false,
+        };
+        let (output, program) = (dir.join("deps/web-0123"), dir.join("web"));
+        fs::create_dir_all(spec.kept(&output)).unwrap();
+        spec.link(vec!["a.o".into()], &output).unwrap().unwrap();
+        fs::hard_link(&output, &program).unwrap();
+        spec.refresh(&program).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&program).unwrap(), "first.o\n");
+        (spec.object, spec.stamp) = ("second.o".into(), "2".into());
+        spec.refresh(&program).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&program).unwrap(), "second.o\n");
+        assert_eq!(fs::read_to_string(&output).unwrap(), "second.o\n");
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn direct_system_calls(elf: &[u8]) -> BTreeSet<String> {
                 _ => false,
             };
             if function.into_iter().any(|i| enters(&i)) {
-                out.insert(rustc_demangle::demangle(name).to_string());
+                out.insert(format!("{:#}", rustc_demangle::demangle(name)));
             }
         }
     }

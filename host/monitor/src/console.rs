@@ -5,11 +5,13 @@
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::reactor::{Interest, Reactor, Token};
+use crate::symbols::Names;
 
 /// Most bytes that the monitor holds per stream.
 const HELD_MAX: usize = 64 * 1024;
@@ -42,6 +44,9 @@ pub(crate) struct Relay {
     stream: Stream,
     tokens: (Token, Token),
     filter: Option<Filter>,
+    names: Option<Names>,
+    /// Bytes that have been read but may be the beginning of a line of a backtrace.
+    begun: Vec<u8>,
     held: Vec<u8>,
     reading: bool,
     writing: bool,
@@ -61,11 +66,19 @@ impl Relay {
             stream,
             tokens,
             filter: terminal.then(Filter::default),
+            names: None,
+            begun: Vec::new(),
             held: Vec::new(),
             reading: true,
             writing: false,
             broken: false,
         })
+    }
+
+    /// Adds the names of functions to the addresses in backtraces of this image.
+    pub fn with_names(mut self, image: &Path) -> Relay {
+        self.names = Some(Names::new(image));
+        self
     }
 
     /// Moves what can be moved without blocking.
@@ -88,7 +101,10 @@ impl Relay {
         loop {
             while !self.held.is_empty() && self.write() {}
             if !self.read() {
-                break;
+                if self.begun.is_empty() || self.broken {
+                    break;
+                }
+                self.take(self.begun.len());
             }
         }
     }
@@ -130,10 +146,11 @@ impl Relay {
             }
             Ok(n) => {
                 if !self.broken {
-                    match &mut self.filter {
-                        Some(filter) => filter.push(&part[..n], &mut self.held),
-                        None => self.held.extend_from_slice(&part[..n]),
-                    }
+                    self.begun.extend_from_slice(&part[..n]);
+                    // A line of a backtrace may come in pieces: its beginning waits for its end.
+                    let line = self.begun.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+                    let whole = self.names.is_none() || !begins_frame(&self.begun[line..]);
+                    self.take(if whole { self.begun.len() } else { line });
                 }
                 true
             }
@@ -143,6 +160,23 @@ impl Relay {
                 self.from = None;
                 false
             }
+        }
+    }
+
+    /// Takes the first `len` bytes of what has begun, named and filtered.
+    fn take(&mut self, len: usize) {
+        let mut part: Vec<u8> = self.begun.drain(..len).collect();
+        if let Some(names) = &mut self.names {
+            part = part.utf8_chunks().fold(Vec::new(), |mut out, chunk| {
+                let named = names.annotate(chunk.valid());
+                out.extend_from_slice(named.as_deref().unwrap_or(chunk.valid()).as_bytes());
+                out.extend_from_slice(chunk.invalid());
+                out
+            });
+        }
+        match &mut self.filter {
+            Some(filter) => filter.push(&part, &mut self.held),
+            None => self.held.extend_from_slice(&part),
         }
     }
 
@@ -170,6 +204,18 @@ impl AsFd for Relay {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.from.as_ref().map_or_else(|| self.stream.fd(), AsFd::as_fd)
     }
+}
+
+/// Whether an unfinished line may become one of a backtrace: `  12: image+0x1234`.
+fn begins_frame(line: &[u8]) -> bool {
+    let digits = |s: &[u8]| s.iter().take_while(|b| b.is_ascii_digit()).count();
+    if line.len() > 48 || !line.starts_with(b" ") {
+        return false;
+    }
+    let rest = line.trim_ascii_start();
+    let rest = &rest[digits(rest)..];
+    let (mark, hex) = rest.split_at(rest.len().min(b": image+0x".len()));
+    b": image+0x".starts_with(mark) && hex.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// Keeps control characters from a terminal: they could hide text, change the title, or type answers. Line feeds, tabs, carriage returns and
@@ -255,6 +301,17 @@ mod tests {
         s.bytes().for_each(|b| filter.push(&[b], &mut out));
         assert_eq!(String::from_utf8_lossy(&out), harmless(s.as_bytes()));
         String::from_utf8_lossy(&out).into_owned()
+    }
+
+    #[test]
+    fn lines_of_backtraces_are_waited_for() {
+        let line = "  12: image+0x1b77a\n";
+        for n in 1..line.len() {
+            assert!(begins_frame(&line.as_bytes()[..n]), "{n}");
+        }
+        for other in ["", "a", "  a", "  12: b", "  12: image+0xg", "12: image+0x1", line] {
+            assert!(!begins_frame(other.as_bytes()), "{other:?}");
+        }
     }
 
     #[test]

@@ -12,28 +12,48 @@ const MARK: &str = "image+0x";
 
 /// Adds names to each `image+0x…` in `report` if there is a file with symbols beside the image.
 pub fn annotate(report: &str, image: &Path) -> String {
-    if !report.contains(MARK) {
-        return report.into();
+    Names::new(image).annotate(report).unwrap_or_else(|| report.into())
+}
+
+/// The names of an image's functions, read when the first is asked for.
+#[derive(Debug)]
+pub struct Names {
+    image: PathBuf,
+    table: Option<Option<Table>>,
+}
+
+impl Names {
+    /// Names for the image at this path.
+    pub fn new(image: &Path) -> Names {
+        Names { image: image.into(), table: None }
     }
-    let Some(table) = std::fs::read(beside(image)).ok().and_then(|bytes| Table::parse(&bytes)) else {
-        return report.into();
-    };
-    let mut out = String::with_capacity(report.len() * 2);
-    let mut rest = report;
-    while let Some(at) = rest.find(MARK) {
-        let digits = at + MARK.len();
-        let len = rest[digits..].bytes().take_while(u8::is_ascii_hexdigit).count();
-        let (before, after) = rest.split_at(digits + len);
-        out.push_str(before);
-        if let Some(name) = u64::from_str_radix(&rest[digits..digits + len], 16).ok().and_then(|a| table.name(a)) {
-            out.push_str(" (");
-            out.push_str(&name);
-            out.push(')');
+
+    /// `text` with a name behind each `image+0x…`; `None` if there is nothing to add.
+    pub fn annotate(&mut self, text: &str) -> Option<String> {
+        if !text.contains(MARK) {
+            return None;
         }
-        rest = after;
+        let image = &self.image;
+        let read = || std::fs::read(beside(image)).ok().and_then(|bytes| Table::parse(&bytes));
+        let table = self.table.get_or_insert_with(read).as_ref()?;
+        let mut out = String::with_capacity(text.len() * 2);
+        let mut rest = text;
+        while let Some(at) = rest.find(MARK) {
+            let digits = at + MARK.len();
+            let len = rest[digits..].bytes().take_while(u8::is_ascii_hexdigit).count();
+            let (before, after) = rest.split_at(digits + len);
+            out.push_str(before);
+            let address = u64::from_str_radix(&rest[digits..digits + len], 16).ok();
+            if let Some(name) = address.and_then(|a| table.name(a, is_caller(&rest[..at]))) {
+                out.push_str(" (");
+                out.push_str(&name);
+                out.push(')');
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        Some(out)
     }
-    out.push_str(rest);
-    out
 }
 
 /// The file with symbols of an image: its path and `.debug`.
@@ -43,7 +63,14 @@ pub fn beside(image: &Path) -> PathBuf {
     path.into()
 }
 
+/// Whether what stands before an address says that it is a caller's: `  1: ` and so on, but not `  0: `.
+fn is_caller(before: &str) -> bool {
+    let number = before.strip_suffix(": ").map(|b| b.trim_end_matches(|c: char| c.is_ascii_digit()).len());
+    number.is_some_and(|at| before[at..].trim_end_matches(": ").parse::<u32>().is_ok_and(|n| n > 0))
+}
+
 /// Functions by address.
+#[derive(Debug)]
 struct Table(Vec<(u64, u64, String)>);
 
 impl Table {
@@ -58,9 +85,11 @@ impl Table {
         Some(Table(functions))
     }
 
-    /// `function+0x…` for an address; assembly without a size reaches to the next function.
-    fn name(&self, address: u64) -> Option<String> {
-        let index = self.0.partition_point(|(start, ..)| *start <= address).checked_sub(1)?;
+    /// `function+0x…` for an address; assembly without a size reaches to the next function. The address of a caller is where
+    /// the call returns to, which is in the next function if the call was the last instruction.
+    fn name(&self, address: u64, caller: bool) -> Option<String> {
+        let inside = address.checked_sub(u64::from(caller))?;
+        let index = self.0.partition_point(|(start, ..)| *start <= inside).checked_sub(1)?;
         let (start, size, name) = &self.0[index];
         let offset = address - start;
         // Return addresses may lie just behind a function that does not return.
@@ -79,11 +108,20 @@ mod tests {
     fn names_are_added_where_they_are_known() {
         let table =
             Table(vec![(0x1000, 0x10, "_ZN4core3fmt5write17h0123456789abcdefE".into()), (0x2000, 0, "asm".into())]);
-        assert_eq!(table.name(0x1004).as_deref(), Some("core::fmt::write+0x4"));
-        assert_eq!(table.name(0x1010).as_deref(), Some("core::fmt::write+0x10"));
-        assert_eq!(table.name(0x1011), None);
-        assert_eq!(table.name(0x2fff).as_deref(), Some("asm+0xfff"));
-        assert_eq!(table.name(0xfff), None);
+        assert_eq!(table.name(0x1004, false).as_deref(), Some("core::fmt::write+0x4"));
+        assert_eq!(table.name(0x1010, false).as_deref(), Some("core::fmt::write+0x10"));
+        assert_eq!(table.name(0x1011, false), None);
+        assert_eq!(table.name(0x2fff, false).as_deref(), Some("asm+0xfff"));
+        assert_eq!(table.name(0xfff, false), None);
+    }
+
+    #[test]
+    fn a_caller_is_where_the_call_is() {
+        let table = Table(vec![(0x1000, 0x10, "caller".into()), (0x1010, 0x10, "next".into())]);
+        assert_eq!(table.name(0x1010, true).as_deref(), Some("caller+0x10"));
+        assert_eq!(table.name(0x1010, false).as_deref(), Some("next+0x0"));
+        assert!(is_caller("  1: ") && is_caller("x\n  12: "));
+        assert!(!is_caller("  0: ") && !is_caller("fault at ") && !is_caller(": ") && !is_caller(""));
     }
 
     #[test]

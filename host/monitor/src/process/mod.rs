@@ -74,7 +74,8 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
         output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
             .map_err(Error::host("cannot watch the console"))?,
         errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
-            .map_err(Error::host("cannot watch the console"))?,
+            .map_err(Error::host("cannot watch the console"))?
+            .with_names(&image),
         report: pipes.report,
         link: link.into_running(NETWORK, &reactor)?,
         guest,

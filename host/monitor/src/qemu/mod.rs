@@ -79,7 +79,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     for fd in [&output, &errors, &input] {
         rustix::io::ioctl_fionbio(fd, true).map_err(watch())?;
     }
-    let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?;
+    // The guest's standard error comes by the same serial line as its output.
+    let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(&source.path);
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
 
     let mut stop = Stop::new(options.stop_timeout);
