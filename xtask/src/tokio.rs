@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -214,7 +215,9 @@ fn run_files(dir: &Path, files: &[String], engine: &str, counts: &mut Counts) ->
 
 fn test_command(dir: &Path, engine: &str) -> Command {
     let mut command = donjon_tests::donjon_command();
-    command.current_dir(dir).args(["test", "--engine", engine, "--features", FEATURES]);
+    // `donjon test` ends a guest that takes too long; we end `donjon test` only if that did not help.
+    let seconds = (PATIENCE - Duration::from_secs(20)).as_secs().to_string();
+    command.current_dir(dir).args(["test", "--engine", engine, "--features", FEATURES, "--timeout", &seconds]);
     command
 }
 
@@ -224,7 +227,7 @@ fn run_file(dir: &Path, file: &str, engine: &str, skip: &[&str]) -> Result<Outco
     // libtest writes a test's line in two parts if it runs one test at a time, and output gets between them.
     command.args(["--test", file, "--", "--test-threads=2"]);
     command.args(skip.iter().flat_map(|test| ["--skip", test]));
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| failed(format!("cannot run donjon test: {e}")))?;
     let (sender, lines) = mpsc::channel();
     let stdout = child.stdout.take().expect("piped");
@@ -254,8 +257,8 @@ fn run_file(dir: &Path, file: &str, engine: &str, skip: &[&str]) -> Result<Outco
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 outcome.broken = Some(format!("no end after {} s", PATIENCE.as_secs()));
-                // `donjon test` takes its guest with it when it is asked to stop.
-                let _ = Command::new("kill").arg(child.id().to_string()).status();
+                // It and its guest are a process group of their own.
+                let _ = Command::new("kill").args(["--", &format!("-{}", child.id())]).status();
                 break;
             }
         }
