@@ -156,6 +156,9 @@ pub struct RunArgs {
     /// Say what is being done.
     #[arg(long, short)]
     pub verbose: bool,
+    /// End when this process, which has started us, does.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub child_of: Option<i32>,
     /// Arguments for the guest, in place of those in its manifest.
     #[arg(last = true)]
     pub args: Vec<String>,

@@ -8,11 +8,14 @@ use donjon_monitor::{Engine, ExitStatus, QemuOptions, RunOptions};
 use crate::{
     args::{EngineArgs, EngineName, RunArgs},
     build,
-    failure::Failure,
+    failure::{Failure, code},
     ui,
 };
 
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
+    if let Some(parent) = args.child_of {
+        end_with(parent)?;
+    }
     let image = image(args)?;
     let options = RunOptions {
         engine: engine(&args.engine),
@@ -41,6 +44,19 @@ pub fn engine(args: &EngineArgs) -> Engine {
         EngineName::Qemu => {
             Engine::Qemu(QemuOptions { machine: args.machine, extra: args.qemu_arg.clone(), ..QemuOptions::default() })
         }
+    }
+}
+
+/// Has us asked to stop when the process that started us ends, however it ends.
+fn end_with(parent: i32) -> Result<(), Failure> {
+    let os = |e| Failure::new(code::OS, format!("cannot ask for a signal when the parent ends: {e}"), None);
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(os)?;
+    // It may have ended before that.
+    let now = rustix::process::getppid().map_or(0, rustix::process::Pid::as_raw_pid);
+    if now == parent {
+        Ok(())
+    } else {
+        Err(Failure::new(code::OS, "the process that started this one has ended", None))
     }
 }
 

@@ -148,6 +148,8 @@ fn relay(args: &TestArgs, output: &[u8]) {
 fn run_one(args: &TestArgs, project: &Project, image: &Path) -> io::Result<(Verdict, Vec<u8>)> {
     let mut command = Command::new(env::current_exe()?);
     command.arg("run").arg(image).arg("--egress-any").stdin(Stdio::null());
+    // No guest outlives us.
+    command.arg(format!("--child-of={}", std::process::id()));
     let engine = &args.engine;
     match engine.engine {
         EngineName::Auto => {}
