@@ -106,9 +106,7 @@ impl Subject {
                 let mut command = server.command(pinned[0]);
                 command.args(&pinned[1..]).arg(host_program(program)).env("PORT", PORT.to_string());
                 command.current_dir(repo_root().join("examples").join(program));
-                // The client's namespace lives as long as the guest does, and with it the veth pair; the server's process
-                // keeps the server's namespace alive.
-                Guest::program(self.name(), command, address, Some(client))
+                Guest::program(self.name(), command, address, Some(client)).keeping(server)
             }
             Subject::NativeLoopback => {
                 let ns = own_loopback();

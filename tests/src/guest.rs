@@ -218,6 +218,7 @@ pub struct Guest {
     ports: Vec<u16>,
     udp_ports: Vec<u16>,
     ns: Option<Netns>,
+    others: Vec<Netns>,
     console: Arc<Console>,
     readers: Vec<std::thread::JoinHandle<()>>,
     started: Instant,
@@ -244,6 +245,12 @@ impl Guest {
         Self::spawn(label.to_owned(), command, *address.ip(), vec![address.port()], Vec::new(), ns)
     }
 
+    /// The same guest, with another namespace that is to live as long as it does.
+    pub fn keeping(mut self, ns: Netns) -> Guest {
+        self.others.push(ns);
+        self
+    }
+
     fn spawn(
         label: String,
         mut command: Command,
@@ -260,7 +267,7 @@ impl Guest {
             console.follow(child.stdout.take().expect("piped"), Stream::Out),
             console.follow(child.stderr.take().expect("piped"), Stream::Err),
         ];
-        Guest { child, label, address, ports, udp_ports, ns, console, readers, started, exit: None }
+        Guest { child, label, address, ports, udp_ports, ns, others: Vec::new(), console, readers, started, exit: None }
     }
 
     /// Process id of `donjon run`.
