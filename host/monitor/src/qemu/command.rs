@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::options::{Machine, NetMode, QemuOptions, RunOptions, TapOptions};
 use crate::source::Source;
 use crate::tap;
+use crate::usernet::Wire;
 use crate::usernet::policy::{DNS4, DNS6, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6};
 
 /// Longest command line that the shim reads, bytes.
@@ -61,7 +62,8 @@ pub(super) fn arguments(
         NetMode::None => {}
         NetMode::User => {
             // One datagram per frame; the other end is the monitor's.
-            put(&["-netdev", &format!("socket,id=n0,fd={}", net.unwrap_or(-1)), "-device", &device(GUEST_MAC)]);
+            let user = format!("{},host_mtu={}", device(GUEST_MAC), Wire::Plain.mtu());
+            put(&["-netdev", &format!("socket,id=n0,fd={}", net.unwrap_or(-1)), "-device", &user]);
         }
         NetMode::Tap(t) => {
             let mac = t.mac.unwrap_or_else(|| tap::stable_mac(&t.name));

@@ -36,8 +36,6 @@ use policy::{
 use slab::Slab;
 use udp::{Pair, Published, presented};
 
-/// Largest IP packet on the link; super-frames are larger.
-const MTU: u32 = 1500;
 /// Bytes that one read or write moves at most.
 const SCRATCH: usize = 128 * 1024;
 /// Frames that are taken from the guest before the host's sockets get their turn.
@@ -74,7 +72,7 @@ impl Prepared {
         use boot::net::{RX_GSO, TX_CSUM, TX_TSO4, TX_TSO6};
         boot::Net {
             flags: TX_CSUM | TX_TSO4 | TX_TSO6 | RX_GSO,
-            mtu: MTU,
+            mtu: Wire::Offload.mtu(),
             mac: GUEST_MAC,
             ipv4_prefix: PREFIX4,
             ipv6_prefix: PREFIX6,
@@ -192,7 +190,7 @@ impl UserNet {
         }
         let config = Config {
             mac: GATEWAY_MAC,
-            mtu: MTU,
+            mtu: prepared.device.wire.mtu(),
             offload: if prepared.device.wire == Wire::Offload {
                 Offload { tx_csum: true, tso4: true, tso6: true }
             } else {
