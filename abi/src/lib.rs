@@ -15,6 +15,7 @@ pub mod boot;
 pub mod bundle;
 pub mod image;
 pub mod manifest;
+pub mod unwind;
 
 /// Version of every layout and call in this crate. Host and guest must agree exactly.
 pub const VERSION: u32 = 1;

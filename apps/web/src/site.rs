@@ -68,7 +68,9 @@ impl Site {
                 },
             ));
         }
-        files.sort_by(|a, b| a.0.cmp(&b.0));
+        if !files.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(format!("{INDEX_PATH}: not sorted"));
+        }
         Ok(Site { config, files })
     }
 
@@ -101,12 +103,11 @@ impl Site {
                 Some(end) => &rest[..=end],
                 None => rest,
             };
-            if names.last().is_none_or(|last| last != name) {
-                names.push(name.into());
+            // Almost always the last place: only names that continue with what sorts before `/` are out of order.
+            if let Err(at) = names.binary_search_by(|n| n.as_str().cmp(name)) {
+                names.insert(at, name.into());
             }
         }
-        names.sort();
-        names.dedup();
         names
     }
 }
@@ -159,6 +160,8 @@ pub mod tests {
             std::fs::write(path, data).unwrap();
         };
         let mut index = String::new();
+        let mut files = files.to_vec();
+        files.sort_unstable();
         for (path, data) in files {
             let name = format!("/site/0{path}");
             put(&name, data);

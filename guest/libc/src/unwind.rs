@@ -47,38 +47,33 @@ pub unsafe extern "C" fn dl_iterate_phdr(
     unsafe { f(&raw mut info, size_of::<PhdrInfo>(), data) }
 }
 
-/// `struct dl_find_object` (glibc 2.35).
+/// `struct dwarf_eh_bases`.
 #[repr(C)]
-pub struct FoundObject {
-    flags: u64,
-    map_start: usize,
-    map_end: usize,
-    link_map: *mut c_void,
-    eh_frame: usize,
-    _reserved: [u64; 7],
+pub struct Bases {
+    text: usize,
+    data: usize,
+    function: usize,
 }
 
-/// `_dl_find_object`: 0 and the object that contains the address, or -1.
+/// `_Unwind_Find_FDE`, in place of libgcc's: the packer has made the program's tables smaller (see [`donjon_abi::unwind`]). Null if the address is in
+/// no function that can be unwound.
 ///
 /// # Safety
-/// As in C.
+/// To be called by the unwinder only.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn _dl_find_object(pc: usize, out: *mut FoundObject) -> c_int {
-    let image = boot().image;
-    let (base, end) = (image.base as usize, (image.base + image.len) as usize);
-    if !(base..end).contains(&pc) {
-        return -1;
-    }
-    let Some(h) = program_headers().iter().find(|h| h.kind == PT_GNU_EH_FRAME) else { return -1 };
+pub unsafe extern "C" fn _Unwind_Find_FDE(pc: usize, bases: *mut Bases) -> *const c_void {
+    let base = boot().image.base as usize;
+    let found = || {
+        let h = program_headers().iter().find(|h| h.kind == PT_GNU_EH_FRAME)?;
+        // SAFETY: the header describes a part of the program's first, read-only segment.
+        let table = unsafe { core::slice::from_raw_parts((base + h.vaddr) as *const u8, h.memory_len) };
+        let found = donjon_abi::unwind::find(table, u32::try_from(pc.checked_sub(base)?).ok()?)?;
+        Some((table.get(found.fde..)?.as_ptr(), found.function))
+    };
+    let Some((fde, function)) = found() else { return core::ptr::null() };
     // SAFETY: the caller's structure is writable.
-    unsafe {
-        (*out).flags = 0;
-        (*out).map_start = base;
-        (*out).map_end = end;
-        (*out).link_map = core::ptr::null_mut();
-        (*out).eh_frame = base + h.vaddr;
-    }
-    0
+    unsafe { *bases = Bases { text: 0, data: 0, function: base + function as usize } };
+    fde.cast()
 }
 
 /// Prints the running thread's callers to standard error. The builder puts a jump to it in place of the function of std that prints the

@@ -18,6 +18,7 @@ pub mod project;
 pub mod scan;
 mod shim;
 mod trim;
+mod unwind;
 
 pub use head::Head;
 pub use image::{Image, OpenError};

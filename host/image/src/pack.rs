@@ -3,7 +3,7 @@
 //! The input is a static position-independent ELF file as [`crate::linker`] makes it. What a host would have to trust is
 //! checked here and laid down as data: segments with their final rights, relocations that only ever add the base.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
 use donjon_abi::{
     PAGE,
@@ -13,12 +13,12 @@ use donjon_abi::{
     },
 };
 use object::{
-    Endianness, Object as _, ObjectSymbol as _,
+    Endianness, Object as _, ObjectSection as _, ObjectSymbol as _,
     elf::{self, ProgramHeader64},
     read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _, Rela as _},
 };
 
-use crate::{image, manifest::Manifest, shim::Shim};
+use crate::{image, manifest::Manifest, shim::Shim, unwind};
 
 const LE: Endianness = Endianness::Little;
 /// Dynamic tags of the generic ABI that are newer than the `object` crate's list.
@@ -186,6 +186,7 @@ impl Program {
             fault: symbol(&elf, "donjon_fault")?,
         };
         program.relocate(file, headers)?;
+        program.compact_unwind_tables(&elf)?;
         for s in &mut program.segments {
             let used = s.bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
             // Words that a host relocates are whole in the file.
@@ -195,6 +196,44 @@ impl Program {
             s.bytes.truncate(used.max(relocated));
         }
         Ok(program)
+    }
+
+    /// Puts the table of [`crate::unwind`] in the place of the linker's.
+    fn compact_unwind_tables(&mut self, elf: &Elf<'_>) -> Result<(), PackError> {
+        let mut headers = elf.elf_program_headers().iter().enumerate();
+        let Some((index, header)) = headers.find(|(_, h)| h.p_type(LE) == elf::PT_GNU_EH_FRAME) else { return Ok(()) };
+        let Some(frames) = elf.section_by_name(".eh_frame") else { return Ok(()) };
+        let bad = |what: &str| PackError::Program(format!("its unwind tables {what}"));
+        let (place, frames) = (header.p_vaddr(LE), frames.address()..frames.address() + frames.size());
+        if !(place + header.p_memsz(LE)..=place + header.p_memsz(LE) + 8).contains(&frames.start) {
+            return Err(bad("are not in one place"));
+        }
+        let memory = |range: Range<u64>| {
+            self.segments.iter().find_map(|s| {
+                let from = usize::try_from(range.start.checked_sub(s.mem_offset)?).ok()?;
+                s.bytes.get(from..usize::try_from(range.end - s.mem_offset).ok()?)
+            })
+        };
+        let table = unwind::compact(&memory, frames.clone(), place).ok_or_else(|| bad("are of an unknown form"))?;
+        let inside = |s: &&mut Loaded| s.mem_offset <= place && frames.end <= s.mem_offset + s.bytes.len() as u64;
+        let segment = self.segments.iter_mut().find(inside).ok_or_else(|| bad("are outside of the file"))?;
+        let (from, to) = ((place - segment.mem_offset) as usize, (frames.end - segment.mem_offset) as usize);
+        let area = &mut segment.bytes[from..to];
+        let (head, rest) = area.split_at_mut_checked(table.len()).ok_or_else(|| bad("are smaller than ours"))?;
+        head.copy_from_slice(&table);
+        rest.fill(0);
+        if segment.mem_len == to as u64 {
+            segment.mem_len = (from + table.len()) as u64;
+            segment.bytes.truncate(from + table.len());
+        }
+        // The guest looks the table up in the program headers in its first segment.
+        let at = elf.elf_header().e_phoff(LE) as usize + index * size_of::<ProgramHeader64<Endianness>>();
+        let first = &mut self.segments[0];
+        for field in [32, 40] {
+            let size = first.bytes.get_mut(at + field..at + field + 8).ok_or_else(|| bad("have no program header"))?;
+            size.copy_from_slice(&(table.len() as u64).to_le_bytes());
+        }
+        Ok(())
     }
 
     /// Collects all relocations, with their addends in place.

@@ -17,13 +17,13 @@ struct Cut {
     start: &'static str,
     /// What else is in its mangled name.
     parts: &'static [&'static str],
-    /// It is cut only if the cut before it in the list was made.
+    /// It is cut only if the last cut in the list that does not follow another was made.
     follows: bool,
     /// The function of the guest object that takes its place.
     instead: Option<&'static str>,
 }
 
-const CUTS: [Cut; 7] = [
+const CUTS: [Cut; 8] = [
     // `std::backtrace_rs::symbolize::gimli::Cache::with_global::<…>()`
     Cut {
         start: "_RI",
@@ -54,8 +54,15 @@ const CUTS: [Cut; 7] = [
         follows: false,
         instead: None,
     },
-    // `drop_handler(*mut c_void)`, and `thread_info::set_current_info(…)` of which only the signal handler would have read.
+    // `drop_handler(*mut c_void)`, the handler itself, which is registered and never called, and `thread_info::set_current_info(…)`, which
+    // only the handler would have read.
     Cut { start: "_RN", parts: &["3std3sys3pal4unix14stack_overflow3imp12drop_handler"], follows: true, instead: None },
+    Cut {
+        start: "_RN",
+        parts: &["3std3sys3pal4unix14stack_overflow3imp14signal_handler"],
+        follows: true,
+        instead: None,
+    },
     Cut {
         start: "_RN",
         parts: &["3std3sys3pal4unix14stack_overflow11thread_info16set_current_info"],
@@ -76,9 +83,9 @@ const R_X86_64_PLT32: u64 = 4;
 
 /// Cuts what cannot work out of a relocatable object. Returns whether there was anything.
 pub fn cut(object: &mut Vec<u8>) -> bool {
-    let (mut any, mut made) = (false, false);
+    let (mut any, mut led) = (false, false);
     for cut in &CUTS {
-        if cut.follows && !made {
+        if cut.follows && !led {
             continue;
         }
         let wanted = |name: &str| name.starts_with(cut.start) && cut.parts.iter().all(|part| name.contains(part));
@@ -90,7 +97,10 @@ pub fn cut(object: &mut Vec<u8>) -> bool {
                 replace(object, f, &JUMP, Some(symbol))
             }
         };
-        made = found.iter().map(one).fold(false, |any, one| any | one.is_some());
+        let made = found.iter().map(one).fold(false, |any, one| any | one.is_some());
+        if !cut.follows {
+            led = made;
+        }
         any |= made;
     }
     any
