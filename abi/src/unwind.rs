@@ -70,7 +70,8 @@ mod tests {
     /// Blocks of functions: first address, then begin and length of each.
     fn table(blocks: &[(u32, &[(u16, u16)])]) -> ([u8; 256], usize) {
         let mut out = [0; 256];
-        let mut put = |at: usize, value: u32, len: usize| out[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        let mut put =
+            |at: usize, value: u32, len: usize| out[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
         put(0, MAGIC, 4);
         put(4, blocks.len() as u32, 4);
         let mut at = HEADER_LEN + 8 * (blocks.len() + 1);

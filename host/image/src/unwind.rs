@@ -346,7 +346,7 @@ fn write(functions: &[Function], place: u64) -> Option<Vec<u8>> {
         }
         out.extend(augmentation);
         out.extend(INITIAL);
-        out.extend(&*prologue);
+        out.extend(prologue);
         close(&mut out, *at);
     }
 
@@ -400,9 +400,8 @@ fn choose(functions: &[Function], pieces: &[Vec<Vec<u8>>]) -> Vec<Vec<u8>> {
         let pays = |k: &(Kind, bool, Vec<u8>)| {
             k.2.is_empty() || !banned.contains(k) && k.2.len() * users[k] > k.2.len() + CIE_LEN
         };
-        let chosen: Vec<Vec<u8>> = (0..functions.len())
-            .map(|i| beginnings(i).filter(|b| pays(&key(i, b))).last().unwrap_or_default())
-            .collect();
+        let chosen: Vec<Vec<u8>> =
+            (0..functions.len()).map(|i| beginnings(i).rfind(|b| pays(&key(i, b))).unwrap_or_default()).collect();
         // What has too few users once others have chosen longer ones goes, and its users choose again.
         let mut used: BTreeMap<_, usize> = BTreeMap::new();
         (0..functions.len()).for_each(|i| *used.entry(key(i, &chosen[i])).or_default() += 1);
