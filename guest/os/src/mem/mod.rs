@@ -16,6 +16,7 @@ pub(crate) mod tests;
 use crate::{errno::Errno, fatal};
 use donjon_abi::Prot;
 use donjon_base::{Lock, PAGE, boot, gate};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use heap::BadPointer;
 use pages::{Kind, Pages};
 
@@ -52,6 +53,23 @@ pub(crate) fn try_usage() -> Option<(usize, usize)> {
     }
     let heap = HEAP.lock();
     Some((heap.limit() - heap.available(), heap.limit()))
+}
+
+/// Time between two looks at what was free all the while, ns.
+const DECAY: u64 = 50_000_000;
+/// When to look next.
+static DECAY_AT: AtomicU64 = AtomicU64::new(0);
+
+/// For the scheduler: gives back free memory that nobody has needed for a while.
+pub(crate) fn decay(now: u64) -> Option<u64> {
+    let at = DECAY_AT.load(Relaxed);
+    let (at, more) = if now < at {
+        (at, HEAP.lock().has_surplus())
+    } else {
+        DECAY_AT.store(now + DECAY, Relaxed);
+        (now + DECAY, HEAP.lock().decay())
+    };
+    more.then_some(at)
 }
 
 /// Gives free memory that is kept for reuse back to the host.

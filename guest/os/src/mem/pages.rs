@@ -8,7 +8,8 @@
 //! kept. All of the metadata is backed on demand, so it is sized for the worst case.
 //!
 //! Accounting: `used` counts the pages that the guest is promised, `dirty` the free ones that still hold memory. Their sum stays
-//! below the limit; beyond a threshold dirty free runs are discarded.
+//! below the limit. Free memory beyond a threshold goes back to the host when it was not needed for a while ([`Pages::decay`]): to
+//! give it back at once would cost a busy server a page fault for every page that it uses again.
 
 #![expect(unsafe_code, reason = "the page allocator")]
 // UNSAFETY: metadata lives in raw memory of the reserve, at computed addresses; see the invariants above.
@@ -90,7 +91,10 @@ pub struct Pages {
     bins_set: [u64; BINS.div_ceil(64)],
     used: u32,
     dirty: u32,
+    /// Least `dirty` since the last `decay`.
+    unneeded: u32,
     limit: u32,
+    /// Dirty pages that are never given back without need.
     keep: u32,
     /// For each class the spans with free slots; kept here for the slot layer.
     pub(super) partial: [u32; COUNT],
@@ -127,6 +131,7 @@ impl Pages {
             bins_set: [0; BINS.div_ceil(64)],
             used: 0,
             dirty: 0,
+            unneeded: 0,
             limit: 0,
             keep: 0,
             partial: [NONE; COUNT],
@@ -259,9 +264,6 @@ impl Pages {
         let charge = self.span(span).charge;
         self.used -= charge;
         self.release(span);
-        if self.dirty > self.keep {
-            self.discard_down_to(self.keep / 2);
-        }
     }
 
     /// Shortens a used run to `pages` pages, freeing the rest. Returns whether it did (it needs a span record).
@@ -272,9 +274,6 @@ impl Pages {
         self.span(span).charge = kept;
         self.used -= freed;
         self.release(rest);
-        if self.dirty > self.keep {
-            self.discard_down_to(self.keep / 2);
-        }
         true
     }
 
@@ -351,6 +350,21 @@ impl Pages {
         true
     }
 
+    /// Gives back what was free all the time since the last call, but for the part that is always kept. Returns whether there is
+    /// still more than that.
+    pub fn decay(&mut self) -> bool {
+        if self.has_surplus() {
+            self.discard_down_to((self.dirty - self.unneeded.min(self.dirty)).max(self.keep / 2));
+        }
+        self.unneeded = self.dirty;
+        self.has_surplus()
+    }
+
+    /// Whether there is more free memory than is always kept.
+    pub fn has_surplus(&self) -> bool {
+        self.dirty > self.keep
+    }
+
     /// Gives all free memory back to the host.
     pub fn trim(&mut self) {
         self.discard_down_to(0);
@@ -415,6 +429,7 @@ impl Pages {
         self.unlink(found);
         let dirty = self.span(found).charge;
         self.dirty -= dirty;
+        self.unneeded = self.unneeded.min(self.dirty);
         Some((found, dirty == 0))
     }
 

@@ -163,6 +163,18 @@ fn memory_goes_back_and_large_reallocs_grow_in_place() {
     heap.dealloc(q as usize).expect("live");
     let (big, _) = heap.malloc(40 << 20).expect("memory");
     heap.dealloc(big as usize).expect("live");
+    // It was in use in the first interval, so it stays.
+    let held = heap.usage().1;
+    assert!(heap.decay(), "a surplus");
+    assert_eq!(heap.usage(), (0, held));
+    // So does what is used again and again: 36 of the 40 MB.
+    let (again, _) = heap.malloc(36 << 20).expect("memory");
+    heap.dealloc(again as usize).expect("live");
+    heap.decay();
+    let (used, dirty) = heap.usage();
+    assert!(used == 0 && (36 << 20..=37 << 20).contains(&dirty), "{dirty} of {held}");
+    // What nobody wanted goes.
+    assert!(!heap.decay(), "no surplus");
     let (used, dirty) = heap.usage();
     assert!(used == 0 && dirty <= 4 << 20, "{used} {dirty}");
 }

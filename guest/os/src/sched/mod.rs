@@ -394,7 +394,7 @@ pub(crate) fn reap() {
     }
 }
 
-/// Runs pollers and expired timers; returns the pollers' next deadline.
+/// Runs pollers and expired timers, and gives unneeded memory back; returns the next deadline of all but the timers.
 fn poll(now: u64) -> Option<u64> {
     if POLLING.swap(true, Relaxed) {
         return None;
@@ -404,6 +404,7 @@ fn poll(now: u64) -> Option<u64> {
         let Some(poller) = SCHED.lock().pollers.get(i).copied() else { break };
         deadline = earlier(deadline, poller(now));
     }
+    deadline = earlier(deadline, crate::mem::decay(now));
     let mut s = SCHED.lock();
     s.switches = 0;
     s.expire(now);
