@@ -3,23 +3,26 @@
 //! Nothing of the outer build's settings may leak in: the guest has its own flags, profile and target directory, so that
 //! the same sources and toolchain give the same bytes whatever the outer build is (debug, test, clippy).
 
+// Shared with the build script of donjon-variants.
+#[path = "build/nested.rs"]
+mod nested;
+
 use std::{
     collections::BTreeSet,
-    env,
-    ffi::OsString,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use nested::{TARGET, Toolchain, clean, run, shared};
 use object::{Object as _, ObjectSymbol as _, SymbolFlags, elf};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What the packer looks up besides the C names.
 const ENTRIES: [&str; 3] = ["_start", "donjon_upcall", "donjon_fault"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rustc-check-cfg=cfg(donjon_guest)");
     if env::var_os("CARGO_FEATURE_GUEST").is_none() {
         return;
@@ -125,10 +128,7 @@ fn shim(root: &Path, out: &Path, toolchain: &Toolchain) {
 /// Builds `package` as a guest and returns its archive. All is optimised for size, what is in `levels` in its own way: the
 /// packet path stays at "s", the door and the tables behind it cost a tenth less of every image at "z" and no time that counts.
 fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], levels: &[(&str, &str)]) -> PathBuf {
-    // One for all profiles and features of the outer build: what the guest is made of does not depend on them.
-    // `OUT_DIR` is TARGET/PROFILE/build/PACKAGE/out.
-    let shared = out.ancestors().find(|a| a.ends_with("build")).and_then(|build| build.parent()?.parent());
-    let target_dir = shared.unwrap_or(out).join("donjon-guest");
+    let target_dir = shared(out).join("donjon-guest");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap());
     clean(&mut cargo);
     let mut flags = flags.to_vec();
@@ -152,57 +152,4 @@ fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], level
     }
     run(&mut cargo);
     target_dir.join(TARGET).join("release").join(format!("lib{}.a", package.replace('-', "_")))
-}
-
-/// Takes the outer cargo's and the outer user's settings out of a child's environment.
-fn clean(command: &mut Command) {
-    let keep =
-        ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN", "RUSTC_BOOTSTRAP"];
-    let ours = |name: &str| {
-        ["CARGO", "RUST", "DEP_"].iter().any(|p| name.starts_with(p))
-            || ["MAKEFLAGS", "MFLAGS", "TARGET", "HOST", "NUM_JOBS", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG"]
-                .contains(&name)
-    };
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|n| ours(n) && !keep.contains(&n)) {
-            command.env_remove(name);
-        }
-    }
-}
-
-/// The linker and objcopy that come with rustc.
-struct Toolchain {
-    bin: PathBuf,
-    lib: OsString,
-}
-
-impl Toolchain {
-    fn find() -> Toolchain {
-        let rustc = env::var_os("RUSTC").unwrap();
-        let output = Command::new(rustc).args(["--print", "sysroot"]).output().expect("rustc runs");
-        let sysroot = PathBuf::from(String::from_utf8(output.stdout).expect("the sysroot is UTF-8").trim());
-        Toolchain { bin: sysroot.join("lib/rustlib").join(TARGET).join("bin"), lib: sysroot.join("lib").into() }
-    }
-
-    fn lld(&self) -> Command {
-        self.tool("gcc-ld/ld.lld")
-    }
-
-    fn objcopy(&self) -> Command {
-        self.tool("rust-objcopy")
-    }
-
-    fn tool(&self, name: &str) -> Command {
-        let path = self.bin.join(name);
-        assert!(path.exists(), "the Rust toolchain has no {name}; install one with rustup (stable, {TARGET})");
-        let mut command = Command::new(path);
-        command.env("LD_LIBRARY_PATH", &self.lib);
-        command
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{:?} does not start: {e}", command.get_program()));
-    let talk = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{:?} failed:\n{talk}", command.get_program());
 }

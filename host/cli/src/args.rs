@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use donjon_monitor::{Machine, NetMode, Publish};
 
 const EXIT_CODES: &str = "\
@@ -21,7 +21,8 @@ const EXAMPLES: &str = "\
 Examples:
   donjon new hello --template axum    make a project
   donjon run hello -p 8080:8080       build it and run it
-  curl http://127.0.0.1:8080/         use it";
+  curl http://127.0.0.1:8080/         use it
+  donjon serve ./public -p 8080:80    serve a directory: no project, no compiler";
 
 /// Turns a Rust web program into one sealed machine image, and runs it.
 #[derive(Debug, Parser)]
@@ -38,6 +39,7 @@ pub enum Command {
     New(NewArgs),
     Build(BuildArgs),
     Run(RunArgs),
+    Serve(ServeArgs),
     Test(TestArgs),
     Inspect(InspectArgs),
 }
@@ -64,18 +66,22 @@ pub enum Template {
     Axum,
 }
 
-/// Build a cargo project into an image.
+/// Build a cargo project, or a directory of web content, into an image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   donjon build                        the project here, into target/donjon/NAME.img
   donjon build hello -o hello.img     another project, another place
-  donjon build --features tls --json  features as with cargo; the result as JSON")]
+  donjon build --features tls --json  features as with cargo; the result as JSON
+  donjon build --web ./public -o site.img              a directory and the stock web server; no compiler
+  donjon build --web ./public --tls cert.pem key.pem   with HTTPS; the key stays outside of the image")]
 pub struct BuildArgs {
-    /// The project's directory.
-    #[arg(default_value = ".")]
-    pub dir: PathBuf,
-    /// Where to put the image [default: target/donjon/NAME.img].
+    /// The project's directory; with --web, the directory of the content or one with a Donjon.toml that has a [web] table [default: .].
+    pub dir: Option<PathBuf>,
+    /// Pack a directory of web content together with the stock web server, instead of compiling a project.
+    #[arg(long, conflicts_with_all = ["features", "all_features", "no_default_features", "offline", "locked", "bin", "speed"])]
+    pub web: bool,
+    /// Where to put the image [default: target/donjon/NAME.img; with --web: NAME.img].
     #[arg(long, short, value_name = "IMAGE")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
@@ -92,6 +98,8 @@ pub struct BuildArgs {
     /// Link although symbols are missing (calling one crashes the guest).
     #[arg(long, hide = true)]
     pub allow_undefined: bool,
+    #[command(flatten)]
+    pub site: SiteArgs,
 }
 
 /// What goes to cargo as it is.
@@ -194,6 +202,115 @@ pub enum EngineName {
     Qemu,
 }
 
+/// Serve a directory from a sealed web server.
+///
+/// Packs the directory and the stock web server into an image, with nothing in it that the options do not need, and runs it. No compiler
+/// is needed. Every option can also stand in the [web] table of a Donjon.toml; docs/web.md goes through them.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  donjon serve ./public                        http://127.0.0.1:8080/
+  donjon serve ./public -p 0.0.0.0:80:80       to everybody
+  donjon serve ./public --tls cert.pem key.pem --redirect --hsts -p 8080:80 -p 8443:443
+  donjon serve ./public --spa /index.html --proxy /api=10.0.2.2:3000    with a backend on this host
+  donjon serve ./public --cache '*.css=max-age=3600' --header 'X-Frame-Options: DENY' --log")]
+pub struct ServeArgs {
+    /// The directory of the content, or one with a Donjon.toml that has a [web] table [default: the one here].
+    pub dir: Option<PathBuf>,
+    /// Publish a port of the guest: [ADDR:]HOST:GUEST [default: 8080:80, and 8443:443 with --tls]. May be given several times.
+    #[arg(long, short, value_name = "PORTS")]
+    pub publish: Vec<Publish>,
+    #[command(flatten)]
+    pub site: SiteArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Say what is being done.
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Print what was made as one line of JSON before it runs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a site does, on top of the `[web]` table of `Donjon.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Web site")]
+pub struct SiteArgs {
+    /// HTTPS with this certificate and key (PEM). Several are chosen by the server names in them. The key is not put into the
+    /// image: it is handed over at every start.
+    #[arg(long, num_args = 2, value_names = ["CERT", "KEY"], action = ArgAction::Append)]
+    pub tls: Vec<PathBuf>,
+    /// Put the private keys into the image. ANYBODY WHO HAS THE IMAGE THEN HAS THE KEYS, and can pose as the server.
+    #[arg(long, requires = "tls")]
+    pub embed_key: bool,
+    /// Answer plain HTTP with a redirect to HTTPS.
+    #[arg(long)]
+    pub redirect: bool,
+    /// The port that clients know for HTTPS, if it is not 443.
+    #[arg(long, value_name = "PORT")]
+    pub redirect_port: Option<u16>,
+    /// Tell browsers to use HTTPS only, for this many seconds [without a value: a year].
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "31536000")]
+    pub hsts: Option<u32>,
+    /// Port inside the guest for plain HTTP; 0 is none [default: 80].
+    #[arg(long, value_name = "PORT")]
+    pub http: Option<u16>,
+    /// Port inside the guest for HTTPS [default: 443].
+    #[arg(long, value_name = "PORT")]
+    pub https: Option<u16>,
+    /// Send a header, such as 'X-Frame-Options: DENY', or '*.html=X-Frame-Options: DENY' for some paths.
+    #[arg(long, value_name = "[PATTERN=]NAME: VALUE")]
+    pub header: Vec<String>,
+    /// Cache-Control for some paths, such as '*.css=max-age=3600'.
+    #[arg(long, value_name = "PATTERN=VALUE", value_parser = pair)]
+    pub cache: Vec<(String, String)>,
+    /// The page for what is not there, such as /404.html.
+    #[arg(long, value_name = "PATH")]
+    pub not_found: Option<String>,
+    /// The page for every path that is not there: a single-page application, such as /index.html.
+    #[arg(long, value_name = "PATH")]
+    pub spa: Option<String>,
+    /// List directories that have no index.html.
+    #[arg(long)]
+    pub listing: bool,
+    /// Ask for a password, for some paths such as '/admin/*=alice:pw.txt'. Its first line is the password; the image has a derived key only.
+    #[arg(long, value_name = "[PATTERN=]USER:FILE")]
+    pub auth: Vec<String>,
+    /// Serve another directory under this name; '*' is for all other names.
+    #[arg(long, value_name = "NAME=DIR", value_parser = pair)]
+    pub host: Vec<(String, String)>,
+    /// Forward a path to an upstream, such as /api=10.0.0.5:8080. Services of this host are at 10.0.2.2.
+    #[arg(long, value_name = "PATH=ADDR:PORT", value_parser = pair)]
+    pub proxy: Vec<(String, String)>,
+    /// Access log on standard output, one line of JSON for each request.
+    #[arg(long)]
+    pub log: bool,
+    /// Port inside the guest for Prometheus metrics.
+    #[arg(long, value_name = "PORT")]
+    pub metrics: Option<u16>,
+    /// Most open connections [default: 10000].
+    #[arg(long, value_name = "N")]
+    pub connections: Option<u32>,
+    /// Largest request line and headers, bytes [default: 16384].
+    #[arg(long, value_name = "BYTES")]
+    pub header_bytes: Option<u32>,
+    /// Longest time for request line and headers [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    pub header_seconds: Option<u32>,
+    /// Largest request body, bytes [default: 16777216].
+    #[arg(long, value_name = "BYTES")]
+    pub body_bytes: Option<u64>,
+    /// Longest pause within a transfer [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    pub stall_seconds: Option<u32>,
+    /// Longest pause between two requests of a connection [default: 60].
+    #[arg(long, value_name = "SECONDS")]
+    pub idle_seconds: Option<u32>,
+    /// Longest time for requests in progress when the server is stopped [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_seconds: Option<u32>,
+}
+
 /// Run a crate's tests as images.
 ///
 /// Works like `cargo test` for any crate: each test program becomes an image and runs as a guest; its output and its
@@ -273,5 +390,12 @@ fn variable(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() => Ok(text.into()),
         _ => Err("expected NAME=VALUE".into()),
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("expected two parts with = between them".into()),
     }
 }

@@ -7,9 +7,21 @@ use donjon_image::{
     project::{Built, Options, Project},
 };
 
-use crate::{args::BuildArgs, failure::Failure, ui};
+use crate::{
+    args::{BuildArgs, SiteArgs},
+    failure::{Failure, code},
+    site::Site,
+    ui,
+};
 
 pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
+    if args.web {
+        return web(args);
+    }
+    if args.site != SiteArgs::default() {
+        let hint = "add --web: `donjon build --web DIR`".to_owned();
+        return Err(Failure::new(code::USAGE, "options of a web site are for --web only", hint));
+    }
     let options = Options {
         bin: args.bin.clone(),
         optimize: args.speed.then_some(Optimize::Speed),
@@ -17,7 +29,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         plain: !ui::colour(),
         allow_undefined: args.allow_undefined,
     };
-    let built = project(&args.dir, &options, args.output.as_deref())?;
+    let built = project(args.dir.as_deref().unwrap_or(Path::new(".")), &options, args.output.as_deref())?;
     if args.json {
         println!(
             "{}",
@@ -28,6 +40,17 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         );
     } else {
         eprintln!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
+    }
+    Ok(0)
+}
+
+fn web(args: &BuildArgs) -> Result<u8, Failure> {
+    let site = Site::load(args.dir.as_deref(), &args.site, None)?;
+    let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
+    if args.json {
+        println!("{}", made.json(&site));
+    } else {
+        eprintln!("donjon: {}", made.text(&site));
     }
     Ok(0)
 }

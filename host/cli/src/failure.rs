@@ -114,6 +114,19 @@ impl From<BuildError> for Failure {
     }
 }
 
+impl From<donjon_site::Error> for Failure {
+    fn from(e: donjon_site::Error) -> Failure {
+        use donjon_site::Error as E;
+        let code = match &e {
+            E::NoDirectory(_) => code::NO_INPUT,
+            E::Io(_, cause) if cause.kind() == std::io::ErrorKind::NotFound => code::NO_INPUT,
+            E::Io(..) => code::OS,
+            _ => code::DATA,
+        };
+        Failure::new(code, &e, e.hint().map(String::from))
+    }
+}
+
 impl From<OpenError> for Failure {
     fn from(e: OpenError) -> Failure {
         RunError::from(e).into()

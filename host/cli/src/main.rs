@@ -1,4 +1,4 @@
-//! `donjon`: builds, runs, tests and inspects images. Thin over `donjon-image` and `donjon-monitor`.
+//! `donjon`: builds, runs, serves, tests and inspects images. Thin over `donjon-image`, `donjon-site` and `donjon-monitor`.
 //!
 //! Standard output is data (the guest's own output, `--json`), standard error is talk.
 
@@ -8,6 +8,8 @@ mod failure;
 mod inspect;
 mod new;
 mod run;
+mod serve;
+mod site;
 mod test;
 mod ui;
 
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Command::New(args) => new::new(&args),
         Command::Build(args) => build::build(&args),
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Test(args) => test::test(&args),
         Command::Inspect(args) => inspect::inspect(&args),
     };

@@ -1,6 +1,6 @@
 //! `donjon run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use donjon_image::project::Options;
 use donjon_monitor::{Engine, ExitStatus, QemuOptions, RunOptions};
@@ -28,7 +28,12 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         verbose: args.verbose,
         ..RunOptions::default()
     };
-    let status = donjon_monitor::run(&image, &options)?;
+    to_the_end(&image, &options)
+}
+
+/// Runs the image and says how it ended, if that was not by itself.
+pub fn to_the_end(image: &Path, options: &RunOptions) -> Result<u8, Failure> {
+    let status = donjon_monitor::run(image, options)?;
     match &status {
         ExitStatus::Exited(_) | ExitStatus::Stopped { .. } => {}
         crash => eprintln!("donjon: {crash}"),

@@ -64,7 +64,7 @@ fn project() -> &'static (PathBuf, PathBuf) {
 #[test]
 fn help() {
     let dir = scratch("help");
-    for command in ["new", "build", "run", "test", "inspect"] {
+    for command in ["new", "build", "run", "serve", "test", "inspect"] {
         snapshot(&format!("help-{command}"), &transcript(&dir, &[command, "--help"]));
     }
     snapshot("help", &transcript(&dir, &["--help"]));

@@ -97,7 +97,8 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 10] = ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "optimize", "bin"];
+pub const KEYS: [&str; 11] =
+    ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "optimize", "bin", "web"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +119,9 @@ struct Raw {
     #[serde(default)]
     optimize: Optimize,
     bin: Option<String>,
+    /// The options of the stock web server, which donjon-site reads.
+    #[serde(rename = "web")]
+    _web: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -231,16 +231,21 @@ impl Project {
 
     /// Builds the package's program into an image at `out`, or at the default place.
     pub fn build(&self, options: &Options, out: Option<&Path>) -> Result<Built, BuildError> {
+        // What `files` lacks is better said before a long compilation.
+        let bundle = bundle(&self.dir, &self.config.files)?;
+        let program = self.program(options)?;
+        let name = self.config.name.clone().unwrap_or_else(|| program.name.clone());
+        let default = self.target_dir.join(format!("{name}.img"));
+        self.write(&program, &bundle, out.unwrap_or(&default))
+    }
+
+    /// Builds the package's program, linked with the guest object but not packed.
+    pub fn program(&self, options: &Options) -> Result<Program, BuildError> {
         let bin = self.choose(options.bin.as_deref())?;
         let mut args = vec!["build".into(), "--release".into(), "--bin".into(), bin.clone()];
         args.extend(self.profile(options.optimize.unwrap_or(self.config.optimize)));
-        // What `files` lacks is better said before a long compilation.
-        let bundle = bundle(&self.dir, &self.config.files)?;
         let programs = self.cargo(args, options, |t, test| !test && t.is("bin") && t.name == bin)?;
-        let program = programs.into_iter().next().ok_or(BuildError::Cargo)?;
-        let name = self.config.name.clone().unwrap_or_else(|| bin.clone());
-        let default = self.target_dir.join(format!("{name}.img"));
-        self.write(&program, &bundle, out.unwrap_or(&default))
+        programs.into_iter().next().ok_or(BuildError::Cargo)
     }
 
     /// Builds the package's tests, as `cargo test --no-run` would; `args` go to cargo.

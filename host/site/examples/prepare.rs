@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [_, from, to, rest @ ..] = &args[..] else { return Err("usage: prepare FROM TO [PORT]".into()) };
     let http = rest.first().map(|p| p.parse()).transpose()?;
     let options = Options { root: Some(".".into()), http: http.or(Some(8080)), listing: true, ..Options::default() };
-    for (path, source) in prepare(Path::new(from), &options)?.files {
+    for (path, source) in prepare(Path::new(from), &options, None)?.files {
         let path = Path::new(to).join(path.trim_start_matches('/'));
         std::fs::create_dir_all(path.parent().ok_or("a file has a directory")?)?;
         match source {

@@ -1,21 +1,20 @@
 //! Reads the content of a site and makes its index and compressed variants.
 
-use crate::Error;
-use crate::options::{Options, Tls, hex};
+use crate::compress::Compressor;
+use crate::options::{FILE, Options, Tls, hex};
+use crate::{Error, certificate};
 use donjon_image::bundle::Source;
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Files below this size are not compressed: the headers would outweigh the gain.
-const COMPRESS_FROM: usize = 256;
-/// Files above this size are compressed at a faster level.
-const SLOW_TO: usize = 4 << 20;
 /// Modification time without a reproducible one: see [`prepare`].
 const ALWAYS: u64 = 315_532_800;
 
 /// A site that is ready to be packed.
+#[derive(Debug)]
 pub struct Prepared {
     /// The configuration, also among `files`.
     pub config: Config,
@@ -25,8 +24,8 @@ pub struct Prepared {
     pub resources: usize,
     /// Bytes of the content as it is.
     pub plain_bytes: u64,
-    /// Secrets that have to be handed over at start: name and the host file that the options name for it.
-    pub secrets: Vec<(String, PathBuf)>,
+    /// Secrets that have to be handed over at start: name and the host file that the options name for it, if they do.
+    pub secrets: Vec<(String, Option<PathBuf>)>,
 }
 
 impl Prepared {
@@ -39,45 +38,93 @@ impl Prepared {
         ];
         all.into_iter().filter_map(|(name, on)| on.then_some(name)).collect()
     }
+
+    /// The ports on which the server listens.
+    pub fn ports(&self) -> Vec<u16> {
+        [self.config.http, self.config.https, self.config.metrics].into_iter().flatten().collect()
+    }
 }
 
-/// Reads the content below `base` as `options` say.
+/// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one.
 ///
 /// Modification times come from SOURCE_DATE_EPOCH if that is set, else from the files: with it, the same content gives the
 /// same image.
-pub fn prepare(base: &Path, options: &Options) -> Result<Prepared, Error> {
+pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
-    let config = options.config(hosts)?;
-    let mut out = Prepared { config, files: vec![], resources: 0, plain_bytes: 0, secrets: vec![] };
-    let mut index = vec![];
+    let mut list = vec![];
     for (number, root) in roots.iter().enumerate() {
         let real = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| Error::NoDirectory(root.clone()))?;
-        let mut list = vec![];
-        walk(&real, &real, "", &mut list, 0)?;
-        list.sort();
-        for (path, file) in list {
-            index.push(resource(number as u32, &path, &file, &mut out)?);
+        exposed(base, options, &real)?;
+        let mut files = vec![];
+        walk(&real, &real, "", &mut files, 0)?;
+        files.sort();
+        list.extend(files.into_iter().map(|(path, file)| (number as u32, path, file)));
+    }
+    let mut config = options.config(base, hosts)?;
+    let (mut files, mut secrets) = (vec![], vec![]);
+    for (i, tls) in options.tls.iter().enumerate() {
+        let names = pack_certificate(base, tls, i, &mut files, &mut secrets)?;
+        if tls.names.is_empty() {
+            config.certificates[i].names = names.join(",");
         }
     }
-    let text = |e: donjon_web_format::Error| Error::Option { option: "web", problem: e.to_string() };
-    for page in [&out.config.not_found, &out.config.spa].into_iter().flatten() {
-        let there = index.iter().any(|line| line.split('\t').nth(1) == Some(page));
-        if !there {
+    for page in [&config.not_found, &config.spa].into_iter().flatten() {
+        if !list.iter().any(|(_, path, _)| path == page) {
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
         }
     }
-    for (i, tls) in options.tls.iter().enumerate() {
-        let read = |p: &Path| fs::read(base.join(p)).map_err(|e| Error::Io(base.join(p), e));
-        out.files.push((Tls::chain_path(i), Source::Bytes(read(&tls.cert)?)));
-        if tls.key_in_image {
-            out.files.push((Tls::key_path(i), Source::Bytes(read(&tls.key)?)));
-        } else {
-            out.secrets.push((tls.secret_name(i), base.join(&tls.key)));
+    let made = resources(&list, &Compressor::new(cache))?;
+    let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, secrets };
+    let mut index = String::new();
+    for made in made {
+        index += &made.line;
+        out.plain_bytes += made.bytes;
+        out.files.extend(made.files);
+    }
+    let text = |e: donjon_web_format::Error| Error::Option { option: "web", problem: e.to_string() };
+    out.files.push((CONFIG_PATH.into(), Source::Bytes(out.config.to_text().map_err(text)?.into_bytes())));
+    out.files.push((INDEX_PATH.into(), Source::Bytes(index.into_bytes())));
+    Ok(out)
+}
+
+/// Checks certificate and key, packs the certificate, and packs the key or notes that it is to be handed over. Returns the names in the certificate.
+fn pack_certificate(
+    base: &Path,
+    tls: &Tls,
+    index: usize,
+    files: &mut Vec<(String, Source)>,
+    secrets: &mut Vec<(String, Option<PathBuf>)>,
+) -> Result<Vec<String>, Error> {
+    let read = |p: &PathBuf| {
+        let path = base.join(p);
+        fs::read(&path).map(|bytes| (path.clone(), bytes)).map_err(|e| Error::Io(path, e))
+    };
+    let (cert_path, cert) = read(&tls.cert)?;
+    let key = tls.key.as_ref().map(read).transpose()?;
+    let names =
+        certificate::check((&cert_path, &cert), key.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..])))?;
+    files.push((Tls::chain_path(index), Source::Bytes(cert)));
+    match (key, tls.embed_key) {
+        (Some((_, key)), true) => files.push((Tls::key_path(index), Source::Bytes(key))),
+        (None, true) => {
+            return Err(Error::Option { option: "tls", problem: "`embed_key` needs a `key`".into() });
+        }
+        (key, false) => secrets.push((tls.secret_name(index), key.map(|(path, _)| path))),
+    }
+    Ok(names)
+}
+
+/// What must not be served must not lie where it would be.
+fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
+    let keys = options.tls.iter().filter_map(|t| t.key.as_ref());
+    let passwords = options.auth.iter().filter_map(|a| a.password_file.as_ref());
+    for file in keys.chain(passwords).map(|p| base.join(p)).chain([root.join(FILE)]) {
+        // One that does not exist is somebody else's complaint.
+        if file.canonicalize().is_ok_and(|real| real.starts_with(root)) {
+            return Err(Error::Exposed(file));
         }
     }
-    out.files.push((CONFIG_PATH.into(), Source::Bytes(out.config.to_text().map_err(text)?.into_bytes())));
-    out.files.push((INDEX_PATH.into(), Source::Bytes(index.concat().into_bytes())));
-    Ok(out)
+    Ok(())
 }
 
 /// Content roots, and the virtual hosts that they belong to.
@@ -130,38 +177,60 @@ fn walk(top: &Path, dir: &Path, site: &str, out: &mut Vec<(String, PathBuf)>, de
     Ok(())
 }
 
-fn resource(root: u32, path: &str, file: &Path, out: &mut Prepared) -> Result<String, Error> {
+/// A file of the site, with its variants.
+struct Made {
+    line: String,
+    bytes: u64,
+    files: Vec<(String, Source)>,
+}
+
+/// Makes the resources in the order of the list, on as many cores as there are.
+fn resources(list: &[(u32, String, PathBuf)], compressor: &Compressor<'_>) -> Result<Vec<Made>, Error> {
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let worker = || {
+        while let Some((at, (root, path, file))) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, list.get(i)?)))
+        {
+            let one = resource(*root, path, file, compressor);
+            made.lock().unwrap_or_else(|e| e.into_inner()).push((at, one));
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 1..cores.min(list.len()) {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    let mut made = made.into_inner().unwrap_or_else(|e| e.into_inner());
+    made.sort_by_key(|(at, _)| *at);
+    made.into_iter().map(|(_, one)| one).collect()
+}
+
+fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>) -> Result<Made, Error> {
     let io = |e| Error::Io(file.into(), e);
     let data = fs::read(file).map_err(io)?;
     let content_type = content_type(path, &data);
     let (plain_file, brotli_file, gzip_file) =
         (format!("/site/{root}{path}"), format!("/br/{root}{path}"), format!("/gz/{root}{path}"));
-    let tag = hex(&blake3::hash(&data).as_bytes()[..10]);
+    let hash = blake3::hash(&data);
+    let tag = hex(&hash.as_bytes()[..10]);
     let (brotli_tag, gzip_tag) = (format!("{tag}-br"), format!("{tag}-gz"));
-    let (brotli, gzip) = if compressible(&content_type) && data.len() >= COMPRESS_FROM {
-        (Some(brotli(&data)), Some(gzip(&data)))
-    } else {
-        (None, None)
-    };
-    // Worth its place in the image only if it saves something.
-    let smaller = |packed: Option<Vec<u8>>| packed.filter(|p| p.len() + p.len() / 20 < data.len());
-    let (brotli, gzip) = (smaller(brotli), smaller(gzip));
+    let packed = compressor.compress(&content_type, &data, &hash.to_hex());
     let line = index_line(&Resource {
         root,
         path,
         content_type: &content_type,
         mtime: mtime(file).map_err(io)?,
         plain: Variant { file: &plain_file, etag: &tag, len: data.len() as u64 },
-        brotli: brotli.as_ref().map(|b| Variant { file: &brotli_file, etag: &brotli_tag, len: b.len() as u64 }),
-        gzip: gzip.as_ref().map(|g| Variant { file: &gzip_file, etag: &gzip_tag, len: g.len() as u64 }),
+        brotli: packed.brotli.as_ref().map(|b| Variant { file: &brotli_file, etag: &brotli_tag, len: b.len() as u64 }),
+        gzip: packed.gzip.as_ref().map(|g| Variant { file: &gzip_file, etag: &gzip_tag, len: g.len() as u64 }),
     });
     let line = line.map_err(|_| Error::Name(file.into(), "has a name that cannot be served"))?;
-    out.resources += 1;
-    out.plain_bytes += data.len() as u64;
-    out.files.push((plain_file, Source::Path(file.into())));
-    out.files.extend(brotli.map(|b| (brotli_file, Source::Bytes(b))));
-    out.files.extend(gzip.map(|g| (gzip_file, Source::Bytes(g))));
-    Ok(line)
+    let mut files = vec![(plain_file, Source::Path(file.into()))];
+    files.extend(packed.brotli.map(|b| (brotli_file, Source::Bytes(b))));
+    files.extend(packed.gzip.map(|g| (gzip_file, Source::Bytes(g))));
+    Ok(Made { line, bytes: data.len() as u64, files })
 }
 
 fn mtime(file: &Path) -> std::io::Result<u64> {
@@ -181,33 +250,6 @@ fn content_type(path: &str, data: &[u8]) -> String {
         format!("{guess}; charset=utf-8")
     } else {
         guess.into()
-    }
-}
-
-fn compressible(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or("");
-    essence.starts_with("text/")
-        || ["json", "javascript", "xml", "wasm", "manifest", "x-icon", "font/ttf", "font/otf", "bmp", "pdf"]
-            .iter()
-            .any(|part| essence.ends_with(part))
-}
-
-fn brotli(data: &[u8]) -> Vec<u8> {
-    let quality = if data.len() <= SLOW_TO { 11 } else { 7 };
-    let params = brotli::enc::BrotliEncoderParams { quality, lgwin: 22, ..Default::default() };
-    let mut out = vec![];
-    // Writing to a vector cannot fail; if it did, an empty variant would be larger than nothing and be refused.
-    match brotli::BrotliCompress(&mut &data[..], &mut out, &params) {
-        Ok(_) => out,
-        Err(_) => data.to_vec(),
-    }
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::best());
-    match encoder.write_all(data).and_then(|()| encoder.finish()) {
-        Ok(out) => out,
-        Err(_) => data.to_vec(),
     }
 }
 
@@ -239,7 +281,7 @@ mod tests {
     #[test]
     fn a_directory_becomes_a_site() {
         let dir = scratch("plain");
-        let p = prepare(&dir, &Options::default()).unwrap();
+        let p = prepare(&dir, &Options::default(), None).unwrap();
         let text = index(&p);
         let all: Vec<_> = donjon_web_format::parse_index(&text).map(Result::unwrap).collect();
         let paths: Vec<_> = all.iter().map(|r| r.path).collect();
@@ -258,7 +300,7 @@ mod tests {
         let problem = |f: fn(&mut Options)| {
             let mut o = Options::default();
             f(&mut o);
-            prepare(&dir, &o).err().unwrap().to_string()
+            prepare(&dir, &o, None).err().unwrap().to_string()
         };
         for (f, want) in [
             ((|o| o.root = Some("nothing".into())) as fn(&mut Options), "nothing is not a directory"),
@@ -276,8 +318,18 @@ mod tests {
             ),
             (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "nowhere".into() }], "not ADDRESS:PORT"),
             (|o| o.proxy = vec![Proxy { path: "a".into(), to: "a:1".into() }], "must start with /"),
+            (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "[::1]:1".into() }], "the image itself"),
+            (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "http://10.0.0.1:80".into() }], "not ADDRESS:PORT"),
             (
-                |o| o.auth = vec![Auth { path: "*".into(), realm: None, user: "".into(), password: "".into() }],
+                |o| {
+                    o.auth = vec![Auth {
+                        path: "*".into(),
+                        realm: None,
+                        user: "".into(),
+                        password: Some("x".into()),
+                        password_file: None,
+                    }]
+                },
                 "needs a user",
             ),
         ] {
@@ -292,29 +344,75 @@ mod tests {
         let dir = scratch("links");
         fs::write(dir.join("outside"), "s").unwrap();
         std::os::unix::fs::symlink("../outside", dir.join("public/link")).unwrap();
-        assert!(prepare(&dir, &Options::default()).err().unwrap().to_string().contains("leads out"));
+        assert!(prepare(&dir, &Options::default(), None).err().unwrap().to_string().contains("leads out"));
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn secrets_stay_out_of_the_image() {
         let dir = scratch("secrets");
-        fs::write(dir.join("c.pem"), "chain").unwrap();
-        fs::write(dir.join("k.pem"), "private").unwrap();
-        let tls = Tls { cert: "c.pem".into(), key: "k.pem".into(), secret: None, names: vec![], key_in_image: false };
+        let pair = rcgen::generate_simple_self_signed(["a.example".into(), "*.b.example".into()]).unwrap();
+        let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        fs::write(dir.join("c.pem"), &cert).unwrap();
+        fs::write(dir.join("k.pem"), &key).unwrap();
+        fs::write(dir.join("pw"), "pass-word\n").unwrap();
+        let tls =
+            Tls { cert: "c.pem".into(), key: Some("k.pem".into()), secret: None, names: vec![], embed_key: false };
         let mut o = Options { tls: vec![tls], ..Options::default() };
-        o.auth = vec![Auth { path: "*".into(), realm: None, user: "u".into(), password: "pass-word".into() }];
+        let file = Some("pw".into());
+        o.auth = vec![Auth { path: "*".into(), realm: None, user: "u".into(), password: None, password_file: file }];
         let has = |p: &Prepared, what: &str| {
             let bytes = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap();
             bytes.windows(what.len()).any(|w| w == what.as_bytes())
         };
-        let p = prepare(&dir, &o).unwrap();
-        assert!(!has(&p, "private") && !has(&p, "pass-word") && has(&p, "chain"));
-        assert_eq!(p.secrets, [("tls-key".into(), dir.join("k.pem"))]);
+        let p = prepare(&dir, &o, None).unwrap();
+        assert!(!has(&p, &key) && !has(&p, "pass-word") && has(&p, &cert));
+        assert_eq!(p.secrets, [("tls-key".into(), Some(dir.join("k.pem")))]);
         assert_eq!(p.features(), ["auth", "tls"]);
-        o.tls[0].key_in_image = true;
-        let p = prepare(&dir, &o).unwrap();
-        assert!(has(&p, "private") && p.secrets.is_empty());
+        assert_eq!(p.config.certificates[0].names, "a.example,*.b.example");
+        o.tls[0].embed_key = true;
+        let p = prepare(&dir, &o, None).unwrap();
+        assert!(has(&p, &key) && p.secrets.is_empty());
+
+        // What is wrong with a certificate or a key is said here, not when the guest starts.
+        let problem = |o: &Options| prepare(&dir, o, None).unwrap_err().to_string();
+        o.tls[0].key = None;
+        assert!(problem(&o).contains("needs a `key`"));
+        o.tls[0].embed_key = false;
+        assert_eq!(prepare(&dir, &o, None).unwrap().secrets, [("tls-key".into(), None)]);
+        let other = rcgen::generate_simple_self_signed(["a.example".into()]).unwrap();
+        fs::write(dir.join("other.pem"), other.signing_key.serialize_pem()).unwrap();
+        fs::write(dir.join("text"), "hello").unwrap();
+        o.tls[0].key = Some("other.pem".into());
+        assert!(problem(&o).contains("other.pem: is not the key of"), "{}", problem(&o));
+        o.tls[0].key = Some("text".into());
+        assert!(problem(&o).contains("text: has no private key in it"), "{}", problem(&o));
+        o.tls[0].key = Some("c.pem".into());
+        assert!(problem(&o).contains("c.pem: has no private key in it"), "{}", problem(&o));
+        o.tls[0] = Tls { cert: "text".into(), key: None, ..o.tls[0].clone() };
+        assert!(problem(&o).contains("text: has no certificate in it"), "{}", problem(&o));
+        o.tls[0] = Tls { cert: "nothing".into(), ..o.tls[0].clone() };
+        assert!(problem(&o).contains("nothing: No such file"), "{}", problem(&o));
+        fs::copy(dir.join("k.pem"), dir.join("public/k.pem")).unwrap();
+        o.tls[0] = Tls { cert: "c.pem".into(), key: Some("public/k.pem".into()), ..o.tls[0].clone() };
+        assert!(problem(&o).contains("served to everybody"), "{}", problem(&o));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_table_is_read_and_not_served() {
+        let dir = scratch("table");
+        assert_eq!(Options::load(&dir).unwrap(), None);
+        fs::write(dir.join("Donjon.toml"), "memory = \"32M\"\n").unwrap();
+        assert_eq!(Options::load(&dir).unwrap(), None);
+        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"*.css\" = \"max-age=9\"\n";
+        fs::write(dir.join("Donjon.toml"), text).unwrap();
+        let o = Options::load(&dir).unwrap().unwrap();
+        assert_eq!((o.hsts, o.tls[0].key.as_ref(), o.cache["*.css"].as_str()), (Some(60), None, "max-age=9"));
+        assert!(prepare(&dir, &o, None).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
+        fs::write(dir.join("Donjon.toml"), "[web]\nhtps = 1\n").unwrap();
+        let problem = Options::load(&dir).unwrap_err().to_string();
+        assert!(problem.contains("line 2") && problem.contains("unknown field `htps`"), "{problem}");
         fs::remove_dir_all(dir).unwrap();
     }
 }

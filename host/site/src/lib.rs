@@ -4,6 +4,8 @@
 //! reads the content, computes entity tags, types and compressed variants, and returns the files of the bundle, the features that the
 //! server needs, and the ports that the image has to declare.
 
+mod certificate;
+mod compress;
 mod content;
 mod options;
 
@@ -26,6 +28,15 @@ pub enum Error {
     /// A link or name that cannot be served.
     #[error("{0}: {1}")]
     Name(PathBuf, &'static str),
+    /// A file that is served although it must not be.
+    #[error("{0} is in the directory that would be served to everybody")]
+    Exposed(PathBuf),
+    /// A certificate or key that cannot be used.
+    #[error("{0}: {1}")]
+    Certificate(PathBuf, String),
+    /// The file with the options cannot be understood.
+    #[error("{0}: {1}")]
+    Config(PathBuf, String),
     /// An option has a value that makes no sense.
     #[error("{option}: {problem}")]
     Option {
@@ -34,4 +45,24 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+}
+
+impl Error {
+    /// What to do about it, where that is not in the message.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::NoDirectory(_) => Some("name the directory that has the content: `donjon serve DIR`"),
+            Error::Exposed(_) => Some("move it out of the directory: it is a secret"),
+            Error::Certificate(..) => Some(
+                "a certificate is a PEM file with the chain, the server's own first; its key is a PEM file without password",
+            ),
+            Error::Option { option: "proxy", .. } => Some(
+                "an upstream is ADDRESS:PORT, such as --proxy /api=10.0.0.5:8080; a service of this host is 10.0.2.2",
+            ),
+            Error::Option { option: "header", .. } => Some(
+                "a header is 'NAME: VALUE', or 'PATTERN=NAME: VALUE' for some paths, such as '*.html=X-Frame-Options: DENY'",
+            ),
+            _ => None,
+        }
+    }
 }

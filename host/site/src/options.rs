@@ -4,7 +4,10 @@ use crate::Error;
 use donjon_web_format as format;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The file that may have a `[web]` table.
+pub(crate) const FILE: &str = "Donjon.toml";
 
 /// The options of a site: the `[web]` table of `Donjon.toml`, and the flags of `donjon serve` of the same names.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -66,16 +69,17 @@ pub struct Options {
 pub struct Tls {
     /// PEM file with the certificate and its chain.
     pub cert: PathBuf,
-    /// PEM file with the private key. It is *not* put into the image: it is handed over at every start, under the name `secret`.
-    pub key: PathBuf,
+    /// PEM file with the private key. It is *not* put into the image: it is handed over at every start, under the name `secret`. Without it
+    /// the image can be made where the key is not.
+    pub key: Option<PathBuf>,
     /// Name of the secret. Default: `tls-key`, `tls-key-2`, …
     pub secret: Option<String>,
-    /// Server names that choose this certificate.
+    /// Server names that choose this certificate. Default: the names in it.
     #[serde(default)]
     pub names: Vec<String>,
     /// Put the private key into the image, where everybody who can read the image can read it.
     #[serde(default)]
-    pub key_in_image: bool,
+    pub embed_key: bool,
 }
 
 /// A header by pattern.
@@ -103,7 +107,9 @@ pub struct Auth {
     /// User name.
     pub user: String,
     /// Password. Only a derived key is put into the image.
-    pub password: String,
+    pub password: Option<String>,
+    /// File whose first line is the password, in place of `password`.
+    pub password_file: Option<PathBuf>,
 }
 
 /// A path that is forwarded.
@@ -123,9 +129,29 @@ fn all() -> String {
 /// PBKDF2 rounds: a compromise between an attacker who has the image and a first request on a small machine.
 const ROUNDS: u32 = 200_000;
 
+/// The part of `Donjon.toml` that is ours.
+#[derive(Deserialize)]
+struct File {
+    web: Option<Options>,
+}
+
 impl Options {
+    /// The `[web]` table of the `Donjon.toml` in `dir`; `None` without one.
+    pub fn load(dir: &Path) -> Result<Option<Options>, Error> {
+        let path = dir.join(FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let file: File =
+                    toml::from_str(&text).map_err(|e| Error::Config(path, e.to_string().trim_end().to_owned()))?;
+                Ok(file.web)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::Io(path, e)),
+        }
+    }
+
     /// The server's configuration. `hosts` are the virtual hosts with the numbers of their content roots.
-    pub(crate) fn config(&self, hosts: Vec<format::Host>) -> Result<format::Config, Error> {
+    pub(crate) fn config(&self, base: &Path, hosts: Vec<format::Host>) -> Result<format::Config, Error> {
         let option = |option, problem: &str| Err(Error::Option { option, problem: problem.into() });
         let tls = !self.tls.is_empty();
         if self.redirect && !tls {
@@ -162,7 +188,7 @@ impl Options {
                 .iter()
                 .map(|(path, value)| rule(path, "cache-control", value, "cache"))
                 .collect::<Result<_, _>>()?,
-            auth: self.auth.iter().map(auth).collect::<Result<_, _>>()?,
+            auth: self.auth.iter().map(|a| auth(base, a)).collect::<Result<_, _>>()?,
             hosts,
             proxies: self.proxy.iter().map(proxy).collect::<Result<_, _>>()?,
             certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
@@ -207,7 +233,7 @@ fn certificate((index, tls): (usize, &Tls)) -> Result<format::Certificate, Error
             problem: format!("`{secret}` is no name: use letters, digits, - _ ."),
         });
     }
-    let key = if tls.key_in_image { Tls::key_path(index) } else { format!("secret:{secret}") };
+    let key = if tls.embed_key { Tls::key_path(index) } else { format!("secret:{secret}") };
     Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(",") })
 }
 
@@ -221,7 +247,7 @@ fn page(option: &'static str, path: &Option<String>) -> Result<Option<String>, E
 }
 
 fn header(r: &Rule) -> Result<format::Rule, Error> {
-    rule(&r.path, &r.name, &r.value, "headers")
+    rule(&r.path, &r.name, &r.value, "header")
 }
 
 fn rule(path: &str, name: &str, value: &str, option: &'static str) -> Result<format::Rule, Error> {
@@ -240,15 +266,24 @@ fn rule(path: &str, name: &str, value: &str, option: &'static str) -> Result<for
     Ok(format::Rule { pattern: path.into(), name: name.to_ascii_lowercase(), value: value.into() })
 }
 
-fn auth(a: &Auth) -> Result<format::Auth, Error> {
-    if a.user.is_empty() || a.user.contains(':') || a.password.is_empty() {
-        let problem = "needs a user (without a colon) and a password".into();
+fn auth(base: &Path, a: &Auth) -> Result<format::Auth, Error> {
+    let password = match (&a.password, &a.password_file) {
+        (Some(password), None) => password.clone(),
+        (None, Some(file)) => {
+            let path = base.join(file);
+            let text = std::fs::read_to_string(&path).map_err(|e| Error::Io(path, e))?;
+            text.lines().next().unwrap_or_default().to_owned()
+        }
+        _ => String::new(),
+    };
+    if a.user.is_empty() || a.user.contains(':') || password.is_empty() {
+        let problem = "needs a user (without a colon), and a password or a password_file that is not empty".into();
         return Err(Error::Option { option: "auth", problem });
     }
     let mut salt = [0; 16];
     getrandom::fill(&mut salt).map_err(|e| Error::Option { option: "auth", problem: format!("no randomness: {e}") })?;
     let mut key = [0; 32];
-    pbkdf2::pbkdf2_hmac::<sha2::Sha256>(a.password.as_bytes(), &salt, ROUNDS, &mut key);
+    pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password.as_bytes(), &salt, ROUNDS, &mut key);
     Ok(format::Auth {
         pattern: a.path.clone(),
         realm: a.realm.clone().unwrap_or("Restricted".into()),
@@ -264,11 +299,18 @@ fn proxy(p: &Proxy) -> Result<format::Proxy, Error> {
     if !p.path.starts_with('/') {
         return bad(format!("the path `{}` must start with /", p.path));
     }
-    let port = p.to.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
-    match port {
-        Some(port) if port > 0 => Ok(format::Proxy { prefix: p.path.clone(), upstream: p.to.clone() }),
-        _ => bad(format!("`{}` is not ADDRESS:PORT", p.to)),
+    let Some((host, port)) = p.to.rsplit_once(':') else { return bad(format!("`{}` is not ADDRESS:PORT", p.to)) };
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let name = |h: &str| !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let sound = bare.map_or_else(|| name(host), |v6| v6.parse::<std::net::Ipv6Addr>().is_ok());
+    if !sound || port.parse::<u16>().map_or(true, |p| p == 0) {
+        return bad(format!("`{}` is not ADDRESS:PORT", p.to));
     }
+    let ip = bare.unwrap_or(host).parse::<std::net::IpAddr>();
+    if host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback()) {
+        return bad(format!("`{}` would be the image itself", p.to));
+    }
+    Ok(format::Proxy { prefix: p.path.clone(), upstream: p.to.clone() })
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -1,0 +1,67 @@
+//! `donjon serve`.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use donjon_monitor::{NetMode, Protocol, Publish, RunOptions};
+
+use crate::{args::ServeArgs, failure::Failure, run, site::Site};
+
+pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
+    let cache = cache();
+    let site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref())?;
+    // One place for each site, so that the next start finds what has not changed.
+    let place = cache.unwrap_or_else(env::temp_dir);
+    let image = place.join(format!("{}-{}.img", site.name, site.key()));
+    let made = site.write(&image)?;
+    let publish = publish(args, &site);
+    if args.json {
+        println!("{}", made.json(&site));
+    } else {
+        eprintln!("donjon: {}", made.text(&site));
+        urls(&site, &publish);
+    }
+    let options = RunOptions {
+        engine: run::engine(&args.engine),
+        memory: args.engine.memory,
+        net: args.engine.net.clone(),
+        publish,
+        verbose: args.verbose,
+        ..RunOptions::default()
+    };
+    run::to_the_end(&image, &options)
+}
+
+/// What the user says, or the ports that one tries first.
+fn publish(args: &ServeArgs, site: &Site) -> Vec<Publish> {
+    if !args.publish.is_empty() || args.engine.net != NetMode::User {
+        return args.publish.clone();
+    }
+    let local = |host: u16, guest| Publish { host: ([127, 0, 0, 1], host).into(), guest, protocol: Protocol::Tcp };
+    let ports = [(8080, site.prepared.config.http), (8443, site.prepared.config.https)];
+    ports.into_iter().filter_map(|(host, guest)| Some(local(host, guest?))).collect()
+}
+
+fn urls(site: &Site, publish: &[Publish]) {
+    let config = &site.prepared.config;
+    for (scheme, port) in [("http", config.http), ("https", config.https)] {
+        for p in publish.iter().filter(|p| Some(p.guest) == port && p.host.port() != 0) {
+            eprintln!("donjon: {scheme}://{}/", p.host);
+        }
+    }
+}
+
+/// Where images and compressed contents are kept (XDG base directory specification), if that can be written to.
+fn cache() -> Option<PathBuf> {
+    let absolute = |v: std::ffi::OsString| Some(PathBuf::from(v)).filter(|p| p.is_absolute());
+    let base = env::var_os("XDG_CACHE_HOME").and_then(absolute);
+    let dir = base.or_else(|| Some(env::home_dir()?.join(".cache")))?.join("donjon/web");
+    make(&dir).ok()?;
+    Some(dir)
+}
+
+fn make(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    // Sites may not be meant for all users of this machine.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

@@ -1,0 +1,226 @@
+//! From a directory and options to an image with the stock web server, for `donjon serve` and `donjon build --web`.
+
+use std::path::{self, Path, PathBuf};
+use std::{fs, io};
+
+use donjon_image::{
+    Manifest, Port, Protocol,
+    bundle::bundle_sources,
+    config::{Config, parse_egress},
+    pack::{Parts, pack},
+    project::SHIM,
+};
+use donjon_site::{Auth, Options, Prepared, Proxy, Rule, Tls, prepare};
+use serde_json::{Value, json};
+
+use crate::{
+    args::SiteArgs,
+    failure::{Failure, code},
+    ui,
+};
+
+/// A site that is ready to be packed.
+pub struct Site {
+    pub name: String,
+    pub prepared: Prepared,
+    base: PathBuf,
+    config: Config,
+}
+
+/// An image that was made.
+pub struct Made {
+    image: PathBuf,
+    bytes: u64,
+}
+
+impl Site {
+    /// Reads the options of `dir` and the command line, and the content that they name.
+    pub fn load(dir: Option<&Path>, args: &SiteArgs, cache: Option<&Path>) -> Result<Site, Failure> {
+        let given = dir.unwrap_or(Path::new("."));
+        let base = given.canonicalize().ok().filter(|d| d.is_dir());
+        let base = base.ok_or_else(|| Failure::from(donjon_site::Error::NoDirectory(given.into())))?;
+        let table = Options::load(&base)?;
+        let (mut options, config) = match table {
+            Some(options) => {
+                (options, Config::load(&base).map_err(|e| Failure::from(donjon_image::project::BuildError::from(e)))?)
+            }
+            // Without a table the directory is the content: but not one that happens to be the current one.
+            None if dir.is_none() => {
+                let hint = "name a directory: `donjon serve DIR`, or add a [web] table to Donjon.toml".to_owned();
+                return Err(Failure::new(code::NO_INPUT, "there is no Donjon.toml with a [web] table here", hint));
+            }
+            None => (Options { root: Some(".".into()), ..Options::default() }, Config::default()),
+        };
+        add(args, &mut options)?;
+        let bar = ui::spinner("reading the content");
+        let prepared = prepare(&base, &options, cache);
+        bar.finish_and_clear();
+        let name = config.name.clone().unwrap_or_else(|| {
+            let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
+            own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())
+        });
+        Ok(Site { name, prepared: prepared?, base, config })
+    }
+
+    /// Tells sites apart.
+    pub fn key(&self) -> String {
+        blake3::hash(self.base.as_os_str().as_encoded_bytes()).to_hex()[..16].to_owned()
+    }
+
+    /// What the image may do: what its options need, and what Donjon.toml adds.
+    fn manifest(&self) -> Result<Manifest, Failure> {
+        let mut manifest = self.config.manifest(&self.name);
+        for port in self.prepared.ports() {
+            let port = Port { protocol: Protocol::Tcp, port };
+            if !manifest.listen.contains(&port) {
+                manifest.listen.push(port);
+            }
+        }
+        for proxy in &self.prepared.config.proxies {
+            // A name can be any address; which port, is known all the same.
+            let port = proxy.upstream.rsplit(':').next().unwrap_or_default();
+            let egress = parse_egress(&format!("{}/tcp", proxy.upstream))
+                .or_else(|_| parse_egress(&format!("any:{port}/tcp")))
+                .map_err(|e| Failure::new(code::DATA, e, None))?;
+            if !manifest.egress.contains(&egress) {
+                manifest.egress.push(egress);
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The variant of the server that has what this site needs, linked, and its features.
+    #[cfg(feature = "serve")]
+    fn program(&self) -> Result<Vec<u8>, Failure> {
+        let broken = |e: &dyn std::fmt::Display| Failure::new(code::OS, format!("this program is damaged: {e}"), None);
+        let variant = donjon_variants::Variant::with(&self.prepared.features());
+        variant.ok_or_else(|| broken(&"it lacks a variant of the web server"))?.program().map_err(|e| broken(&e))
+    }
+
+    #[cfg(not(feature = "serve"))]
+    fn program(&self) -> Result<Vec<u8>, Failure> {
+        let hint = "build it with its default features: `cargo build --release -p donjon-cli`".to_owned();
+        Err(Failure::new(code::UNAVAILABLE, "this donjon was built without the web server", hint))
+    }
+
+    /// Makes the image, and the file for `donjon inspect --crates` and crash reports beside it.
+    pub fn write(&self, out: &Path) -> Result<Made, Failure> {
+        let os = |path: &Path| {
+            let path = path.to_owned();
+            move |e: io::Error| Failure::new(code::OS, format!("cannot write {}: {e}", path.display()), None)
+        };
+        let program = self.program()?;
+        let files = bundle_sources(self.prepared.files.iter().cloned())
+            .map_err(|e| Failure::from(donjon_image::project::BuildError::from(e)))?;
+        let image = pack(Parts { program: &program, manifest: &self.manifest()?, bundle: &files, shim: SHIM })
+            .map_err(|e| Failure::new(code::DATA, e, None))?;
+        replace(out, &image).map_err(os(out))?;
+        let debug = out.with_added_extension("debug");
+        replace(&debug, &program).map_err(os(&debug))?;
+        Ok(Made { image: out.into(), bytes: image.len() as u64 })
+    }
+}
+
+impl Made {
+    pub fn text(&self, site: &Site) -> String {
+        let p = &site.prepared;
+        let files = if p.resources == 1 { "1 file".into() } else { format!("{} files", p.resources) };
+        format!(
+            "{} ({} bytes): {files}, {} bytes; server with {}",
+            self.image.display(),
+            ui::bytes(self.bytes),
+            ui::bytes(p.plain_bytes),
+            features(p)
+        )
+    }
+
+    pub fn json(&self, site: &Site) -> Value {
+        let p = &site.prepared;
+        json!({
+            "name": site.name, "image": self.image, "debug": self.image.with_added_extension("debug"), "bytes": self.bytes,
+            "files": p.resources, "content_bytes": p.plain_bytes, "features": p.features(),
+            "ports": {"http": p.config.http, "https": p.config.https, "metrics": p.config.metrics},
+            "secrets": p.secrets.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn features(p: &Prepared) -> String {
+    match p.features() {
+        none if none.is_empty() => "nothing unused: no tls, proxy, auth".into(),
+        some => some.join(", "),
+    }
+}
+
+/// Never a half-written file under the final name, and none at all if it is the same already.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|m| m.len() == bytes.len() as u64) && fs::read(path)? == bytes {
+        return Ok(());
+    }
+    let part = path.with_added_extension(format!("{}.part", std::process::id()));
+    let done = fs::write(&part, bytes).and_then(|()| fs::rename(&part, path));
+    if done.is_err() {
+        _ = fs::remove_file(&part);
+    }
+    done
+}
+
+/// What the command line says, on top of the table. Paths on the command line are relative to where we are.
+fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
+    let usage = |message: String, hint: &str| Failure::new(code::USAGE, message, hint.to_owned());
+    let here = |p: &Path| path::absolute(p).unwrap_or_else(|_| p.into());
+    for pair in args.tls.as_chunks::<2>().0 {
+        let [cert, key] = pair.each_ref().map(|p| here(p));
+        to.tls.push(Tls { cert, key: Some(key), secret: None, names: vec![], embed_key: args.embed_key });
+    }
+    for text in &args.header {
+        let bad = || {
+            let hint = "a header is 'NAME: VALUE', or 'PATTERN=NAME: VALUE' for some paths, such as '*.html=X-Frame-Options: DENY'";
+            usage(format!("--header `{text}` is not a header"), hint)
+        };
+        let (left, value) = text.split_once(':').ok_or_else(bad)?;
+        let (path, name) = left.rsplit_once('=').unwrap_or(("*", left));
+        to.headers.push(Rule { path: path.into(), name: name.trim().into(), value: value.trim().into() });
+    }
+    for text in &args.auth {
+        let (path, rest) = text.split_once('=').unwrap_or(("*", text));
+        let Some((user, file)) = rest.split_once(':').filter(|(u, f)| !u.is_empty() && !f.is_empty()) else {
+            return Err(usage(
+                format!("--auth `{text}` is not USER:FILE"),
+                "the file's first line is the password; '/admin/*=alice:pw.txt' is for some paths",
+            ));
+        };
+        let file = Some(here(Path::new(file)));
+        to.auth.push(Auth { path: path.into(), realm: None, user: user.into(), password: None, password_file: file });
+    }
+    to.hosts.extend(args.host.iter().map(|(name, dir)| (name.clone(), here(Path::new(dir)))));
+    to.proxy.extend(args.proxy.iter().map(|(path, upstream)| Proxy { path: path.clone(), to: upstream.clone() }));
+    to.cache.extend(args.cache.iter().cloned());
+    to.redirect |= args.redirect;
+    to.listing |= args.listing;
+    to.log |= args.log;
+    let text = |to: &mut Option<String>, from: &Option<String>| *to = from.clone().or(to.take());
+    text(&mut to.not_found, &args.not_found);
+    text(&mut to.spa, &args.spa);
+    for (to, from) in [
+        (&mut to.http, args.http),
+        (&mut to.https, args.https),
+        (&mut to.redirect_port, args.redirect_port),
+        (&mut to.metrics, args.metrics),
+    ] {
+        *to = from.or(*to);
+    }
+    for (to, from) in [
+        (&mut to.hsts, args.hsts),
+        (&mut to.connections, args.connections),
+        (&mut to.header_bytes, args.header_bytes),
+        (&mut to.header_seconds, args.header_seconds),
+        (&mut to.stall_seconds, args.stall_seconds),
+        (&mut to.idle_seconds, args.idle_seconds),
+        (&mut to.drain_seconds, args.drain_seconds),
+    ] {
+        *to = from.or(*to);
+    }
+    to.body_bytes = args.body_bytes.or(to.body_bytes);
+    Ok(())
+}
