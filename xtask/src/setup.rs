@@ -15,8 +15,15 @@ use donjon_tests::{have_program, is_root};
 use crate::process::{self, Result, failed, output, show, usage};
 
 /// Programs and the Debian packages that contain them.
-const PROGRAMS: &[(&str, &str)] =
-    &[("curl", "curl"), ("wrk", "wrk"), ("ip", "iproute2"), ("nsenter", "util-linux"), ("qemu-system-x86_64", QEMU)];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("curl", "curl"),
+    ("wrk", "wrk"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    // libFuzzer is C++.
+    ("c++", "g++"),
+    ("qemu-system-x86_64", QEMU),
+];
 const QEMU: &str = "qemu-system-x86";
 
 /// The task.

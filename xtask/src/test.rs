@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use donjon_tests::{Need, have, have_program, repo_root, target_dir};
 
 use crate::process::{Error, Result, cargo, failed, show, usage};
-use crate::{setup, tokio};
+use crate::{fuzz, setup, tokio};
 
 /// What a step's runners reported.
 #[derive(Clone, Copy, Default)]
@@ -36,6 +36,7 @@ const STEPS: &[Step] = &[
     Step { name: "unit", about: "unit tests of all crates, on the host", run: unit },
     Step { name: "build", about: "the donjon command, as users build it", run: build },
     Step { name: "e2e", about: "guests under every engine, with real clients", run: e2e },
+    Step { name: "fuzz", about: "the fuzz targets' corpus, and a few seconds more of each", run: fuzz_smoke },
     Step { name: "tokio", about: "a bounded set of tokio's own tests as guests", run: tokio_subset },
 ];
 
@@ -115,7 +116,9 @@ fn summary(rows: Vec<(&str, Result, Counts, Duration)>, skipped: &str) -> Result
 
 fn fmt(_: &mut Counts) -> Result {
     stream(cargo().args(["fmt", "--all", "--check"]), &mut Counts::default())?;
-    for manifest in guest_manifests()? {
+    let mut manifests = guest_manifests()?;
+    manifests.push(repo_root().join("fuzz/Cargo.toml"));
+    for manifest in manifests {
         stream(cargo().args(["fmt", "--check", "--manifest-path"]).arg(&manifest), &mut Counts::default())?;
     }
     Ok(())
@@ -173,6 +176,14 @@ fn e2e(counts: &mut Counts) -> Result {
     // Guests are processes of their own; two at a time fit the two cores that the smallest machine has.
     command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "2"]);
     stream(command.env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+}
+
+fn fuzz_smoke(counts: &mut Counts) -> Result {
+    if !have_program("c++") {
+        println!("there is no C++ compiler (g++), which libFuzzer needs; not fuzzed");
+        return Ok(());
+    }
+    fuzz::smoke(&mut counts.passed)
 }
 
 fn tokio_subset(counts: &mut Counts) -> Result {

@@ -2,10 +2,13 @@
 //!
 //! An ordinary program: in an image it finds its site in the bundle; elsewhere, `donjon-web DIR` serves a directory that the
 //! packer has prepared. See `docs/web.md`.
+#![cfg_attr(fuzzing, expect(dead_code, reason = "there it is a library, whose `main` nobody calls"))]
 
 #[cfg(feature = "auth")]
 mod auth;
 mod body;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log;
 mod metrics;
 mod negotiate;

@@ -100,7 +100,7 @@ async fn connection(server: &Arc<Server>, stream: TcpStream, peer: SocketAddr, p
     talk(server, stream, peer, purpose).await;
 }
 
-async fn talk<S>(server: &Arc<Server>, stream: S, peer: SocketAddr, purpose: Purpose)
+pub(crate) async fn talk<S>(server: &Arc<Server>, stream: S, peer: SocketAddr, purpose: Purpose)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

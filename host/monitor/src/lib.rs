@@ -10,6 +10,8 @@
 mod console;
 mod error;
 mod exit;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod net;
 mod options;
 mod probe;

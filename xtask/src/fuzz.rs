@@ -1,0 +1,149 @@
+//! `cargo xtask fuzz`: runs the targets of `fuzz/` with libFuzzer, on stable Rust.
+//!
+//! What a run finds new goes to `target/fuzz/TARGET`, a crash's input too; `--keep` merges it into the committed corpus.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use donjon_tests::{is_root, repo_root, target_dir};
+
+use crate::process::{Result, cargo, failed, show, usage};
+
+/// The targets; `fuzz/src/lib.rs` says what each is.
+const TARGETS: [&str; 10] =
+    ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet"];
+/// Seconds for each target in `cargo xtask test`, after the corpus.
+const SMOKE: u64 = 3;
+
+/// The task.
+pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
+    let (mut chosen, mut seconds, mut keep) = (Vec::new(), 60, false);
+    while let Some(arg) = args.next() {
+        match arg {
+            "--seconds" => {
+                let n = args.next().and_then(|n| n.parse().ok());
+                seconds = n.ok_or_else(|| usage("--seconds takes a number"))?;
+            }
+            "--keep" => keep = true,
+            name if TARGETS.contains(&name) => chosen.push(name),
+            other => return Err(usage(format!("{other:?} is no target; there are {}", TARGETS.join(", ")))),
+        }
+    }
+    if chosen.is_empty() {
+        chosen = TARGETS.to_vec();
+    }
+    let fuzzer = build()?;
+    for target in chosen {
+        let found = run(&fuzzer, target, seconds)?;
+        println!("{target}: {found}");
+        if keep {
+            merge(&fuzzer, target)?;
+        }
+    }
+    Ok(())
+}
+
+/// The corpus and a few seconds more of each target; how many went well.
+pub fn smoke(passed: &mut u64) -> Result {
+    let fuzzer = build()?;
+    for target in TARGETS {
+        let found = run(&fuzzer, target, SMOKE)?;
+        println!("{target:<10} {found}");
+        *passed += 1;
+    }
+    Ok(())
+}
+
+fn build() -> Result<PathBuf> {
+    let target_dir = target_dir().join("fuzz-build");
+    let mut command = cargo();
+    // Its `.cargo/config.toml` says how to instrument.
+    command.current_dir(repo_root().join("fuzz")).args(["build", "--release", "--quiet"]);
+    crate::process::run(command.env("CARGO_TARGET_DIR", &target_dir))?;
+    Ok(target_dir.join("x86_64-unknown-linux-gnu/release/donjon-fuzz"))
+}
+
+/// A command for a target; in a network namespace without a way out where that takes a new user.
+fn command(fuzzer: &PathBuf, target: &str) -> Command {
+    let mut command = if target == "usernet" && !is_root() {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).arg(fuzzer);
+        command
+    } else {
+        Command::new(fuzzer)
+    };
+    command.env("DONJON_FUZZ_TARGET", target).stdin(Stdio::null());
+    command
+}
+
+fn corpus(target: &str) -> PathBuf {
+    repo_root().join("fuzz/corpus").join(target)
+}
+
+fn found(target: &str) -> PathBuf {
+    target_dir().join("fuzz").join(target)
+}
+
+/// Runs a target; the fuzzer's last lines.
+fn run(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<String> {
+    let found = found(target);
+    std::fs::create_dir_all(&found).map_err(|e| failed(format!("{}: {e}", found.display())))?;
+    let mut command = command(fuzzer, target);
+    command.current_dir(&found);
+    command.arg(format!("-max_total_time={seconds}"));
+    // A quarter of a minute for one input is a hang.
+    command.args(["-timeout=15", "-rss_limit_mb=2048", "-max_len=20000", "-print_final_stats=1"]);
+    command.arg(format!("-artifact_prefix={}/", found.display()));
+    command.arg(found.join("corpus")).arg(corpus(target));
+    let inputs = found.join("corpus");
+    std::fs::create_dir_all(&inputs).map_err(|e| failed(format!("{}: {e}", inputs.display())))?;
+    let shown = show(&command);
+    let output = command.output().map_err(|e| failed(format!("cannot run {shown}: {e}")))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        let tail: Vec<&str> = text.lines().rev().take(60).collect();
+        tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        return Err(failed(format!("fuzz target {target}: {}; run again with: DONJON_FUZZ_TARGET={target} {shown}", output.status)));
+    }
+    summary(&text).ok_or_else(|| failed(format!("fuzz target {target}: it ended without having run\n{text}")))
+}
+
+/// Executions and coverage, from libFuzzer's own lines.
+fn summary(text: &str) -> Option<String> {
+    let runs = text.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:"))?.trim();
+    let last = text.lines().rev().find(|l| l.contains(" cov: "))?;
+    let words: Vec<&str> = last.split_whitespace().collect();
+    let after = |name: &str| words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)).copied();
+    let skipped = text.lines().find(|l| l.contains("not fuzzed")).map(|l| format!(" ({l})")).unwrap_or_default();
+    Some(format!("{runs} executions, {} edges, {} features{skipped}", after("cov:")?, after("ft:")?))
+}
+
+/// Adds what reaches something new to the committed corpus.
+fn merge(fuzzer: &PathBuf, target: &str) -> Result {
+    let mut command = command(fuzzer, target);
+    command.args(["-merge=1", "-use_counters=0", "-max_len=4096"]).arg(corpus(target)).arg(found(target).join("corpus"));
+    crate::process::run(command.current_dir(found(target)).stderr(Stdio::null()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_from_the_fuzzers_lines() {
+        let text = "#7\tINITED cov: 13 ft: 14 corp: 1/7b\n#99\tDONE   cov: 292 ft: 508 corp: 38/187b lim: 11\n\
+                    stat::number_of_executed_units: 1947\n";
+        assert_eq!(summary(text).as_deref(), Some("1947 executions, 292 edges, 508 features"));
+        assert_eq!(summary("nothing"), None);
+    }
+
+    #[test]
+    fn every_target_has_a_corpus_and_is_one_of_the_fuzzer() {
+        let source = std::fs::read_to_string(repo_root().join("fuzz/src/lib.rs")).unwrap();
+        for target in TARGETS {
+            assert!(source.contains(&format!("name: \"{target}\"")), "{target}");
+            assert!(std::fs::read_dir(corpus(target)).is_ok_and(|mut d| d.next().is_some()), "{target}");
+        }
+        assert_eq!(source.matches("Target { name: ").count(), TARGETS.len());
+    }
+}
