@@ -103,7 +103,10 @@ fn run(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<String> {
     if !output.status.success() {
         let tail: Vec<&str> = text.lines().rev().take(60).collect();
         tail.iter().rev().for_each(|line| eprintln!("{line}"));
-        return Err(failed(format!("fuzz target {target}: {}; run again with: DONJON_FUZZ_TARGET={target} {shown}", output.status)));
+        return Err(failed(format!(
+            "fuzz target {target}: {}; run again with: DONJON_FUZZ_TARGET={target} {shown}",
+            output.status
+        )));
     }
     summary(&text).ok_or_else(|| failed(format!("fuzz target {target}: it ended without having run\n{text}")))
 }
@@ -121,7 +124,10 @@ fn summary(text: &str) -> Option<String> {
 /// Adds what reaches something new to the committed corpus.
 fn merge(fuzzer: &PathBuf, target: &str) -> Result {
     let mut command = command(fuzzer, target);
-    command.args(["-merge=1", "-use_counters=0", "-max_len=4096"]).arg(corpus(target)).arg(found(target).join("corpus"));
+    command
+        .args(["-merge=1", "-use_counters=0", "-max_len=4096"])
+        .arg(corpus(target))
+        .arg(found(target).join("corpus"));
     crate::process::run(command.current_dir(found(target)).stderr(Stdio::null()))
 }
 
