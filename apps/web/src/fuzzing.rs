@@ -66,8 +66,9 @@ fn site() -> Site {
         std::fs::write(path, data).expect("a writable directory");
     };
     let mut index = String::new();
+    // Sorted, as the packer does it.
     for (path, len) in
-        [("/index.html", 20), ("/a.txt", 1000), ("/dir/index.html", 5), ("/dir/big", 200_000), ("/other/x", 0)]
+        [("/a.txt", 1000), ("/dir/big", 200_000), ("/dir/index.html", 5), ("/index.html", 20), ("/other/x", 0)]
     {
         put(path, &vec![b'a'; len]);
         put(&format!("/br{path}"), b"brotli");
