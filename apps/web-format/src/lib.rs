@@ -121,6 +121,8 @@ pub struct Limits {
     pub stall_seconds: u32,
     /// Longest time between two requests of a connection, seconds.
     pub idle_seconds: u32,
+    /// Longest wait for an upstream: for the head of its response, while neither it nor the client sends anything.
+    pub upstream_seconds: u32,
     /// Longest time for requests in progress after a stop was asked for, seconds.
     pub drain_seconds: u32,
 }
@@ -134,6 +136,7 @@ impl Default for Limits {
             body_bytes: 16 << 20,
             stall_seconds: 30,
             idle_seconds: 60,
+            upstream_seconds: 60,
             drain_seconds: 10,
         }
     }
@@ -234,6 +237,7 @@ impl Config {
             ("body_bytes", l.body_bytes),
             ("stall_seconds", u64::from(l.stall_seconds)),
             ("idle_seconds", u64::from(l.idle_seconds)),
+            ("upstream_seconds", u64::from(l.upstream_seconds)),
             ("drain_seconds", u64::from(l.drain_seconds)),
         ] {
             line(&["limit", name, &value.to_string()])?;
@@ -280,17 +284,22 @@ impl Config {
                 self.certificates.push(Certificate { chain: next()?, key: next()?, names: next()? });
             }
             "limit" => {
-                let (name, value) = (next()?, next()?);
-                let small = value.parse::<u32>();
-                match name.as_str() {
-                    "connections" => self.limits.connections = small.ok()?,
-                    "header_bytes" => self.limits.header_bytes = small.ok()?,
-                    "header_seconds" => self.limits.header_seconds = small.ok()?,
-                    "body_bytes" => self.limits.body_bytes = value.parse().ok()?,
-                    "stall_seconds" => self.limits.stall_seconds = small.ok()?,
-                    "idle_seconds" => self.limits.idle_seconds = small.ok()?,
-                    "drain_seconds" => self.limits.drain_seconds = small.ok()?,
-                    _ => return None,
+                let (name, value) = (next()?, next()?.parse::<u64>().ok()?);
+                let limits = &mut self.limits;
+                if name == "body_bytes" {
+                    limits.body_bytes = value;
+                } else {
+                    let limit = match name.as_str() {
+                        "connections" => &mut limits.connections,
+                        "header_bytes" => &mut limits.header_bytes,
+                        "header_seconds" => &mut limits.header_seconds,
+                        "stall_seconds" => &mut limits.stall_seconds,
+                        "idle_seconds" => &mut limits.idle_seconds,
+                        "upstream_seconds" => &mut limits.upstream_seconds,
+                        "drain_seconds" => &mut limits.drain_seconds,
+                        _ => return None,
+                    };
+                    *limit = u32::try_from(value).ok()?;
                 }
             }
             _ => return None,

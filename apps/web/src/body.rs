@@ -1,5 +1,6 @@
 //! Response bodies.
 
+use crate::serve::Busy;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ const PIECE: usize = 64 * 1024;
 #[derive(Default)]
 pub struct Content {
     pieces: VecDeque<Bytes>,
+    busy: Option<Busy>,
     #[cfg(feature = "proxy")]
     stream: Option<crate::proxy::Stream>,
 }
@@ -30,6 +32,11 @@ impl Content {
     #[cfg(feature = "proxy")]
     pub fn stream(stream: crate::proxy::Stream) -> Content {
         Content { stream: Some(stream), ..Content::default() }
+    }
+
+    /// Keeps this until the body is sent or given up.
+    pub fn keep(&mut self, busy: Busy) {
+        self.busy = Some(busy);
     }
 
     /// Length of the pieces, bytes.

@@ -1,7 +1,9 @@
 //! What `fuzz/` needs of this program's inside (there it is compiled as a library).
 
+use crate::connection::{Socket, talk};
+use crate::progress::State;
 use crate::respond::Scheme;
-use crate::serve::{Purpose, Server, talk};
+use crate::serve::{Client, Purpose, Server};
 use crate::site::Site;
 use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, Variant, index_line};
 use std::cell::OnceCell;
@@ -16,6 +18,12 @@ thread_local! {
     static SERVER: OnceCell<(Runtime, Arc<Server>, watch::Sender<bool>)> = const { OnceCell::new() };
 }
 
+impl Socket for tokio::io::DuplexStream {
+    fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+        None
+    }
+}
+
 /// One connection on which a client sends the pieces and leaves.
 pub fn serve(pieces: &[&[u8]]) {
     SERVER.with(|cell| {
@@ -24,7 +32,8 @@ pub fn serve(pieces: &[&[u8]]) {
             let (mut client, ours) = tokio::io::duplex(16 * 1024);
             let server = server.clone();
             let peer = ([127, 0, 0, 1], 1).into();
-            let talking = tokio::spawn(async move { talk(&server, ours, peer, Purpose::Site(Scheme::Http)).await });
+            let client_of = Client { peer, purpose: Purpose::Site(Scheme::Http), state: Arc::new(State::new()) };
+            let talking = tokio::spawn(async move { talk(&server, ours, client_of).await });
             let mut answer = vec![0; 64 * 1024];
             for piece in pieces {
                 if client.write_all(piece).await.is_err() {
@@ -52,8 +61,13 @@ pub fn serve(pieces: &[&[u8]]) {
 fn server() -> (Runtime, Arc<Server>, watch::Sender<bool>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let (stop, stopped) = watch::channel(false);
-    let server =
-        Server { site: site(), metrics: Default::default(), places: Arc::new(Semaphore::new(8)), stop: stopped };
+    let server = Server {
+        site: site(),
+        metrics: Default::default(),
+        places: Arc::new(Semaphore::new(8)),
+        metrics_places: Arc::new(Semaphore::new(8)),
+        stop: stopped,
+    };
     (runtime.expect("a runtime"), Arc::new(server), stop)
 }
 

@@ -7,12 +7,14 @@
 #[cfg(feature = "auth")]
 mod auth;
 mod body;
+mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod log;
 mod metrics;
 mod negotiate;
 mod path;
+mod progress;
 #[cfg(feature = "proxy")]
 mod proxy;
 mod range;
@@ -63,6 +65,7 @@ async fn run(site: site::Site) -> Result<(), String> {
         site,
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(connections as usize)),
+        metrics_places: Arc::new(Semaphore::new(16)),
         stop: stopped,
     });
     let mut listeners = vec![];

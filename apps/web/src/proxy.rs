@@ -1,8 +1,9 @@
 //! Forwarding to upstreams: pooled HTTP/1.1 connections, streaming both ways, upgrades (WebSocket).
 
 use crate::body::Content;
+use crate::progress::Watched;
 use crate::respond::{Scheme, host, status};
-use crate::serve::Server;
+use crate::serve::{Client, Server};
 use bytes::Bytes;
 use donjon_web_format::{Config, Proxy};
 use http_body::{Body, Frame, SizeHint};
@@ -10,21 +11,22 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, timeout};
 
 /// Longest wait for a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest wait for the head of an upstream's response.
-const RESPONSE: Duration = Duration::from_secs(60);
+/// Fewest bytes a second that a client must send of a body, on average after a first pause.
+const BODY_RATE: u64 = 128;
 /// Most idle connections kept for each upstream.
 const IDLE_MAX: usize = 32;
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
@@ -54,56 +56,74 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Forwards one request and returns the upstream's response, or 413, 502 or 504.
+    /// Forwards one request and returns the upstream's response, or 400, 408, 413, 502 or 504.
     pub async fn forward(
         &self,
         server: &Arc<Server>,
         proxy: &Proxy,
         parts: &Parts,
         body: Incoming,
-        peer: SocketAddr,
+        client: &Client,
         scheme: Scheme,
     ) -> Response<Content> {
         let limits = server.site.config.limits;
         if body.size_hint().lower() > limits.body_bytes {
             return status(StatusCode::PAYLOAD_TOO_LARGE);
         }
+        // The path was matched as we understand it; the upstream gets it as it was sent. Both must be the same place.
+        if has_dots(parts.uri.path()) {
+            return status(StatusCode::BAD_REQUEST);
+        }
+        let moved = Arc::new(AtomicU64::new(0));
         let stream = Stream {
-            body,
+            body: Some(body),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
             sleep: None,
+            moved: Some((moved.clone(), Instant::now())),
             back: None,
         };
-        let upgrade = upgrade_of(&parts.headers);
-        let request = outgoing(parts, stream, peer, scheme, upgrade.as_ref());
-        match timeout(RESPONSE, self.exchange(server, proxy, request)).await {
-            Err(_) => status(StatusCode::GATEWAY_TIMEOUT),
-            Ok(Err(code)) => status(code),
-            Ok(Ok((response, sender))) => match (response.status(), upgrade) {
-                (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => switch(parts, response, limits.idle_seconds),
-                (StatusCode::SWITCHING_PROTOCOLS, None) => status(StatusCode::BAD_GATEWAY),
-                _ => incoming(server, proxy, response, sender),
-            },
+        let upgrade = upgrade_of(parts);
+        let exchange = self.exchange(proxy, stream, |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref()));
+        let mut exchange = std::pin::pin!(exchange);
+        let limit = Duration::from_secs(limits.upstream_seconds.into());
+        let (response, sender) = loop {
+            let before = moved.load(Relaxed);
+            match timeout(limit, exchange.as_mut()).await {
+                // A long upload is no reason to give up.
+                Err(_) if moved.load(Relaxed) != before => {}
+                Err(_) => return status(StatusCode::GATEWAY_TIMEOUT),
+                Ok(Err(code)) => return status(code),
+                Ok(Ok(answer)) => break answer,
+            }
+        };
+        match (response.status(), &upgrade) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => switch(client, response),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => status(StatusCode::BAD_GATEWAY),
+            _ => incoming(server, proxy, response, sender),
         }
     }
 
     async fn exchange(
         &self,
-        _server: &Arc<Server>,
         proxy: &Proxy,
-        request: Request<Stream>,
+        stream: Stream,
+        request: impl Fn(Stream) -> Request<Stream>,
     ) -> Result<(Response<Incoming>, SendRequest<Stream>), StatusCode> {
-        // A pooled connection may die while the request is on its way to it; `try_send_request` gives an unsent request back.
-        let mut request = request;
+        let repeatable = stream.is_end_stream();
+        let mut request_now = request(stream);
+        let repeatable = repeatable && request_now.method().is_idempotent();
+        // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
+        // repeated where that is harmless.
         while let Some(mut sender) = self.take(&proxy.upstream) {
             if sender.ready().await.is_err() {
                 continue;
             }
-            match sender.try_send_request(request).await {
+            match sender.try_send_request(request_now).await {
                 Ok(response) => return Ok((response, sender)),
                 Err(mut e) => match e.take_message() {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => request_now = unsent,
+                    None if repeatable => request_now = request(Stream::default()),
                     None => return Err(failure(e.error())),
                 },
             }
@@ -117,7 +137,7 @@ impl Upstreams {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
         tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(request).await.map_err(|e| failure(&e))?;
+        let response = sender.send_request(request_now).await.map_err(|e| failure(&e))?;
         Ok((response, sender))
     }
 
@@ -152,7 +172,17 @@ fn failure(error: &hyper::Error) -> StatusCode {
     }
 }
 
-fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+/// Whether a path has a component that is `.` or `..` once decoded.
+fn has_dots(path: &str) -> bool {
+    let plain = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
+    plain.split('/').any(|component| matches!(component, "." | ".."))
+}
+
+fn upgrade_of(parts: &Parts) -> Option<HeaderValue> {
+    let headers = &parts.headers;
+    if parts.version != Version::HTTP_11 {
+        return None;
+    }
     let asked = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     asked.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade")).then_some(())?;
     headers.get(header::UPGRADE).cloned()
@@ -176,7 +206,7 @@ fn strip(headers: &mut HeaderMap) {
 fn outgoing(
     parts: &Parts,
     stream: Stream,
-    peer: SocketAddr,
+    client: &Client,
     scheme: Scheme,
     upgrade: Option<&HeaderValue>,
 ) -> Request<Stream> {
@@ -187,13 +217,17 @@ fn outgoing(
         headers.insert("x-forwarded-host", host);
     }
     // What a client claims about earlier hops is replaced, not extended: there is no hop before us that we know of.
-    if let Ok(client) = HeaderValue::from_str(&peer.ip().to_string()) {
+    if let Ok(client) = HeaderValue::from_str(&client.peer.ip().to_canonical().to_string()) {
         headers.insert("x-forwarded-for", client);
     }
     let name = if scheme == Scheme::Https { "https" } else { "http" };
     headers.insert("x-forwarded-proto", HeaderValue::from_static(name));
     headers.remove("forwarded");
     headers.remove(header::EXPECT);
+    // The length is what the body turns out to have, if it is known.
+    if headers.remove(header::CONTENT_LENGTH).is_some() && stream.is_end_stream() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     if let Some(protocol) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());
@@ -217,21 +251,21 @@ fn incoming(
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers);
     head.version = Version::default();
-    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender: Some(sender) };
+    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender };
     let stream = Stream {
-        body,
+        body: Some(body),
         left: u64::MAX,
-        stall: Duration::from_secs(server.site.config.limits.stall_seconds.into()).max(RESPONSE),
+        stall: Duration::from_secs(server.site.config.limits.upstream_seconds.into()),
         sleep: None,
+        moved: None,
         back: Some(back),
     };
     Response::from_parts(head, Content::stream(stream))
 }
 
-/// Joins client and upstream after 101. Ends when either ends, or nothing has come from either for `idle` seconds.
-fn switch(parts: &Parts, mut response: Response<Incoming>, idle: u32) -> Response<Content> {
-    let Some(client) = parts.extensions.get::<OnUpgrade>().cloned() else { return status(StatusCode::BAD_GATEWAY) };
-    let upstream = hyper::upgrade::on(&mut response);
+/// Passes 101 on. The connection is joined with the upstream when that is written.
+fn switch(client: &Client, mut response: Response<Incoming>) -> Response<Content> {
+    client.state.put_upstream(hyper::upgrade::on(&mut response));
     let (mut head, _) = response.into_parts();
     let protocol = head.headers.get(header::UPGRADE).cloned();
     strip(&mut head.headers);
@@ -239,16 +273,26 @@ fn switch(parts: &Parts, mut response: Response<Incoming>, idle: u32) -> Respons
     if let Some(protocol) = protocol {
         head.headers.insert(header::UPGRADE, protocol);
     }
-    tokio::spawn(async move {
-        if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
-            let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-            splice(client, upstream, Duration::from_secs(idle.into())).await;
-        }
-    });
     Response::from_parts(head, Content::default())
 }
 
-use hyper::upgrade::OnUpgrade;
+/// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
+pub async fn tunnel<S>(server: &Server, client: Watched<S>, upstream: OnUpgrade)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let idle = Duration::from_secs(server.site.config.limits.idle_seconds.into());
+    let mut stop = server.stop.clone();
+    let joined = async {
+        if let Ok(upstream) = upstream.await {
+            splice(client, TokioIo::new(upstream), idle).await;
+        }
+    };
+    tokio::select! {
+        () = joined => {}
+        () = crate::serve::stopped(&mut stop) => {}
+    }
+}
 
 async fn splice<A, B>(a: A, b: B, idle: Duration)
 where
@@ -299,19 +343,48 @@ impl std::fmt::Display for BodyError {
 impl std::error::Error for BodyError {}
 
 /// A body on its way through: bounded in length, and in the length of its pauses.
+#[derive(Default)]
 pub struct Stream {
-    body: Incoming,
+    body: Option<Incoming>,
     left: u64,
     stall: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// For requests: bytes that have come since when.
+    moved: Option<(Arc<AtomicU64>, Instant)>,
     /// For responses: where the connection goes when the body is complete.
     back: Option<Back>,
+}
+
+impl Stream {
+    /// The connection is free for another request.
+    fn give_back(&mut self) {
+        if let Some(Back { server, upstream, sender }) = self.back.take() {
+            server.upstreams.put(&upstream, sender);
+        }
+    }
+
+    /// Whether the sender is so slow that it must be meant to cost us a connection.
+    fn too_slow(&self) -> bool {
+        self.moved.as_ref().is_some_and(|(moved, since)| {
+            let allowed = self.stall + Duration::from_secs(moved.load(Relaxed) / BODY_RATE);
+            since.elapsed() > allowed
+        })
+    }
 }
 
 struct Back {
     server: Arc<Server>,
     upstream: String,
-    sender: Option<SendRequest<Stream>>,
+    sender: SendRequest<Stream>,
+}
+
+/// A body of known length is not asked for its end.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.body.as_ref().is_some_and(Incoming::is_end_stream) {
+            self.give_back();
+        }
+    }
 }
 
 impl Body for Stream {
@@ -323,7 +396,8 @@ impl Body for Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, crate::body::Error>>> {
         let this = &mut *self;
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
         if polled.is_pending() {
             let stall = this.stall;
             let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
@@ -332,10 +406,16 @@ impl Body for Stream {
                 Poll::Pending => Poll::Pending,
             };
         }
+        if this.too_slow() {
+            return Poll::Ready(Some(Err(BodyError::Stalled.into())));
+        }
         this.sleep = None;
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, |d| d.len() as u64);
+                if let Some((moved, _)) = &this.moved {
+                    moved.fetch_add(len, Relaxed);
+                }
                 match this.left.checked_sub(len) {
                     Some(left) => {
                         this.left = left;
@@ -346,23 +426,18 @@ impl Body for Stream {
             }
             Some(Err(e)) => Some(Err(e.into())),
             None => {
-                if let Some(mut back) = this.back.take()
-                    && let Some(sender) = back.sender.take()
-                {
-                    back.server.upstreams.put(&back.upstream, sender);
-                }
+                this.give_back();
                 None
             }
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        // Not before poll_frame has seen the end: that is when the connection goes back to the pool.
-        self.back.is_none() && self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint)
     }
 }
 
@@ -382,6 +457,16 @@ mod tests {
             ("/", None),
         ] {
             assert_eq!(find(&config, path).map(|p| p.upstream.as_str()), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn dots_in_all_spellings() {
+        for path in ["/..", "/a/../b", "/a/%2e%2e/b", "/a/.%2E/b", "/a%2f..%2fb", "/./a", "/a/%2e"] {
+            assert!(has_dots(path), "{path}");
+        }
+        for path in ["/", "/a...b", "/...", "/%252e%252e/", "/a.b/.c"] {
+            assert!(!has_dots(path), "{path}");
         }
     }
 

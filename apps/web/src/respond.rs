@@ -29,14 +29,29 @@ pub struct Target {
     pub path: String,
 }
 
+/// Methods that content can be asked with.
+const METHODS: &str = "GET, HEAD, OPTIONS";
+/// Longest path with query, bytes.
+const TARGET_MAX: usize = 8192;
+
 /// Finds root and path, or the response that says why not.
 pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Box<Response<Content>>> {
-    let host = host(request);
-    let several = request.headers.get_all(header::HOST).iter().count() > 1;
-    if several || (request.version == hyper::Version::HTTP_11 && host.is_none()) {
+    let uri = &request.uri;
+    if uri.path_and_query().is_some_and(|p| p.as_str().len() > TARGET_MAX) {
+        return Err(status(StatusCode::URI_TOO_LONG).into());
+    }
+    let (host, mut fields) = (host(request), request.headers.get_all(header::HOST).iter());
+    let needs_field = request.version == hyper::Version::HTTP_11;
+    if (fields.next().is_none() && needs_field) || fields.next().is_some() || !host.is_none_or(is_host) {
         return Err(status(StatusCode::BAD_REQUEST).into());
     }
-    let Some(path) = normalise(request.uri.path()) else { return Err(status(StatusCode::BAD_REQUEST).into()) };
+    if uri.path() == "*" && request.method == Method::OPTIONS {
+        return Err(with(empty(StatusCode::NO_CONTENT), header::ALLOW, METHODS).into());
+    }
+    if request.method == Method::CONNECT {
+        return Err(with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, METHODS).into());
+    }
+    let Some(path) = normalise(uri.path()) else { return Err(status(StatusCode::BAD_REQUEST).into()) };
     if let (Scheme::Http, Some(port)) = (scheme, site.config.redirect)
         && path != "/healthz"
     {
@@ -51,16 +66,28 @@ pub fn host(request: &Parts) -> Option<&str> {
     request.uri.authority().map(|a| a.as_str()).or_else(|| request.headers.get(header::HOST)?.to_str().ok())
 }
 
+/// Whether this is a host name or address, perhaps with a port, and nothing else. (A name may be empty: RFC 9110 §7.2.)
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.rfind(':').filter(|&colon| !host[colon..].contains(']')) {
+        Some(colon) => (&host[..colon], &host[colon + 1..]),
+        None => (host, ""),
+    };
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let address = |inner: &str| inner.parse::<std::net::Ipv6Addr>().is_ok();
+    let bracketed = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+    port.bytes().all(|b| b.is_ascii_digit()) && bracketed.map_or_else(|| plain(name), address)
+}
+
 /// Answers from the site's content.
 pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Content> {
     if target.path == "/healthz" && site.file(target.root, "/healthz").is_none() {
         return plain(StatusCode::OK, "ok\n");
     }
     if request.method == Method::OPTIONS {
-        return with(empty(StatusCode::NO_CONTENT), header::ALLOW, "GET, HEAD, OPTIONS");
+        return with(empty(StatusCode::NO_CONTENT), header::ALLOW, METHODS);
     }
     if request.method != Method::GET && request.method != Method::HEAD {
-        return with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, "GET, HEAD, OPTIONS");
+        return with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, METHODS);
     }
     let (root, path) = (target.root, target.path.as_str());
     if path.ends_with('/') {

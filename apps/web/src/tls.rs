@@ -3,11 +3,26 @@
 use donjon_web_format::{Certificate, Config};
 use std::path::Path;
 use std::sync::Arc;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ServerConfig};
+
+impl crate::connection::Socket for tokio_rustls::server::TlsStream<TcpStream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
+    }
+
+    fn http2(&self) -> bool {
+        self.get_ref().1.alpn_protocol() == Some(b"h2")
+    }
+
+    fn buffered(&self) -> bool {
+        true
+    }
+}
 
 /// Where secrets that were handed over at start are found.
 const SECRETS: &str = "/run/secrets";

@@ -199,6 +199,7 @@ impl Options {
                 body_bytes: self.body_bytes.unwrap_or(limits.body_bytes),
                 stall_seconds: self.stall_seconds.unwrap_or(limits.stall_seconds),
                 idle_seconds: self.idle_seconds.unwrap_or(limits.idle_seconds),
+                upstream_seconds: limits.upstream_seconds,
                 drain_seconds: self.drain_seconds.unwrap_or(limits.drain_seconds),
             },
         })

@@ -125,3 +125,33 @@ fn https_redirect() {
     assert_eq!((r.status().as_u16(), head(&r, "location")), (308, "https://h:8443/a?b=c"));
     assert_eq!(get(&s, "/healthz", &[]).status(), 200);
 }
+
+#[test]
+fn hosts_and_targets() {
+    for (host, yes) in [
+        ("a.example", true),
+        ("a.example:80", true),
+        ("a.example:", true),
+        ("10.0.0.1:8080", true),
+        ("[::1]", true),
+        ("[::1]:443", true),
+        ("", true),
+        ("a b", false),
+        ("a/b", false),
+        ("user@a", false),
+        ("a:b", false),
+        ("[::1", false),
+        ("[x]", false),
+        ("::1", false),
+        ("a\"b", false),
+    ] {
+        assert_eq!(is_host(host), yes, "{host}");
+    }
+    let s = site(&Config::default(), &[]);
+    let long = format!("/{}", "a".repeat(9000));
+    assert_eq!(get(&s, &long, &[]).status(), 414);
+    let r = ask(&s, "OPTIONS", "*", &[]);
+    assert_eq!((r.status().as_u16(), head(&r, "allow")), (204, "GET, HEAD, OPTIONS"));
+    assert_eq!(ask(&s, "CONNECT", "a.example:80", &[]).status(), 405);
+    assert_eq!(get(&s, "http://user@h/", &[]).status(), 400);
+}

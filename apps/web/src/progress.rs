@@ -1,0 +1,247 @@
+//! What is known about a connection's progress, and when it has taken too long.
+
+use bytes::{Buf, Bytes};
+use donjon_web_format::Limits;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// After this many milliseconds without a request, an HTTP/1 connection's buffers are given back.
+const QUIET: u64 = 1000;
+
+/// Why HTTP is no longer spoken on a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// There has been no request for a while.
+    Idle,
+    /// A request's head takes too long: status 408.
+    Late,
+    /// Nothing moves although there is something to move.
+    Stalled,
+    /// All is said, or the client has left or broken a rule.
+    Done,
+    /// The client speaks HTTP/2.
+    Http2,
+}
+
+/// A connection's progress. Times are milliseconds from `start`, which is the connection's own; 0 stands for "not".
+pub struct State {
+    start: Instant,
+    /// Requests whose response is not yet complete.
+    active: AtomicU32,
+    /// When the last response was complete, or the connection opened.
+    done: AtomicU64,
+    /// When the first byte of a request's head was read.
+    head: AtomicU64,
+    /// When something was last read, written.
+    read: AtomicU64,
+    written: AtomicU64,
+    /// Since when the client takes nothing although there is something to write.
+    blocked: AtomicU64,
+    ended: AtomicBool,
+    #[cfg(feature = "proxy")]
+    upstream: std::sync::Mutex<Option<hyper::upgrade::OnUpgrade>>,
+}
+
+impl State {
+    /// A connection that has just been opened.
+    pub fn new() -> State {
+        State {
+            start: Instant::now(),
+            active: AtomicU32::new(0),
+            done: AtomicU64::new(1),
+            head: AtomicU64::new(0),
+            read: AtomicU64::new(1),
+            written: AtomicU64::new(1),
+            blocked: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            #[cfg(feature = "proxy")]
+            upstream: Default::default(),
+        }
+    }
+
+    /// Milliseconds since the connection was opened.
+    pub fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Whether the client has said that it sends no more.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
+    /// A request's head is complete.
+    pub fn begin(&self) {
+        self.active.fetch_add(1, Relaxed);
+        self.head.store(0, Relaxed);
+    }
+
+    /// A response is complete.
+    pub fn end(&self) {
+        self.active.fetch_sub(1, Relaxed);
+        self.done.store(self.now(), Relaxed);
+    }
+
+    /// The connection's next deadline if nothing happens, and what it then comes to.
+    pub fn due(&self, limits: &Limits, http2: bool) -> (u64, End) {
+        let millis = |seconds: u32| u64::from(seconds) * 1000;
+        let (done, head, blocked) = (self.done.load(Relaxed), self.head.load(Relaxed), self.blocked.load(Relaxed));
+        if blocked != 0 {
+            return (blocked + millis(limits.stall_seconds), End::Stalled);
+        }
+        if self.active.load(Relaxed) > 0 {
+            // What waits may be an upstream, which has time limits of its own; or an HTTP/2 client that opens no window.
+            let last = self.read.load(Relaxed).max(self.written.load(Relaxed));
+            return (last + millis(limits.stall_seconds) + millis(limits.upstream_seconds), End::Stalled);
+        }
+        match (http2, head) {
+            (true, _) => (done + millis(limits.idle_seconds), End::Idle),
+            (false, 0) => (done.max(self.read.load(Relaxed)) + QUIET, End::Idle),
+            (false, head) => (head + millis(limits.header_seconds), End::Late),
+        }
+    }
+
+    /// Notes that this connection is to be joined with an upstream once its response is complete.
+    #[cfg(feature = "proxy")]
+    pub fn put_upstream(&self, upstream: hyper::upgrade::OnUpgrade) {
+        if let Ok(mut place) = self.upstream.lock() {
+            *place = Some(upstream);
+        }
+    }
+
+    /// The upstream that this connection is to be joined with.
+    #[cfg(feature = "proxy")]
+    pub fn take_upstream(&self) -> Option<hyper::upgrade::OnUpgrade> {
+        self.upstream.lock().ok()?.take()
+    }
+}
+
+/// A stream that notes its progress.
+pub struct Watched<S> {
+    stream: S,
+    /// To be read before what the stream has.
+    rest: Bytes,
+    state: Arc<State>,
+    /// Whether a shutdown is for the stream.
+    closing: bool,
+}
+
+impl<S> Watched<S> {
+    /// Watches a stream from which `rest` was read already.
+    pub fn new(stream: S, rest: Bytes, state: Arc<State>) -> Watched<S> {
+        Watched { stream, rest, state, closing: false }
+    }
+
+    /// The same, but a shutdown reaches the stream. Otherwise it does not: an HTTP/1 connection that hyper is done with may be upgraded, and
+    /// else is closed in our way.
+    pub fn closing(self) -> Watched<S> {
+        Watched { closing: true, ..self }
+    }
+
+    /// The stream, and what was read but not used: `unused`, then what was left here.
+    pub fn into_parts(self, unused: Bytes) -> (S, Bytes) {
+        let rest = if self.rest.is_empty() { unused } else { [unused, self.rest].concat().into() };
+        (self.stream, rest)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.rest.is_empty() {
+            std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        } else {
+            let n = this.rest.len().min(buf.remaining());
+            buf.put_slice(&this.rest[..n]);
+            this.rest.advance(n);
+        }
+        let (state, now) = (&this.state, this.state.now());
+        state.read.store(now, Relaxed);
+        if buf.filled().len() == before && buf.remaining() > 0 {
+            state.ended.store(true, Relaxed);
+        } else if state.active.load(Relaxed) == 0 && state.head.load(Relaxed) == 0 {
+            state.head.store(now, Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Watched<S> {
+    fn note(&self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        let state = &self.state;
+        if result.is_ready() {
+            state.blocked.store(0, Relaxed);
+            state.written.store(state.now(), Relaxed);
+        } else if state.blocked.load(Relaxed) == 0 {
+            state.blocked.store(state.now(), Relaxed);
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        let stream = Pin::new(&mut this.stream);
+        if this.closing { stream.poll_shutdown(cx) } else { stream.poll_flush(cx) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines() {
+        let limits = Limits {
+            header_seconds: 10,
+            idle_seconds: 60,
+            stall_seconds: 30,
+            upstream_seconds: 50,
+            ..Limits::default()
+        };
+        let state = State::new();
+        let set = |field: &AtomicU64, value| field.store(value, Relaxed);
+        set(&state.done, 7);
+        set(&state.read, 5);
+        assert_eq!(state.due(&limits, false), (7 + QUIET, End::Idle));
+        assert_eq!(state.due(&limits, true), (60_007, End::Idle));
+        set(&state.head, 9);
+        assert_eq!(state.due(&limits, false), (10_009, End::Late));
+        state.begin();
+        set(&state.written, 11);
+        assert_eq!(state.due(&limits, false), (80_011, End::Stalled));
+        set(&state.blocked, 13);
+        assert_eq!(state.due(&limits, true), (30_013, End::Stalled));
+        set(&state.blocked, 0);
+        state.end();
+        assert_eq!(state.due(&limits, false).1, End::Idle);
+    }
+}

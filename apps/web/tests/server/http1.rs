@@ -1,0 +1,219 @@
+//! HTTP/1.1 over the wire: what RFC 9110 and 9112 promise to clients, and what is refused.
+
+use crate::harness::Server;
+use donjon_web_format::Config;
+
+#[test]
+fn get_and_head_agree() {
+    let config = Config { listing: true, ..Config::default() };
+    let server = Server::start(config, &[("/index.html", b"home"), ("/d/<b>.txt", b"x"), ("/big", &[7; 300_000])]);
+    for (path, status) in [("/", 200), ("/big", 200), ("/d/", 200), ("/d", 301), ("/none", 404), ("/healthz", 200)] {
+        let mut client = server.connect();
+        // HEAD first, on the same connection: a body that was sent all the same would be taken for the next response.
+        client.send(format!("HEAD {path} HTTP/1.1\r\nHost: h\r\n\r\nGET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        let (head, get) = (client.response(true), client.response(false));
+        assert_eq!((head.status, get.status), (status, status), "{path}");
+        for name in ["content-length", "content-type", "etag", "last-modified", "location"] {
+            assert_eq!(head.header(name), get.header(name), "{path} {name}");
+        }
+        assert!(head.header("date").is_some());
+    }
+    assert!(server.get("/d/").text().contains("&lt;b&gt;.txt"));
+    assert_eq!(server.get("/big").body, [7; 300_000]);
+}
+
+#[test]
+fn conditions_and_ranges() {
+    let server = Server::start(Config::default(), &[("/f", b"0123456789")]);
+    let ask = |headers: &str| server.ask(&format!("GET /f HTTP/1.1\r\nHost: h\r\n{headers}\r\n"));
+    let r = ask("If-None-Match: \"tag\"\r\nIf-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT\r\n");
+    assert_eq!((r.status, r.header("etag")), (304, Some("\"tag\"")));
+    assert_eq!(ask("If-None-Match: \"other\"\r\nIf-Modified-Since: Thu, 01 Jan 2030 00:00:00 GMT\r\n").status, 200);
+    assert_eq!(ask("If-Match: \"other\"\r\n").status, 412);
+    let r = ask("Range: bytes=2-4\r\n");
+    assert_eq!((r.status, r.header("content-range"), r.text().as_str()), (206, Some("bytes 2-4/10"), "234"));
+    let r = ask("Range: bytes=0-0,-1\r\n");
+    assert!(r.status == 206 && r.header("content-type").unwrap().starts_with("multipart/byteranges; boundary="));
+    assert_eq!(r.text().matches("content-range").count(), 2);
+    assert_eq!(r.body.len().to_string(), r.header("content-length").unwrap());
+    let r = ask("Range: bytes=10-\r\n");
+    assert_eq!((r.status, r.header("content-range")), (416, Some("bytes */10")));
+    assert_eq!(ask("Range: bytes=0-1\r\nIf-Range: \"other\"\r\n").status, 200);
+}
+
+#[test]
+fn targets_and_hosts() {
+    let server = Server::plain();
+    for (request, status) in [
+        ("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", 204),
+        ("OPTIONS / HTTP/1.1\r\nHost: h\r\n\r\n", 204),
+        ("GET http://h/ HTTP/1.1\r\nHost: other\r\n\r\n", 200),
+        ("GET / HTTP/1.0\r\n\r\n", 200),
+        ("CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi", 405),
+        ("TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("BREW / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET http://h/ HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        ("GET http://u@h/ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET nonsense HTTP/1.1\r\nHost: h\r\n\r\n", 400),
+        ("GET / HTTP/3.7\r\nHost: h\r\n\r\n", 400),
+        ("nonsense\r\n\r\n", 400),
+    ] {
+        assert_eq!(server.ask(request).status, status, "{request}");
+    }
+    assert_eq!(server.ask("PUT / HTTP/1.1\r\nHost: h\r\n\r\n").header("allow"), Some("GET, HEAD, OPTIONS"));
+}
+
+#[test]
+fn nothing_outside_the_root_is_reached() {
+    let server = Server::plain();
+    let ups =
+        ["..", "%2e%2e", "%2E.", ".%2e", "..%00", "..%5c", "..\\", "%c0%ae%c0%ae", "..;", "%252e%252e", "%u002e."];
+    let slashes = ["/", "%2f", "%5c", "\\", "//", "/./"];
+    let mut client = server.connect();
+    for up in ups {
+        for slash in slashes {
+            for depth in 1..4 {
+                for end in ["secret.txt", ".donjon/web.conf", "etc/passwd"] {
+                    let path = format!("/{}{end}", format!("{up}{slash}").repeat(depth));
+                    client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+                    let Some(r) = client.try_response(false) else {
+                        client = server.connect();
+                        continue;
+                    };
+                    assert!(matches!(r.status, 400 | 404), "{path}: {}", r.status);
+                    if r.header("connection") == Some("close") {
+                        client = server.connect();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = Server::plain();
+    let mut client = server.connect();
+    let wanted = ["/a.txt", "/", "/none", "/", "/a.txt"];
+    let all: String = wanted.iter().map(|p| format!("GET {p} HTTP/1.1\r\nHost: h\r\n\r\n")).collect();
+    // In three parts, cut within requests, with a pause that is longer than an idle connection keeps its buffers.
+    let (first, rest) = all.split_at(all.len() - 30);
+    let (second, third) = rest.split_at(15);
+    for part in [first, second, third] {
+        client.send(part);
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+    }
+    for path in wanted {
+        let r = client.response(false);
+        let want = match path {
+            "/" => (200, 4),
+            "/a.txt" => (200, 100_000),
+            _ => (404, r.body.len()),
+        };
+        assert_eq!((r.status, r.body.len()), want);
+    }
+}
+
+#[test]
+fn connections_last_over_pauses_and_close_when_asked() {
+    let server = Server::plain();
+    let mut client = server.connect();
+    for _ in 0..3 {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(client.response(false).text(), "home");
+        std::thread::sleep(std::time::Duration::from_millis(1300));
+    }
+    client.send("GET /a.txt HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    assert_eq!(client.response(false).body.len(), 100_000);
+    assert!(client.is_closed());
+}
+
+/// A body that nobody reads must not be taken for a request.
+#[test]
+fn bodies_are_not_requests() {
+    let server = Server::plain();
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    for request in [
+        format!("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{inner}", inner.len()),
+        format!(
+            "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n",
+            inner.len()
+        ),
+    ] {
+        let mut client = server.connect();
+        client.send(&request);
+        assert_eq!(client.response(false).status, 200, "{request}");
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        if let Some(next) = client.try_response(false) {
+            assert_eq!((next.status, next.text().as_str()), (200, "home"), "{request}");
+        }
+    }
+}
+
+#[test]
+fn no_invitation_to_send_what_nobody_wants() {
+    let server = Server::plain();
+    let r = server.ask("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(r.status, 405);
+}
+
+/// Whatever two servers could understand differently is refused, or at least never answered twice.
+#[test]
+fn ambiguous_requests() {
+    let server = Server::plain();
+    let tail = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    for head in [
+        "Content-Length: 5\r\nContent-Length: 6\r\n",
+        "Content-Length: 5, 6\r\n",
+        "Content-Length: +5\r\n",
+        "Content-Length: 5 5\r\n",
+        "Content-Length: -1\r\n",
+        "Content-Length: 0x5\r\n",
+        "Content-Length: 99999999999999999999999\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "X: a\r\n Transfer-Encoding: chunked\r\n",
+        "X: a\rTransfer-Encoding: chunked\r\n",
+        "X: a\0b\r\n",
+        "X\0: b\r\n",
+        " X: b\r\n",
+        ": b\r\n",
+        "no colon\r\n",
+    ] {
+        let mut client = server.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: h\r\n{head}\r\n{tail}"));
+        let response = client.try_response(false);
+        assert!(response.as_ref().is_none_or(|r| r.status == 400), "{head:?}: {response:?}");
+        assert!(client.try_response(false).is_none(), "{head:?}: answered twice");
+    }
+    for (framing, body) in [
+        ("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", "0\r\n\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "5\nhello\n0\n\n"),
+        ("Transfer-Encoding: chunked\r\n", "zz\r\n"),
+        ("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\n"),
+    ] {
+        let mut client = server.connect();
+        client.send(format!("POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n{body}{tail}"));
+        let mut statuses = vec![];
+        while let Some(r) = client.try_response(false) {
+            statuses.push(r.status);
+            if statuses.len() == 2 || r.header("connection") == Some("close") {
+                break;
+            }
+        }
+        // Either the connection ends after the first, or what follows a body that is complete is a request of its own.
+        let tail_is_body = body != "0\r\n\r\n";
+        assert!(
+            matches!(statuses[..], [400 | 405]) || !tail_is_body && statuses == [405, 404],
+            "{framing}: {statuses:?}"
+        );
+    }
+    server.assert_alive();
+}

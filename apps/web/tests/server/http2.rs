@@ -1,0 +1,185 @@
+//! HTTP/2 (RFC 9113) in plain text with prior knowledge, as frames made by hand, and the attacks that have a name.
+
+use crate::harness::{Client, Server};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u32).to_be_bytes();
+    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `:method GET`, `:scheme http`, `:path`, `:authority h`, without compression.
+fn request(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
+    block.extend(path.bytes());
+    block.extend([0x01, 1, b'h']);
+    block
+}
+
+fn open(server: &Server) -> Client {
+    let mut client = server.connect();
+    client.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+    client
+}
+
+fn read(client: &mut Client) -> Frame {
+    let head = client.exactly(9);
+    let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+    Frame { kind: head[3], flags: head[4], stream, payload: client.exactly(len) }
+}
+
+/// Reads until the headers of this stream. The status, if it is one that HPACK's static table has.
+fn status(client: &mut Client, stream: u32) -> u16 {
+    loop {
+        let f = read(client);
+        assert_ne!(f.kind, GOAWAY, "{:?}", f.payload);
+        assert!(f.kind != RST_STREAM || f.stream != stream, "reset: {:?}", f.payload);
+        if f.kind == HEADERS && f.stream == stream {
+            // After a change of the table's size, if there is one.
+            let index = *f.payload.iter().find(|b| **b & 0xe0 != 0x20).unwrap();
+            return [200, 204, 206, 304, 400, 404, 500]
+                .get(usize::from(index.wrapping_sub(0x88)))
+                .copied()
+                .unwrap_or(0);
+        }
+    }
+}
+
+/// Whether the server says GOAWAY or closes.
+fn is_refused(client: &mut Client) -> bool {
+    let bytes = client.rest();
+    let mut at = 0;
+    while at + 9 <= bytes.len() {
+        if bytes[at + 3] == GOAWAY {
+            return true;
+        }
+        at += 9 + u32::from_be_bytes([0, bytes[at], bytes[at + 1], bytes[at + 2]]) as usize;
+    }
+    true
+}
+
+#[test]
+fn requests_and_settings() {
+    let server = Server::plain();
+    let mut client = open(&server);
+    let settings = read(&mut client);
+    assert_eq!((settings.kind, settings.flags), (SETTINGS, 0));
+    let value = |id: u8| {
+        let found = settings.payload.as_chunks::<6>().0.iter().find(|s| s[1] == id);
+        found.map(|s| u32::from_be_bytes([s[2], s[3], s[4], s[5]]))
+    };
+    assert_eq!((value(3), value(6)), (Some(128), Some(16384)), "streams, header list");
+    for (stream, path, want) in [(1, "/", 200), (3, "/none", 404), (5, "/a.txt", 200), (7, "/..", 400)] {
+        client.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &request(path)));
+        assert_eq!(status(&mut client, stream), want, "{path}");
+    }
+}
+
+/// CVE-2023-44487.
+#[test]
+fn rapid_reset() {
+    let server = Server::plain();
+    let mut client = open(&server);
+    let mut flood = vec![];
+    for i in 0..20_000 {
+        let stream = 2 * i + 1;
+        flood.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream, &request("/a.txt")));
+        flood.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+    }
+    client.send(&flood);
+    assert!(is_refused(&mut client));
+    server.assert_alive();
+}
+
+/// CVE-2024-27316 and its kin.
+#[test]
+fn continuation_flood() {
+    let server = Server::plain();
+    let mut client = open(&server);
+    client.send(frame(HEADERS, END_STREAM, 1, &request("/")));
+    // Literal headers, never indexed, without end.
+    let mut block = vec![];
+    for _ in 0..100 {
+        block.extend([0x10, 1, b'x', 100]);
+        block.extend([b'y'; 100]);
+    }
+    for _ in 0..2000 {
+        client.send(frame(CONTINUATION, 0, 1, &block));
+    }
+    assert!(is_refused(&mut client));
+    server.assert_alive();
+}
+
+#[test]
+fn large_header_lists() {
+    let server = Server::plain();
+    let mut client = open(&server);
+    let mut block = request("/");
+    for _ in 0..150 {
+        block.extend([0x10, 1, b'x', 100]);
+        block.extend([b'y'; 100]);
+    }
+    let (first, second) = block.split_at(10_000);
+    client.send(frame(HEADERS, END_STREAM, 1, first));
+    client.send(frame(CONTINUATION, END_HEADERS, 1, second));
+    // The connection goes on: the list is refused with 431, which has no number in the static table.
+    assert_eq!(status(&mut client, 1), 0);
+    client.send(frame(HEADERS, END_STREAM | END_HEADERS, 3, &request("/")));
+    assert_eq!(status(&mut client, 3), 200);
+}
+
+/// Frames that ask for an answer, from a client that reads none.
+#[test]
+fn settings_and_ping_floods() {
+    for (kind, payload) in [(SETTINGS, &[][..]), (PING, &[0; 8][..])] {
+        let server = Server::plain();
+        let mut client = open(&server);
+        client.stream.set_write_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        let flood = frame(kind, 0, 0, payload).repeat(10_000);
+        for _ in 0..20 {
+            client.send(&flood);
+        }
+        server.assert_alive();
+        let rss = server.resident();
+        assert!(rss < 40 << 20, "{rss} bytes");
+    }
+}
+
+#[test]
+fn protocol_errors() {
+    let server = Server::plain();
+    for bytes in [
+        frame(HEADERS, END_STREAM | END_HEADERS, 2, &request("/")),
+        frame(HEADERS, END_STREAM | END_HEADERS, 0, &request("/")),
+        frame(CONTINUATION, END_HEADERS, 1, &request("/")),
+        frame(SETTINGS, 0, 1, &[]),
+        frame(SETTINGS, 0, 0, &[0; 5]),
+        frame(SETTINGS, ACK, 0, &[0; 6]),
+        frame(PING, 0, 0, &[0; 7]),
+        frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0xff; 20]),
+        frame(0, 0, 0, &vec![0; 20_000]),
+    ] {
+        let mut client = open(&server);
+        client.send(&bytes);
+        assert!(is_refused(&mut client));
+    }
+    server.assert_alive();
+}

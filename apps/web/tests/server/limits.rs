@@ -1,0 +1,107 @@
+//! Clients that are slow, greedy or many.
+
+use crate::harness::Server;
+use donjon_web_format::{Config, Limits};
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+fn with(limits: Limits) -> Server {
+    let config = Config { limits, ..Config::default() };
+    Server::start(config, &[("/index.html", b"home"), ("/big", &vec![1; 64 << 20])])
+}
+
+#[test]
+fn slow_heads() {
+    let server = with(Limits { header_seconds: 1, ..Limits::default() });
+    // Nothing at all: closed without a word.
+    let mut silent = server.connect();
+    // One byte now and then: no reason to wait longer.
+    let mut slow = server.connect();
+    slow.send("GET / HTTP/1.1\r\nHost: h\r\n");
+    let start = Instant::now();
+    for _ in 0..8 {
+        slow.send("a");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let r = slow.response(false);
+    assert_eq!((r.status, r.header("connection")), (408, Some("close")));
+    assert!(slow.is_closed(), "slow");
+    assert!(silent.is_closed());
+    assert!(start.elapsed() < Duration::from_secs(10));
+    // The second request of a connection, too.
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.response(false).status, 200);
+    client.send("GET /");
+    assert_eq!(client.response(false).status, 408);
+    server.assert_alive();
+}
+
+#[test]
+fn idle_connections() {
+    let server = with(Limits { idle_seconds: 2, header_seconds: 1, ..Limits::default() });
+    let mut client = server.connect();
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(client.response(false).status, 200);
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    let start = Instant::now();
+    assert!(client.is_closed());
+    assert!(start.elapsed() < Duration::from_secs(15));
+}
+
+#[test]
+fn long_heads() {
+    let server = Server::plain();
+    let long = "a".repeat(12_000);
+    assert_eq!(server.get(&format!("/{long}")).status, 414);
+    let r = server.ask(&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {long}\r\nY: {long}\r\n\r\n"));
+    assert_eq!(r.status, 431);
+    let many = "a: b\r\n".repeat(200);
+    assert_eq!(server.ask(&format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n")).status, 431);
+    server.assert_alive();
+}
+
+#[test]
+fn more_connections_than_places_wait() {
+    let server = with(Limits { connections: 2, header_seconds: 30, ..Limits::default() });
+    let mut held: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for client in &mut held {
+        client.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.exactly(1);
+    }
+    let mut waiting = server.connect();
+    waiting.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    waiting.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(waiting.stream.read(&mut [0; 1]).is_err(), "a third connection was served");
+    drop(held);
+    waiting.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(waiting.response(false).status, 200);
+}
+
+#[test]
+fn clients_that_take_nothing() {
+    let server = with(Limits { stall_seconds: 1, ..Limits::default() });
+    let mut client = server.connect();
+    client.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n");
+    std::thread::sleep(Duration::from_secs(4));
+    // What the sockets hold is left; the rest was given up.
+    assert!(client.rest().len() < 64 << 20);
+    server.assert_alive();
+}
+
+#[test]
+fn a_stop_drains() {
+    let mut server = with(Limits { drain_seconds: 20, ..Limits::default() });
+    let mut idle = server.connect();
+    idle.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(idle.response(false).status, 200);
+    let mut busy = server.connect();
+    busy.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n");
+    let begun = busy.exactly(1000).len();
+    server.terminate();
+    assert!(idle.is_closed());
+    assert!(begun + busy.rest().len() > 64 << 20);
+    assert_eq!(server.wait(), 0);
+}

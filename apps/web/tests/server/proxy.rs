@@ -1,0 +1,259 @@
+//! Forwarding, with an upstream that notes what it gets.
+
+use crate::harness::{Server, free_address};
+use donjon_web_format::{Config, Limits, Proxy};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What an upstream has seen: connections, and requests with head and body.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicU32,
+    requests: Mutex<Vec<(String, Vec<u8>)>>,
+}
+
+impl Seen {
+    fn last(&self) -> (String, Vec<u8>) {
+        self.requests.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+/// An HTTP/1.1 server that answers by path.
+fn upstream() -> (SocketAddr, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
+    let result = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            seen.connections.fetch_add(1, Ordering::Relaxed);
+            let seen = seen.clone();
+            std::thread::spawn(move || while answer(&stream, &seen).is_some() {});
+        }
+    });
+    (address, result)
+}
+
+fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
+    let mut reader = BufReader::with_capacity(1, stream);
+    let (mut head, mut body) = (String::new(), vec![]);
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let lower = head.to_ascii_lowercase();
+    let field = |name: &str| lower.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+    if field("transfer-encoding:") == Some("chunked") {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let len = usize::from_str_radix(line.trim(), 16).ok()?;
+            let mut chunk = vec![0; len + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            body.extend(&chunk[..len]);
+            if len == 0 {
+                break;
+            }
+        }
+    } else if let Some(len) = field("content-length:") {
+        body.resize(len.parse().ok()?, 0);
+        reader.read_exact(&mut body).ok()?;
+    }
+    let path = head.split(' ').nth(1)?.to_owned();
+    seen.requests.lock().unwrap().push((lower.clone(), body.clone()));
+    let mut say = |text: &str| stream.write_all(text.as_bytes()).ok();
+    match path.as_str() {
+        "/api/echo" => {
+            say(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()))?;
+            stream.write_all(&body).ok()
+        }
+        "/api/stream" => {
+            say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: x-hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n")?;
+            for _ in 0..3 {
+                say("3\r\nabc\r\n")?;
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            say("0\r\n\r\n")
+        }
+        "/api/never" => {
+            std::thread::sleep(Duration::from_secs(20));
+            None
+        }
+        // Says that the connection stays, and closes it.
+        "/api/leaves" => {
+            say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            None
+        }
+        "/api/nonsense" => say("hello?\r\n\r\n"),
+        "/api/cut" => {
+            say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")?;
+            None
+        }
+        "/api/socket" => {
+            say("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nwelcome")?;
+            let mut buffer = [0; 1024];
+            loop {
+                let n = stream.read(&mut buffer).ok().filter(|n| *n > 0)?;
+                stream.write_all(&buffer[..n]).ok()?;
+            }
+        }
+        _ => say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+    }
+}
+
+fn proxied(upstream: SocketAddr, limits: Limits) -> Server {
+    let proxies = vec![Proxy { prefix: "/api".into(), upstream: upstream.to_string() }];
+    Server::start(Config { proxies, limits, ..Config::default() }, &[("/index.html", b"home")])
+}
+
+#[test]
+fn requests_and_headers() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let r = server.ask(
+        "POST /api/echo HTTP/1.1\r\nHost: site.example\r\nContent-Length: 5\r\nConnection: x-secret\r\nX-Secret: 1\r\n\
+         X-Forwarded-For: 9.9.9.9\r\nForwarded: for=9.9.9.9\r\nTE: trailers\r\nX-Kept: 2\r\n\r\nhello",
+    );
+    assert_eq!((r.status, r.text().as_str()), (200, "hello"));
+    let (head, body) = seen.last();
+    assert_eq!(body, b"hello");
+    for line in [
+        "host: site.example",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: http",
+        "x-forwarded-host: site.example",
+        "x-kept: 2",
+    ] {
+        assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
+    }
+    for gone in ["x-secret", "9.9.9.9", "\r\nte:"] {
+        assert!(!head.contains(gone), "{gone} in {head}");
+    }
+    let r = server.get("/api/stream");
+    assert_eq!((r.text().as_str(), r.header("x-hop"), r.header("x-end")), ("abcabcabc", None, Some("2")));
+    assert_eq!(server.get("/").text(), "home");
+    assert_eq!(server.get("/api/unknown?q=1").status, 404);
+    assert!(seen.last().0.starts_with("get /api/unknown?q=1 http/1.1"));
+}
+
+#[test]
+fn connections_are_reused_and_stale_ones_replaced() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for _ in 0..5 {
+        assert_eq!(server.get("/api/echo").status, 200);
+    }
+    assert_eq!(seen.connections.load(Ordering::Relaxed), 1);
+    for _ in 0..5 {
+        assert_eq!(server.get("/api/leaves").status, 200);
+    }
+}
+
+#[test]
+fn framing_is_ours() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let tail = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    for framing in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 50\r\n",
+    ] {
+        let mut client = server.connect();
+        client.send(format!("POST /api/echo HTTP/1.1\r\nHost: h\r\n{framing}\r\n3\r\nabc\r\n0\r\n\r\n{tail}"));
+        let Some(r) = client.try_response(false) else { continue };
+        assert!(r.status == 400 || r.text() == "abc", "{framing}: {r:?}");
+        let (head, _) = seen.last();
+        assert!(!(head.contains("\r\ncontent-length:") && head.contains("\r\ntransfer-encoding:")), "{head}");
+        assert!(!head.starts_with("get /smuggled"), "{head}");
+    }
+}
+
+#[test]
+fn streaming_to_the_upstream() {
+    let (address, _) = upstream();
+    let server = proxied(address, Limits::default());
+    let mut client = server.connect();
+    client.send("POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.response(true).status, 100);
+    for _ in 0..20 {
+        client.send(format!("{:x}\r\n{}\r\n", 50_000, "x".repeat(50_000)));
+    }
+    client.send("0\r\n\r\n");
+    assert_eq!(client.response(false).body.len(), 1_000_000);
+}
+
+#[test]
+fn bodies_that_are_too_large_or_too_slow() {
+    let (address, _) = upstream();
+    let server = proxied(address, Limits { body_bytes: 1000, stall_seconds: 1, ..Limits::default() });
+    assert_eq!(server.ask("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n").status, 413);
+    let mut client = server.connect();
+    client.send("POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for _ in 0..11 {
+        client.send(format!("64\r\n{}\r\n", "x".repeat(100)));
+    }
+    assert_eq!(client.response(false).status, 413);
+    let mut client = server.connect();
+    client.send("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc");
+    assert_eq!(client.response(false).status, 408);
+    // A byte now and then.
+    let mut client = server.connect();
+    client.send("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n");
+    for _ in 0..10 {
+        client.send("x");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(client.response(false).status, 408);
+    server.assert_alive();
+}
+
+#[test]
+fn upstreams_that_fail() {
+    let server = proxied(free_address(), Limits::default());
+    assert_eq!(server.get("/api/echo").status, 502);
+    let (address, _) = upstream();
+    let server = proxied(address, Limits { upstream_seconds: 1, ..Limits::default() });
+    assert_eq!(server.get("/api/never").status, 504);
+    assert_eq!(server.get("/api/nonsense").status, 502);
+    let mut client = server.connect();
+    client.send("GET /api/cut HTTP/1.1\r\nHost: h\r\n\r\n");
+    let bytes = client.rest();
+    assert!(bytes.ends_with(b"short"), "{:?}", String::from_utf8_lossy(&bytes));
+    server.assert_alive();
+}
+
+#[test]
+fn what_could_be_two_places_is_not_forwarded() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for path in ["/api/../api/echo", "/api/%2e%2e/api/echo", "/x/..%2fapi/echo", "/api/./echo"] {
+        assert_eq!(server.get(path).status, 400, "{path}");
+    }
+    assert!(seen.requests.lock().unwrap().is_empty());
+}
+
+#[test]
+fn upgrades() {
+    let (address, _) = upstream();
+    let server = proxied(address, Limits { header_seconds: 1, ..Limits::default() });
+    let mut client = server.connect();
+    client.send(
+        "GET /api/socket HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\nearly",
+    );
+    let r = client.response(false);
+    assert_eq!((r.status, r.header("upgrade")), (101, Some("websocket")));
+    assert_eq!(client.exactly(7), b"welcome");
+    assert_eq!(client.exactly(5), b"early");
+    // Longer than a head may take, and than an idle connection keeps its buffers.
+    std::thread::sleep(Duration::from_millis(2500));
+    client.send(vec![b'm'; 100_000]);
+    assert_eq!(client.exactly(100_000), vec![b'm'; 100_000]);
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    // Without being asked for, 101 is an error.
+    assert_eq!(server.get("/api/socket").status, 502);
+}
