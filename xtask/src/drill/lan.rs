@@ -1,0 +1,151 @@
+//! The drill's network: namespaces of its own on one bridge, from which no frame leaves.
+//!
+//! | host | address |
+//! | --- | --- |
+//! | the bridge, with the cloud's metadata service | 10.66.0.1, 169.254.169.254 |
+//! | another machine of the subnet, with a database | 10.66.0.5 |
+//! | the victim | 10.66.0.10 |
+//! | the attacker | 10.66.0.66 |
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use donjon_tests::Netns;
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketType};
+
+/// Addresses.
+pub const DATABASE: [u8; 4] = [10, 66, 0, 5];
+pub const METADATA: [u8; 4] = [169, 254, 169, 254];
+pub const VICTIM: &str = "10.66.0.10";
+pub const ATTACKER: [u8; 4] = [10, 66, 0, 66];
+/// Where the attacker waits for a shell, and serves a program.
+pub const SHELL_PORT: u16 = 4444;
+pub const PROGRAM_PORT: u16 = 8000;
+/// What the metadata service gives to whoever asks.
+pub const CREDENTIALS: &str = "AKIADRILLCREDENTIALS";
+/// Ethernet type of the raw frames that the attacker makes the victim send (for experiments: IEEE 802).
+pub const RAW_TYPE: [u8; 2] = [0x88, 0xb5];
+/// The address that the victim pretends to have.
+pub const SPOOFED: [u8; 4] = [10, 66, 0, 1];
+
+/// The network.
+pub struct Lan {
+    pub victim: Netns,
+    pub attacker: Netns,
+    bridge: Netns,
+    database: Netns,
+    /// What came from a reverse shell.
+    shell: Arc<Mutex<String>>,
+    /// Frames with [`RAW_TYPE`], and ARP replies of the victim for an address that is another's.
+    raw: Arc<AtomicU64>,
+    spoofed: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+}
+
+impl Lan {
+    pub fn new() -> Lan {
+        let [bridge, victim, attacker, database] = std::array::from_fn(|_| Netns::empty());
+        bridge.ip(&["link", "add", "br0", "type", "bridge"]);
+        for (i, (ns, address)) in
+            [(&victim, VICTIM), (&attacker, "10.66.0.66"), (&database, "10.66.0.5")].iter().enumerate()
+        {
+            let port = format!("port{i}");
+            bridge.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", ns.name()]);
+            bridge.ip(&["link", "set", &port, "master", "br0", "up"]);
+            ns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+            ns.ip(&["link", "set", "eth0", "up"]);
+            ns.ip(&["route", "add", "default", "via", "10.66.0.1"]);
+        }
+        bridge.ip(&["addr", "add", "10.66.0.1/24", "dev", "br0"]);
+        bridge.ip(&["addr", "add", "169.254.169.254/32", "dev", "br0"]);
+        bridge.ip(&["link", "set", "br0", "up"]);
+        let lan = Lan {
+            victim,
+            attacker,
+            bridge,
+            database,
+            shell: Arc::default(),
+            raw: Arc::default(),
+            spoofed: Arc::default(),
+            done: Arc::default(),
+        };
+        lan.serve(&lan.bridge, METADATA, 80, |mut s, _| {
+            let mut request = [0; 512];
+            let _ = s.read(&mut request);
+            let _ = write!(s, "HTTP/1.0 200 OK\r\n\r\n{CREDENTIALS}");
+        });
+        lan.serve(&lan.database, DATABASE, 5432, |_, _| {});
+        lan.serve(&lan.attacker, ATTACKER, PROGRAM_PORT, |mut s, _| {
+            let _ = s.write_all(&super::code::elf());
+        });
+        lan.serve(&lan.attacker, ATTACKER, SHELL_PORT, |mut s, shell| {
+            let _ = s.set_read_timeout(Some(Duration::from_secs(5)));
+            let _ = s.write_all(b"id\nexit\n");
+            let mut text = String::new();
+            let _ = s.read_to_string(&mut text);
+            shell.lock().unwrap_or_else(|e| e.into_inner()).push_str(&text);
+        });
+        lan.watch();
+        lan
+    }
+
+    /// Serves on a thread of its own until the drill's process ends.
+    fn serve(&self, ns: &Netns, ip: [u8; 4], port: u16, f: fn(TcpStream, &Mutex<String>)) {
+        let listener = ns.run(|| TcpListener::bind((std::net::Ipv4Addr::from(ip), port)).expect("a free port"));
+        let shell = Arc::clone(&self.shell);
+        std::thread::spawn(move || listener.incoming().flatten().for_each(|s| f(s, &shell)));
+    }
+
+    /// Looks at every frame that arrives at the attacker, which the bridge shows all broadcasts.
+    fn watch(&self) {
+        // ETH_P_ALL, in network order.
+        let all = Protocol::from_raw(
+            std::num::NonZeroU32::MIN.saturating_mul(std::num::NonZeroU32::new(0x0300).expect("not 0")),
+        );
+        let socket = self.attacker.run(|| {
+            rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(all)).expect("root may listen to packets")
+        });
+        let (raw, spoofed, done) = (Arc::clone(&self.raw), Arc::clone(&self.spoofed), Arc::clone(&self.done));
+        std::thread::spawn(move || {
+            let mut frame = [0; 2048];
+            while !done.load(Ordering::Relaxed) {
+                let Ok((n, _)) = rustix::net::recv(&socket, &mut frame, RecvFlags::empty()) else { continue };
+                let frame = &frame[..n];
+                if frame.get(12..14) == Some(&RAW_TYPE) {
+                    raw.fetch_add(1, Ordering::Relaxed);
+                }
+                // An ARP reply whose sender is the address that the victim spoofs, not from the bridge itself.
+                if frame.get(12..14) == Some(&[8, 6])
+                    && frame.get(22..28) == Some(&[2, 0xd0, 0, 0, 0, 1])
+                    && frame.get(28..32) == Some(&SPOOFED)
+                {
+                    spoofed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+
+    /// What a reverse shell has said so far; it is forgotten then.
+    pub fn take_shell(&self) -> String {
+        let heard = || {
+            let mut shell = self.shell.lock().unwrap_or_else(|e| e.into_inner());
+            (!shell.is_empty()).then(|| std::mem::take(&mut *shell))
+        };
+        donjon_tests::poll_until(Duration::from_millis(1500), heard).unwrap_or_default()
+    }
+
+    /// Raw frames and spoofed ARP replies that were seen since the last call.
+    pub fn take_frames(&self) -> (u64, u64) {
+        std::thread::sleep(Duration::from_millis(200));
+        (self.raw.swap(0, Ordering::Relaxed), self.spoofed.swap(0, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,243 @@
+//! `cargo xtask drill`: the same exploits against the same program in a container, in a hardened container, and as a Donjon image under two engines.
+//!
+//! The victim (`tests/guests/drill`) does with its memory what a request asks for. In a container the attacker's first step is to make memory executable and to
+//! inject a system call proxy; all else is driven through that. In an image that step fails, so the attempts are made with what
+//! is left: the C library's functions, the gate, and the instructions that the program contains. All of it runs in network namespaces of its own.
+
+mod attempts;
+mod cell;
+mod code;
+mod lan;
+
+use std::path::Path;
+
+use donjon_tests::{Need, have, have_program, image, missing, repo_root, target_dir};
+
+use crate::process::{Result, cargo, failed, run, usage};
+use attempts::{ATTEMPTS, Attempt, Form, Outcome};
+use cell::{Ended, Kind, Made, Victim};
+use lan::Lan;
+
+const UTILITIES: &[&str] =
+    &["sh", "bash", "ls", "cat", "id", "cp", "chmod", "rm", "sleep", "env", "ps", "grep", "perl"];
+
+/// What one attempt came to under one kind.
+struct Cell {
+    kind: Kind,
+    attempt: &'static Attempt,
+    outcome: Outcome,
+    trace: String,
+}
+
+/// The task.
+pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
+    let (mut json, mut form, mut kinds, mut word) = (false, Form::Whole, Vec::new(), "");
+    while let Some(arg) = args.next() {
+        match arg {
+            "--json" => json = true,
+            "--short" => form = Form::Short,
+            "--attempt" => word = args.next().unwrap_or_default(),
+            "--only" => {
+                let name = args.next().unwrap_or_default();
+                let kind = Kind::ALL.into_iter().find(|k| k.name() == name);
+                kinds.push(kind.ok_or_else(|| usage("--only takes container, hardened, process or qemu"))?);
+            }
+            other => return Err(usage(format!("the drill does not know {other:?}"))),
+        }
+    }
+    if kinds.is_empty() {
+        kinds = Kind::ALL.to_vec();
+    }
+    let cells = drill(&kinds, form, word)?;
+    if json {
+        print_json(&cells)
+    } else {
+        print_table(&cells, &kinds)
+    }
+    verdict(&cells, word.is_empty())
+}
+
+/// The short form, for `cargo xtask test`.
+pub fn short(passed: &mut u64) -> Result {
+    let needs = [Need::Tap, Need::Program("bwrap"), Need::Program("setpriv"), Need::Program("readelf")];
+    if missing("drill", &needs) {
+        return Ok(());
+    }
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Qemu || have(Need::Qemu)).collect();
+    let cells = drill(&kinds, Form::Short, "")?;
+    print_table(&cells, &kinds);
+    *passed += cells.len() as u64;
+    verdict(&cells, true)
+}
+
+/// Makes the attempts whose names contain `word`.
+fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
+    for (program, package) in
+        [("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("ip", "iproute2"), ("readelf", "binutils")]
+    {
+        if !have_program(program) {
+            return Err(failed(format!(
+                "the drill needs {program} (package {package}); `cargo xtask setup` installs it"
+            )));
+        }
+    }
+    if !donjon_tests::is_root() {
+        return Err(failed("the drill makes network namespaces and containers: it needs root"));
+    }
+    let dir = repo_root().join("tests/guests/drill");
+    let native = target_dir().join("native");
+    run(cargo()
+        .args(["build", "--quiet", "--release", "--manifest-path"])
+        .arg(dir.join("Cargo.toml"))
+        .env("CARGO_TARGET_DIR", &native))?;
+    let image = image(&dir);
+    let boot = boot_distance(&image)?;
+    let work = target_dir().join("drill");
+    let io = |e: std::io::Error| failed(format!("{}: {e}", work.display()));
+    std::fs::create_dir_all(&work).map_err(io)?;
+    let filter = work.join("seccomp.bpf");
+    std::fs::write(&filter, cell::seccomp_filter()).map_err(io)?;
+    let lan = Lan::new();
+    let mut cells = Vec::new();
+    for kind in kinds {
+        // Readable for nobody, whom the hardened cell runs as: not below a target directory that may be root's.
+        let root = std::env::temp_dir().join(format!("donjon-drill-{}-{}", kind.name(), std::process::id()));
+        if !kind.is_donjon() {
+            let utilities = if *kind == Kind::Docker { UTILITIES } else { &[] };
+            cell::make_root(&root, &native.join("release/drill"), utilities).map_err(io)?;
+        }
+        let made = Made { root: root.clone(), filter: shared(&filter, &root).map_err(io)?, image: image.clone(), boot };
+        let mut victim = Victim::new(*kind, &lan, &made);
+        for attempt in ATTEMPTS.iter().filter(|a| a.name.contains(word)) {
+            cells.push(try_one(&mut victim, attempt, form));
+        }
+        drop(victim);
+        let _ = std::fs::remove_dir_all(&root);
+        let _ = std::fs::remove_file(&made.filter);
+    }
+    Ok(cells)
+}
+
+/// A copy of the filter that nobody may read, too.
+fn shared(filter: &Path, root: &Path) -> std::io::Result<std::path::PathBuf> {
+    let copy = root.with_extension("bpf");
+    std::fs::copy(filter, &copy)?;
+    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    Ok(copy)
+}
+
+fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Cell {
+    eprintln!("drill: {:<9} {}", victim.kind.name(), attempt.name);
+    victim.take_ends();
+    let outcome = match (attempt.run)(victim, form) {
+        Ok(outcome) => outcome,
+        Err(Ended) => Outcome::Failed("it ends".into()),
+    };
+    let ends = victim.take_ends();
+    let trace = match (ends.last(), &outcome) {
+        (Some(how), _) => how.clone(),
+        (None, Outcome::Absent(_)) => String::new(),
+        (None, _) => "none but its requests".to_owned(),
+    };
+    Cell { kind: victim.kind, attempt, outcome, trace }
+}
+
+/// From the victim's function `answer` to the library OS's pointer to the boot page, by the symbols beside the image.
+fn boot_distance(image: &Path) -> Result<Option<u64>> {
+    let debug = format!("{}.debug", image.display());
+    let (_, table) = crate::process::output(std::process::Command::new("readelf").args(["-sW", &debug]))?;
+    let address = |part: &[&str]| {
+        table.lines().find(|l| part.iter().all(|p| l.contains(p))).and_then(|l| {
+            let word = l.split_whitespace().nth(1)?;
+            u64::from_str_radix(word, 16).ok()
+        })
+    };
+    let (text, boot) = (address(&["drill", "answer"]), address(&["donjon_base", "BOOT"]));
+    Ok(text.zip(boot).map(|(text, boot)| boot.wrapping_sub(text)))
+}
+
+/// What must hold: Donjon stops all that it claims to stop, and the exploits are exploits.
+fn verdict(cells: &[Cell], all: bool) -> Result {
+    let succeeded = |c: &&Cell| matches!(c.outcome, Outcome::Succeeded(_));
+    let broken: Vec<String> = cells
+        .iter()
+        .filter(|c| c.kind.is_donjon() && !c.attempt.conceded)
+        .filter(succeeded)
+        .map(|c| format!("{} under {}", c.attempt.name, c.kind.name()))
+        .collect();
+    if !broken.is_empty() {
+        return Err(failed(format!("FAILURE: {}", broken.join("; "))));
+    }
+    let container: Vec<&Cell> = cells.iter().filter(|c| c.kind == Kind::Docker).collect();
+    let works = container.iter().copied().filter(|c| matches!(c.outcome, Outcome::Succeeded(_))).count();
+    if all && !container.is_empty() && works < ATTEMPTS.len() / 2 {
+        return Err(failed(format!("only {works} exploits work in an ordinary container: the drill itself is broken")));
+    }
+    Ok(())
+}
+
+fn print_table(cells: &[Cell], kinds: &[Kind]) {
+    print!("\n| attempt |");
+    kinds.iter().for_each(|k| print!(" {} |", k.name()));
+    print!("\n| --- |");
+    kinds.iter().for_each(|_| print!(" --- |"));
+    println!();
+    for attempt in ATTEMPTS.iter().filter(|a| cells.iter().any(|c| c.attempt.name == a.name)) {
+        print!("| {} |", attempt.name);
+        for kind in kinds {
+            let cell = cells.iter().find(|c| c.kind == *kind && c.attempt.name == attempt.name);
+            let text = cell.map_or_else(String::new, |c| match &c.outcome {
+                Outcome::Succeeded(how) => format!("**succeeded**: {how}"),
+                Outcome::Failed(how) => format!("failed: {how}"),
+                Outcome::Absent(why) => format!("- ({why})"),
+            });
+            print!(" {} |", text.replace('|', "/").replace('\n', " "));
+        }
+        println!();
+    }
+    println!();
+    for kind in kinds {
+        let of = |f: fn(&Outcome) -> bool| cells.iter().filter(|c| c.kind == *kind && f(&c.outcome)).count();
+        let traces = cells.iter().filter(|c| c.kind == *kind && c.trace != "none but its requests").count();
+        println!(
+            "{}: {} succeeded, {} failed; {traces} left a trace besides their requests",
+            kind.name(),
+            of(|o| matches!(o, Outcome::Succeeded(_))),
+            of(|o| matches!(o, Outcome::Failed(_)))
+        );
+    }
+}
+
+fn print_json(cells: &[Cell]) {
+    let quote = |s: &str| {
+        let mut out = String::from("\"");
+        for c in s.chars() {
+            match c {
+                '"' | '\\' => out.extend(['\\', c]),
+                c if c.is_control() => out.push(' '),
+                c => out.push(c),
+            }
+        }
+        out + "\""
+    };
+    let rows: Vec<String> = cells
+        .iter()
+        .map(|c| {
+            let (outcome, how) = match &c.outcome {
+                Outcome::Succeeded(how) => ("succeeded", how.as_str()),
+                Outcome::Failed(how) => ("failed", how.as_str()),
+                Outcome::Absent(why) => ("absent", *why),
+            };
+            format!(
+                "  {{\"attempt\": {}, \"kind\": {}, \"outcome\": {}, \"how\": {}, \"trace\": {}, \"conceded\": {}}}",
+                quote(c.attempt.name),
+                quote(c.kind.name()),
+                quote(outcome),
+                quote(how),
+                quote(&c.trace),
+                c.attempt.conceded
+            )
+        })
+        .collect();
+    println!("[\n{}\n]", rows.join(",\n"));
+}
