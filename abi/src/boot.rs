@@ -132,6 +132,8 @@ pub struct BootPage {
     pub engine: [u8; 16],
     /// Fresh entropy from the host's generator.
     pub entropy: [u8; 64],
+    /// The secrets ([`crate::secrets`]), read-only; `len` 0 if there are none.
+    pub secrets: Range,
 }
 
 impl BootPage {
@@ -168,6 +170,7 @@ impl BootPage {
             },
             engine: [0; 16],
             entropy: [0; 64],
+            secrets: NONE,
         }
     }
 }
@@ -181,4 +184,5 @@ const _: () = {
     assert!(core::mem::offset_of!(BootPage, clock) == 160);
     assert!(core::mem::offset_of!(BootPage, net) == 208);
     assert!(core::mem::offset_of!(BootPage, entropy) == 304);
+    assert!(core::mem::offset_of!(BootPage, secrets) == 368);
 };

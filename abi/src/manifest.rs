@@ -23,6 +23,10 @@ pub enum Tag {
     Tmpfs = 7,
     /// Version of the tool that made the image, UTF-8. Exactly once.
     Tool = 8,
+    /// Name of a secret that the guest is handed at its start ([`crate::secrets`]). Any number, in ascending order.
+    Secret = 9,
+    /// A part of the program that could have been left out: 1 (it is there) or 0 (it is absent), then its name, UTF-8. Any number.
+    Part = 10,
 }
 
 impl Tag {
@@ -37,6 +41,8 @@ impl Tag {
             6 => Tag::Env,
             7 => Tag::Tmpfs,
             8 => Tag::Tool,
+            9 => Tag::Secret,
+            10 => Tag::Part,
             _ => return None,
         })
     }

@@ -19,7 +19,7 @@ use std::{
     time::Instant,
 };
 
-use donjon_image::project::{Options, Project};
+use donjon_image::project::{BuildError, Options, Project, explain};
 use nested::{Toolchain, clean, run, shared};
 
 /// The features of `apps/web` that a site may or may not need, sorted.
@@ -89,7 +89,7 @@ fn build_all(place: &Path) {
 fn build_one(place: &Path, lane: usize, set: usize) {
     let started = Instant::now();
     let mut project = Project::load(Path::new(".")).unwrap_or_else(|e| panic!("apps/web: {e}"));
-    project.target_dir = place.join(format!("lane{lane}"));
+    project.target_dir = place.join(format!("lane-{lane}"));
     let cargo = vec![
         "--locked".into(),
         "--quiet".into(),
@@ -97,7 +97,10 @@ fn build_one(place: &Path, lane: usize, set: usize) {
         format!("--features={}", features(set)),
     ];
     let options = Options { cargo, plain: true, ..Options::default() };
-    let program = project.program(&options).unwrap_or_else(|e| panic!("apps/web with {}: {e}", name(set)));
+    let program = project.program(&options).unwrap_or_else(|e| {
+        let why = if let BuildError::Link(d) = &e { explain(d).join("\n") } else { String::new() };
+        panic!("apps/web with {}: {e}\n{why}", name(set))
+    });
     // Names of functions stay, for crash reports and `donjon inspect --crates`; what debuggers want would be two thirds of it.
     let (part, elf) = (place.join(format!("{}.part", name(set))), place.join(format!("{}.elf", name(set))));
     let packed = elf.with_extension("br");

@@ -9,6 +9,7 @@ mod limits;
 mod load;
 mod outbound;
 mod security;
+mod serve;
 mod stdlib;
 mod transfer;
 

@@ -8,6 +8,7 @@ pub mod calendar;
 pub mod cmdline;
 pub mod firmware;
 pub mod frames;
+pub mod fwcfg;
 pub mod image;
 pub mod iov;
 #[cfg(donjon_guest)]

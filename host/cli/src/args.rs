@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use donjon_monitor::{Machine, NetMode, Publish};
+use donjon_monitor::{Machine, NetMode, Publish, Secret};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -144,6 +144,7 @@ Examples:
   donjon run hello.img -p 8080:80              port 80 of the guest is 127.0.0.1:8080 here
   donjon run . -p 0.0.0.0:53:53/udp            the project here; UDP; on all addresses
   donjon run hello.img -e RUST_LOG=info -- -v  environment and arguments
+  donjon run site.img -p 8443:443 --secret tls-key=key.pem    with what must not be in the image
   donjon run hello.img --engine qemu           as a virtual machine
   donjon run hello.img --net tap:tap0,ip=10.0.0.2/24,gw=10.0.0.1")]
 pub struct RunArgs {
@@ -158,6 +159,9 @@ pub struct RunArgs {
     /// A variable of the guest's environment. May be given several times.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<String>,
+    /// Hand the guest a secret that its image asks for: it becomes /run/secrets/NAME. May be given several times.
+    #[arg(long, value_name = "NAME=FILE")]
+    pub secret: Vec<Secret>,
     /// Let the guest connect to anything, whatever its manifest says.
     #[arg(long)]
     pub egress_any: bool,
@@ -220,6 +224,9 @@ pub struct ServeArgs {
     /// Publish a port of the guest: [ADDR:]HOST:GUEST [default: 8080:80, and 8443:443 with --tls]. May be given several times.
     #[arg(long, short, value_name = "PORTS")]
     pub publish: Vec<Publish>,
+    /// Hand a secret over, in place of the file that the options name. May be given several times.
+    #[arg(long, value_name = "NAME=FILE")]
+    pub secret: Vec<Secret>,
     #[command(flatten)]
     pub site: SiteArgs,
     #[command(flatten)]

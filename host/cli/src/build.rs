@@ -51,6 +51,9 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
         println!("{}", made.json(&site));
     } else {
         eprintln!("donjon: {}", made.text(&site));
+        if let Some(how) = made.start(&site) {
+            eprintln!("donjon: {how}");
+        }
     }
     Ok(0)
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     args::InspectArgs,
     failure::{Failure, code},
+    site::part,
     ui::bytes,
 };
 
@@ -62,6 +63,8 @@ fn describe(image: &Image) -> Value {
         "egress": m.egress.iter().map(show_egress).collect::<Vec<_>>(),
         "args": m.args,
         "env": m.env,
+        "secrets": m.secrets,
+        "parts": m.parts.iter().map(|(name, there)| (name.clone(), json!(there))).collect::<serde_json::Map<_, _>>(),
         "segments": segments,
         "relocations": relr_offsets(words).count(),
         "sections": {"bundle": h.bundle.len, "shim": h.shim.len, "manifest": h.manifest.len},
@@ -92,6 +95,11 @@ fn human(about: &Value) -> String {
     line("may reach", list("egress"));
     line("arguments", list("args"));
     line("environment", list("env"));
+    line("secrets", list("secrets"));
+    if let Some(parts) = about["parts"].as_object().filter(|p| !p.is_empty()) {
+        let parts = parts.iter().map(|(name, there)| part(&(name.clone(), *there == true)));
+        line("parts", parts.collect::<Vec<_>>().join(", "));
+    }
     line("relocations", number(&about["relocations"]));
     let shim = &about["sections"]["shim"];
     line(

@@ -24,6 +24,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         env: args.env.clone(),
         net: args.engine.net.clone(),
         publish: args.publish.clone(),
+        secrets: args.secret.clone(),
         egress_any: args.egress_any,
         verbose: args.verbose,
         ..RunOptions::default()

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use donjon_monitor::{NetMode, Protocol, Publish, RunOptions};
+use donjon_monitor::{NetMode, Protocol, Publish, RunOptions, Secret};
 
 use crate::{args::ServeArgs, failure::Failure, run, site::Site};
 
@@ -26,10 +26,24 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         memory: args.engine.memory,
         net: args.engine.net.clone(),
         publish,
+        secrets: secrets(args, &site),
         verbose: args.verbose,
         ..RunOptions::default()
     };
     run::to_the_end(&image, &options)
+}
+
+/// What the user says, and for the other secrets the files that the options name.
+fn secrets(args: &ServeArgs, site: &Site) -> Vec<Secret> {
+    let mut out = args.secret.clone();
+    for (name, file) in &site.prepared.secrets {
+        if let Some(file) = file
+            && !args.secret.iter().any(|s| s.name == *name)
+        {
+            out.push(Secret { name: name.clone(), file: file.clone() });
+        }
+    }
+    out
 }
 
 /// What the user says, or the ports that one tries first.

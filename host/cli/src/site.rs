@@ -86,21 +86,39 @@ impl Site {
                 manifest.egress.push(egress);
             }
         }
+        let secrets = self.prepared.secrets.iter().map(|(name, _)| name.clone());
+        manifest.secrets.extend(secrets.filter(|name| !self.config.secrets.contains(name)));
+        manifest.parts = self.parts();
         Ok(manifest)
     }
 
-    /// The variant of the server that has what this site needs, linked, and its features.
+    /// The variant of the server that has what this site needs and nothing else, linked.
     #[cfg(feature = "serve")]
     fn program(&self) -> Result<Vec<u8>, Failure> {
         let broken = |e: &dyn std::fmt::Display| Failure::new(code::OS, format!("this program is damaged: {e}"), None);
-        let variant = donjon_variants::Variant::with(&self.prepared.features());
-        variant.ok_or_else(|| broken(&"it lacks a variant of the web server"))?.program().map_err(|e| broken(&e))
+        self.variant().ok_or_else(|| broken(&"it lacks a variant of the web server"))?.program().map_err(|e| broken(&e))
+    }
+
+    #[cfg(feature = "serve")]
+    fn variant(&self) -> Option<donjon_variants::Variant> {
+        donjon_variants::Variant::with(&self.prepared.features())
+    }
+
+    /// What could have been left out of the server, and whether it is there.
+    #[cfg(feature = "serve")]
+    fn parts(&self) -> Vec<(String, bool)> {
+        self.variant().into_iter().flat_map(|v| v.features()).map(|(name, there)| (name.into(), there)).collect()
     }
 
     #[cfg(not(feature = "serve"))]
     fn program(&self) -> Result<Vec<u8>, Failure> {
         let hint = "build it with its default features: `cargo build --release -p donjon-cli`".to_owned();
         Err(Failure::new(code::UNAVAILABLE, "this donjon was built without the web server", hint))
+    }
+
+    #[cfg(not(feature = "serve"))]
+    fn parts(&self) -> Vec<(String, bool)> {
+        vec![]
     }
 
     /// Makes the image, and the file for `donjon inspect --crates` and crash reports beside it.
@@ -125,13 +143,25 @@ impl Made {
     pub fn text(&self, site: &Site) -> String {
         let p = &site.prepared;
         let files = if p.resources == 1 { "1 file".into() } else { format!("{} files", p.resources) };
+        let parts: Vec<String> = site.parts().iter().map(part).collect();
         format!(
-            "{} ({} bytes): {files}, {} bytes; server with {}",
+            "{} ({} bytes): {files}, {} bytes; {}",
             self.image.display(),
             ui::bytes(self.bytes),
             ui::bytes(p.plain_bytes),
-            features(p)
+            parts.join(", ")
         )
+    }
+
+    /// How to start the image, where that takes more than a port.
+    pub fn start(&self, site: &Site) -> Option<String> {
+        let flag = |(name, file): &(String, Option<PathBuf>)| {
+            let file = file.as_ref().map_or("FILE".into(), |f| f.display().to_string());
+            format!(" --secret {name}={file}")
+        };
+        let secrets: String = site.prepared.secrets.iter().map(flag).collect();
+        let image = self.image.display();
+        (!secrets.is_empty()).then(|| format!("the private key is not in it: `donjon run {image}{secrets}`"))
     }
 
     pub fn json(&self, site: &Site) -> Value {
@@ -145,11 +175,9 @@ impl Made {
     }
 }
 
-fn features(p: &Prepared) -> String {
-    match p.features() {
-        none if none.is_empty() => "nothing unused: no tls, proxy, auth".into(),
-        some => some.join(", "),
-    }
+/// A part of a program that could have been left out.
+pub fn part((name, there): &(String, bool)) -> String {
+    format!("{name}: {}", if *there { "in" } else { "absent" })
 }
 
 /// Never a half-written file under the final name, and none at all if it is the same already.

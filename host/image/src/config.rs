@@ -38,6 +38,8 @@ pub struct Config {
     pub args: Vec<String>,
     /// Largest size of `/tmp`, bytes.
     pub tmpfs: Option<u64>,
+    /// Names of the secrets that the guest is handed at its start.
+    pub secrets: Vec<String>,
     /// What the compiler aims at.
     pub optimize: Optimize,
     /// Which of the package's programs.
@@ -97,8 +99,8 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 11] =
-    ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "optimize", "bin", "web"];
+pub const KEYS: [&str; 12] =
+    ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin", "web"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +118,8 @@ struct Raw {
     #[serde(default)]
     args: Vec<String>,
     tmpfs: Option<Size>,
+    #[serde(default)]
+    secrets: Vec<String>,
     #[serde(default)]
     optimize: Optimize,
     bin: Option<String>,
@@ -196,6 +200,17 @@ impl Config {
         if memory.is_some_and(|m| !(1 << 20..=MEMORY_MAX).contains(&m)) {
             return Err(value("memory", "expected between 1M and 1T".into()));
         }
+        if let Some(bad) = raw.secrets.iter().find(|s| !donjon_abi::secrets::is_name(s.as_bytes())) {
+            let max = donjon_abi::secrets::NAME_MAX;
+            let message = format!("`{bad}` is not a name: expected at most {max} letters, digits, `-`, `_` and `.`");
+            return Err(value("secrets", message));
+        }
+        if raw.secrets.len() > donjon_abi::secrets::COUNT_MAX {
+            return Err(value("secrets", format!("expected at most {}", donjon_abi::secrets::COUNT_MAX)));
+        }
+        let mut secrets = raw.secrets;
+        secrets.sort_unstable();
+        secrets.dedup();
         let files = raw.files.into_iter().map(|f| match f {
             RawFiles::Path(from) => Files { from, to: None },
             RawFiles::Pair(Pair { from, to }) => Files { from, to: Some(to) },
@@ -213,6 +228,7 @@ impl Config {
             env: raw.env,
             args: raw.args,
             tmpfs: raw.tmpfs.map(|t| size("tmpfs", t)).transpose()?,
+            secrets,
             optimize: raw.optimize,
             bin: raw.bin,
         })
@@ -229,6 +245,8 @@ impl Config {
             env: self.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
             tmpfs: self.tmpfs,
             tool: concat!("donjon ", env!("CARGO_PKG_VERSION")).into(),
+            secrets: self.secrets.clone(),
+            parts: Vec::new(),
         }
     }
 }
@@ -356,6 +374,7 @@ mod tests {
             files = ["static", { from = "conf/*.toml", to = "/etc" }]
             args = ["--quiet"]
             tmpfs = 1048576
+            secrets = ["tls-key", "db"]
             optimize = "speed"
             bin = "server"
             [env]
@@ -367,6 +386,7 @@ mod tests {
         assert_eq!(c.listen[1].to_string(), "53/udp");
         assert_eq!(c.files[1].to.as_deref(), Some("/etc"));
         assert_eq!((c.tmpfs, c.optimize), (Some(1 << 20), Optimize::Speed));
+        assert_eq!(c.secrets, ["db", "tls-key"]);
         let m = c.manifest("x");
         assert_eq!((m.name.as_str(), m.env.as_slice()), ("web", &["RUST_LOG=info".to_owned()][..]));
         assert_eq!(Manifest::parse(&m.to_bytes()), Ok(m));
@@ -379,6 +399,7 @@ mod tests {
         assert_eq!(error("ports = [80]"), "Donjon.toml: unknown key `ports` (did you mean `listen`?)");
         assert_eq!(error("frobnicate = 1"), "Donjon.toml: unknown key `frobnicate`");
         assert!(error("listen = [70000]").contains("`listen`: `70000` is not a port"));
+        assert!(error("secrets = [\"a/b\"]").contains("`secrets`: `a/b` is not a name"));
         assert!(error("memory = \"lots\"").contains("`memory`: `lots` is not a size"));
         assert!(error("memory = \"1K\"").contains("between 1M and 1T"));
         assert!(error("egress = [\"example.org\"]").contains("`egress`"));

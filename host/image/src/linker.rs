@@ -201,17 +201,21 @@ fn run(spec: &Path) -> io::Result<Result<(), Diagnosis>> {
     Ok(result)
 }
 
-/// rustc's own object files are gone after the link: keeps them under another name.
+/// rustc's own object files, and the archives that it makes for this link only (those with native code, without what LTO has taken in), are gone
+/// after it: keeps them under another name.
 fn keep(kept: &Path, index: usize, arg: String) -> io::Result<String> {
     let path = Path::new(&arg);
-    if !arg.ends_with(".o") || arg.starts_with('-') || !path.is_file() {
+    let object = arg.ends_with(".o");
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default();
+    let passing = arg.ends_with(".rlib") && folder.to_string_lossy().starts_with("rustc");
+    if !(object || passing) || arg.starts_with('-') || !path.is_file() {
         return Ok(arg);
     }
     // The file's own name stays: it says which crate a symbol comes from.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let copy = kept.join(format!("{index}.{name}"));
-    let mut bytes = fs::read(path)?;
-    if cut(&mut bytes) {
+    let mut bytes = if object { fs::read(path)? } else { Vec::new() };
+    if object && cut(&mut bytes) {
         fs::write(&copy, bytes)?;
     } else if fs::hard_link(path, &copy).is_err() {
         fs::copy(path, &copy)?;
@@ -379,6 +383,23 @@ mod tests {
         spec.refresh(&program).unwrap().unwrap();
         assert_eq!(fs::read_to_string(&program).unwrap(), "second.o\n");
         assert_eq!(fs::read_to_string(&output).unwrap(), "second.o\n");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_rustc_removes_after_the_link_is_kept() {
+        let dir = env::temp_dir().join(format!("donjon-keep-{}", std::process::id()));
+        fs::create_dir_all(dir.join("rustcAbC123")).unwrap();
+        let write = |name: &str| {
+            fs::write(dir.join(name), name).unwrap();
+            dir.join(name).to_string_lossy().into_owned()
+        };
+        let (passing, stays) = (write("rustcAbC123/libring-1.rlib"), write("libhyper-1.rlib"));
+        assert_eq!(keep(&dir, 1, stays.clone()).unwrap(), stays);
+        assert_eq!(keep(&dir, 2, "-z".into()).unwrap(), "-z");
+        let kept = keep(&dir, 3, passing.clone()).unwrap();
+        fs::remove_file(passing).unwrap();
+        assert_eq!(fs::read_to_string(kept).unwrap(), "rustcAbC123/libring-1.rlib");
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -1,6 +1,7 @@
 //! The manifest of an image as a value, and its encoding into records.
 
 use donjon_abi::manifest::{Egress, RecordError, Tag, records, write_record};
+use donjon_abi::secrets::{COUNT_MAX, is_name};
 
 /// What a guest was declared to be and to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub struct Manifest {
     pub tmpfs: Option<u64>,
     /// Version of the tool that made the image.
     pub tool: String,
+    /// Names of the secrets that the guest is handed at its start.
+    pub secrets: Vec<String>,
+    /// Parts of the program that could have been left out, and whether they are there.
+    pub parts: Vec<(String, bool)>,
 }
 
 /// A transport protocol.
@@ -112,6 +117,18 @@ impl Manifest {
                 Tag::Listen => out.listen.push(Port::from_record(value).ok_or_else(bad)?),
                 Tag::Egress => out.egress.push(Egress::from_bytes(value).ok_or_else(bad)?),
                 Tag::Arg => out.args.push(text()?),
+                Tag::Secret => {
+                    let name = text().ok().filter(|n| is_name(n.as_bytes())).ok_or_else(bad)?;
+                    // In ascending order, as the shim relies on.
+                    if out.secrets.last().is_some_and(|last| *last >= name) || out.secrets.len() == COUNT_MAX {
+                        return Err(bad());
+                    }
+                    out.secrets.push(name);
+                }
+                Tag::Part => match value.split_first().map(|(there, name)| (there, std::str::from_utf8(name))) {
+                    Some((there @ 0..=1, Ok(name))) => out.parts.push((name.into(), *there == 1)),
+                    _ => return Err(bad()),
+                },
                 Tag::Env => out.env.push(text().ok().filter(|t| t.contains('=')).ok_or_else(bad)?),
             }
         }
@@ -135,6 +152,10 @@ impl Manifest {
             put(Tag::Tmpfs, &tmpfs.to_le_bytes());
         }
         put(Tag::Tool, self.tool.as_bytes());
+        let mut secrets: Vec<&String> = self.secrets.iter().collect();
+        secrets.sort_unstable();
+        secrets.iter().for_each(|s| put(Tag::Secret, s.as_bytes()));
+        self.parts.iter().for_each(|(name, there)| put(Tag::Part, &[&[u8::from(*there)], name.as_bytes()].concat()));
         out
     }
 }
@@ -170,6 +191,8 @@ mod tests {
             env: vec!["A=b".into()],
             tmpfs: Some(4096),
             tool: "0.1".into(),
+            secrets: vec!["db".into(), "tls-key".into()],
+            parts: vec![("proxy".into(), false), ("tls".into(), true)],
         }
     }
 
@@ -188,6 +211,14 @@ mod tests {
         let mut m = manifest();
         m.env = vec!["no equals sign".into()];
         assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Env)));
+        for bad in ["", "../x", "a b"] {
+            m = manifest();
+            m.secrets = vec![bad.into()];
+            assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Secret)), "{bad}");
+        }
+        m = manifest();
+        m.secrets = vec!["a".into(), "a".into()];
+        assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Secret)), "twice");
         m = manifest();
         m.listen[0].port = 0;
         assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Listen)));

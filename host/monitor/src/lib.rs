@@ -18,6 +18,7 @@ mod probe;
 pub mod process;
 pub mod qemu;
 mod reactor;
+mod secrets;
 mod signals;
 mod source;
 mod stop;
@@ -30,6 +31,7 @@ pub use error::Error;
 pub use exit::ExitStatus;
 pub use options::{Engine, Machine, NetMode, OptionError, Publish, QemuOptions, RunOptions, TapOptions};
 pub use probe::{Fitness, Probe, probe};
+pub use secrets::Secret;
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! A bare launcher: `donjon-monitor IMAGE [-p PUBLISH]… [--net NET] [-m MIB] [-e NAME=VALUE]… [-- ARG…]`. The `donjon` command does the same with more comfort.
+//! A bare launcher: `donjon-monitor IMAGE [-p PUBLISH]… [--net NET] [-m MIB] [-e NAME=VALUE]… [--secret NAME=FILE]… [-- ARG…]`. The `donjon` command does the same with more comfort.
 
 use std::process::ExitCode;
 
@@ -49,6 +49,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
                 options.engine = Engine::Qemu(QemuOptions { machine, ..QemuOptions::default() });
             }
             "-m" => options.memory = Some(value()?.parse::<u64>().map_err(|e| format!("-m: {e}"))? << 20),
+            "--secret" => options.secrets.push(value()?.parse().map_err(|e| format!("{e}"))?),
             "-e" => options.env.push(value()?),
             "-v" => options.verbose = true,
             "--stop-timeout-ms" => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use donjon_image::Protocol;
 
+use crate::secrets::Secret;
+
 /// Everything about a run that is not in the image.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -22,6 +24,8 @@ pub struct RunOptions {
     pub net: NetMode,
     /// Ports of the host that lead to ports of the guest ([`NetMode::User`] only).
     pub publish: Vec<Publish>,
+    /// What the guest is handed at its start and what is not in its image.
+    pub secrets: Vec<Secret>,
     /// How long the guest may take to stop after it has been asked to.
     pub stop_timeout: Duration,
     /// Lets the guest connect to anything, whatever its manifest says.
@@ -42,6 +46,7 @@ impl Default for RunOptions {
             env: Vec::new(),
             net: NetMode::User,
             publish: Vec::new(),
+            secrets: Vec::new(),
             stop_timeout: Duration::from_secs(10),
             egress_any: false,
             verbose: false,
@@ -256,7 +261,7 @@ pub struct OptionError {
 }
 
 impl OptionError {
-    fn new(what: &'static str, got: &str, expected: &'static str) -> Self {
+    pub(crate) fn new(what: &'static str, got: &str, expected: &'static str) -> Self {
         OptionError { what, got: got.into(), expected }
     }
 }

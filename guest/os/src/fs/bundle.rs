@@ -1,4 +1,4 @@
-//! The read-only bundle.
+//! The read-only bundle, and the secrets, which are a bundle of their own beside it.
 
 use super::stat::{Stat, Time, kind};
 use crate::global::Global;
@@ -7,9 +7,12 @@ use donjon_abi::bundle::{Bundle, Entry, Kind};
 /// A place in the bundle: an entry, or the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BundleNode {
-    /// Index of the entry; `None` is the root directory.
+    /// Index of the entry, in the secrets if it is [`SECRET`] or more; `None` is the root directory.
     pub entry: Option<u32>,
 }
+
+/// Indices from here on are those of the secrets.
+const SECRET: u32 = 1 << 31;
 
 static BUNDLE: Global<Option<Bundle<'static>>> = Global::new(None);
 
@@ -20,6 +23,25 @@ pub fn bundle() -> Bundle<'static> {
             Bundle::parse(donjon_base::bytes(donjon_base::boot().bundle)).unwrap_or(Bundle::EMPTY)
         })
     })
+}
+
+/// The secrets. There are few, and they are seldom opened: checked anew each time.
+fn secrets() -> Bundle<'static> {
+    Bundle::parse(donjon_base::bytes(donjon_base::boot().secrets)).unwrap_or(Bundle::EMPTY)
+}
+
+fn entry(index: u32) -> Option<Entry<'static>> {
+    if index < SECRET { bundle().get(index) } else { secrets().get(index - SECRET).map(secret) }
+}
+
+/// The entry of a path: in the bundle, else among the secrets.
+fn find(path: &str) -> Option<u32> {
+    let secret = || secrets().lookup(path).map(|e| secret(e).index);
+    bundle().lookup(path).map(|e| e.index).or_else(secret)
+}
+
+fn secret(e: Entry<'static>) -> Entry<'static> {
+    Entry { index: e.index | SECRET, ..e }
 }
 
 /// A path's directory, unless that is the root, and its last part. Without the searchers for `char`, which are large.
@@ -34,7 +56,7 @@ impl BundleNode {
     pub const ROOT: BundleNode = BundleNode { entry: None };
 
     fn get(self) -> Option<Entry<'static>> {
-        self.entry.and_then(|i| bundle().get(i))
+        self.entry.and_then(entry)
     }
 
     /// Whether it is a directory.
@@ -56,29 +78,37 @@ impl BundleNode {
     pub fn child(self, name: &[u8]) -> Option<BundleNode> {
         let name = core::str::from_utf8(name).ok()?;
         let dir = self.path();
-        let found = if dir.is_empty() {
-            bundle().lookup(name)
+        let entry = if dir.is_empty() {
+            find(name)
         } else {
             let mut path = alloc::string::String::with_capacity(dir.len() + 1 + name.len());
             path.push_str(dir);
             path.push('/');
             path.push_str(name);
-            bundle().lookup(&path)
+            find(&path)
         };
-        found.map(|e| BundleNode { entry: Some(e.index) })
+        entry.map(|i| BundleNode { entry: Some(i) })
     }
 
     /// The directory that it is in; the root is its own.
     pub fn parent(self) -> BundleNode {
         match split(self.path()).0 {
-            Some(dir) => BundleNode { entry: bundle().lookup(dir).map(|e| e.index) },
+            Some(dir) => BundleNode { entry: find(dir) },
             None => BundleNode::ROOT,
         }
     }
 
     /// The first child at or behind entry `from`.
     pub fn next_child(self, from: u32) -> Option<Entry<'static>> {
-        bundle().children(self.path(), from).next()
+        let path = self.path();
+        if from < SECRET
+            && let Some(e) = bundle().children(path, from).next()
+        {
+            return Some(e);
+        }
+        // A directory that both have is listed once.
+        let new = |e: &Entry<'_>| bundle().lookup(e.path).is_none();
+        secrets().children(path, from.saturating_sub(SECRET)).find(new).map(secret)
     }
 
     /// Status.
@@ -86,10 +116,12 @@ impl BundleNode {
         let time = Time { sec: self.get().map_or(0, |e| e.mtime) as i64, nsec: 0 };
         let dir = self.is_dir();
         let size = self.data().len() as u64;
+        // Secrets are their owner's only.
+        let mask = if self.entry.is_some_and(|i| i >= SECRET) { 0o700 } else { 0o777 };
         Stat {
             dev: 1,
             ino: self.entry.map_or(1, |i| u64::from(i) + 2),
-            mode: if dir { kind::DIR | 0o555 } else { kind::FILE | 0o444 },
+            mode: if dir { kind::DIR | 0o555 & mask } else { kind::FILE | 0o444 & mask },
             nlink: if dir { 2 } else { 1 },
             size,
             used: size,

@@ -12,7 +12,7 @@ use super::segments::{DEVICE, SERIAL, TIMER};
 use crate::firmware::Power;
 use crate::frames::Span;
 use crate::nic::Nic;
-use crate::phys::Direct;
+use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
 use crate::space::{Flush, Refused, Space};
 use crate::virtq::Lie;
@@ -35,6 +35,8 @@ pub struct Shim {
     pub clock: Clock,
     /// How to switch off.
     pub power: Power,
+    /// Memory with the secrets.
+    pub secrets: Span,
     /// Guest addresses that `protect` and `discard` may change.
     pub reserve: Span,
     /// The image's tick upcall.
@@ -175,6 +177,8 @@ impl Shim {
         if let Some(nic) = &mut self.nic {
             nic.stop(&mut self.space, DRAIN);
         }
+        let Span { start, end } = self.secrets;
+        self.space.mem.zero(PhysAddr(start), (end - start) as usize);
         exit::exit(Some((&mut self.space.mem, self.power)), status)
     }
 

@@ -5,7 +5,7 @@
 use super::apic::{self, Apic, Lines};
 use super::clock::{Calibration, wall};
 use super::console::Piece::{Dec, Hex};
-use super::cpu::{self, Features};
+use super::cpu::{self, Features, inb, outw};
 use super::devices::Devices;
 use super::random::Random;
 use super::segments::{self, USER_CODE, USER_DATA};
@@ -15,6 +15,7 @@ use super::{console, exit};
 use crate::cmdline::{self, Words};
 use crate::firmware::{self, Machine, Power, Protocol};
 use crate::frames::{Frames, Span};
+use crate::fwcfg::{self, FwCfg, RESERVED};
 use crate::image::{self, LoadError, Places, map_range, payload_end, physical};
 use crate::nic::Nic;
 use crate::phys::{Direct, Phys, PhysAddr};
@@ -61,6 +62,7 @@ enum Stop {
     LongLine,
     Strings,
     NoEntropy,
+    Secrets,
     Device(Lie),
     NoClock,
     NoMemory,
@@ -121,6 +123,7 @@ extern "C" fn shim_start(protocol: u64, info: u64) -> ! {
         Stop::LongLine => told("command line: longer than 4095 bytes", exit::USAGE),
         Stop::Strings => told("command line: arguments and environment exceed 64 KiB", exit::USAGE),
         Stop::Word => exit::USAGE,
+        Stop::Secrets => told("the secrets (fw_cfg opt/donjon/secret/NAME) are more than 64 KiB", exit::USAGE),
         Stop::NoEntropy => told(
             "no source of randomness: use a CPU with RDRAND (QEMU: -cpu max) or add a virtio-rng device \
              (QEMU: -device virtio-rng-device on microvm, -device virtio-rng-pci elsewhere)",
@@ -170,10 +173,23 @@ fn boot(
     }
     // The last page of the payload may be mapped whole.
     mem.zero(PhysAddr(end), (end.next_multiple_of(PAGE) - end) as usize);
+    // SAFETY: the manifest lies in the payload, which nobody writes to before ring 3 starts.
+    let manifest = unsafe { mem.bytes(physical(header.manifest.offset), header.manifest.len as usize) };
+    let manifest = if header.manifest.len == 0 { &[] } else { manifest };
+    if records(manifest).any(|r| r.is_err()) {
+        return Err(Stop::Manifest);
+    }
+    let mut secrets = Span { start: end.next_multiple_of(PAGE), end: end.next_multiple_of(PAGE) };
+    if with(manifest, Tag::Secret).next().is_some() {
+        secrets.end += RESERVED;
+        if !machine.has(secrets.start, secrets.end) {
+            return Err(Stop::Beyond);
+        }
+    }
     let taken = [
         Span { start: 0, end: SHIM_PADDR },
         Span { start: SHIM_PADDR, end: (&raw const __shim_end) as u64 },
-        Span { start: PAYLOAD_PADDR, end: end.next_multiple_of(PAGE) },
+        Span { start: PAYLOAD_PADDR, end: secrets.end },
     ];
     let mut frames = Frames::new();
     machine.ram().iter().for_each(|s| frames.add(s.start, s.end, &taken));
@@ -224,6 +240,7 @@ fn boot(
     image::load(&mut space, &header, page.image.base)?;
     page.bundle = map_extent(&mut space, header.bundle, &mut place)?;
     page.manifest = map_extent(&mut space, header.manifest, &mut place)?;
+    page.secrets = load_secrets(&mut space, manifest, &mut secrets, &mut place)?;
     for (range, len) in [(&mut page.stack, STACK), (&mut page.fault_stack, FAULT_STACK)] {
         *range = Range { base: place(len)?, len };
         space.protect(range.base, len, Prot::ReadWrite)?;
@@ -233,7 +250,7 @@ fn boot(
     map_gate(&mut space, page.gate)?;
     let boot_page = place(PAGE + STRINGS_MAX)?;
     image::seal(&mut space, &header)?;
-    write_strings(&mut space, &header, &words, boot_page + PAGE, &mut page)?;
+    write_strings(&mut space, manifest, &words, boot_page + PAGE, &mut page)?;
 
     page.flags = if features.fsgsbase { flags::FSGSBASE } else { 0 } | if features.rdrand { flags::RDRAND } else { 0 };
     page.net = settings.net;
@@ -283,6 +300,7 @@ fn boot(
         apic,
         clock,
         power: acpi.power,
+        secrets,
         reserve: Span { start: page.reserve.base, end: page.reserve.base + page.reserve.len },
         upcall: page.image.base + header.upcall,
         fault_entry: Some(page.image.base + header.fault),
@@ -375,21 +393,56 @@ fn map_gate(space: &mut Space<Direct>, va: u64) -> Result<(), Stop> {
     Ok(space.seal_shim(frame, PAGE)?)
 }
 
+/// Takes the declared secrets from the hypervisor, into memory that is mapped for reading and wiped at the end; `memory` shrinks to what they take.
+fn load_secrets(
+    space: &mut Space<Direct>,
+    manifest: &[u8],
+    memory: &mut Span,
+    place: &mut impl FnMut(u64) -> Result<u64, Stop>,
+) -> Result<Range, Stop> {
+    let reserved = (memory.end - memory.start) as usize;
+    if reserved == 0 {
+        return Ok(Range::default());
+    }
+    space.mem.zero(PhysAddr(memory.start), reserved);
+    // SAFETY: the frame allocator has never had this memory, and nobody else refers to it.
+    let out = unsafe { space.mem.bytes_mut(PhysAddr(memory.start), reserved) };
+    let len = fwcfg::load(&mut FwCfgPorts, with(manifest, Tag::Secret), out).map_err(|_| Stop::Secrets)? as u64;
+    memory.end = memory.start + len.next_multiple_of(PAGE);
+    if len == 0 {
+        return Ok(Range::default());
+    }
+    let base = place(len)?;
+    map_range(space, base, PhysAddr(memory.start), memory.end - memory.start, Rights::Read)?;
+    Ok(Range { base, len })
+}
+
+struct FwCfgPorts;
+
+impl FwCfg for FwCfgPorts {
+    fn select(&mut self, item: u16) {
+        outw(0x510, item);
+    }
+
+    fn byte(&mut self) -> u8 {
+        inb(0x511)
+    }
+}
+
+/// The values of the manifest's records with that tag. It has been checked.
+fn with(manifest: &[u8], tag: Tag) -> impl Iterator<Item = &[u8]> {
+    records(manifest).filter_map(move |r| r.ok().filter(|r| r.0 == tag).map(|r| r.1))
+}
+
 fn write_strings(
     space: &mut Space<Direct>,
-    header: &ImageHeader,
+    manifest: &[u8],
     words: &Words<'_>,
     base: u64,
     page: &mut BootPage,
 ) -> Result<(), Stop> {
-    // SAFETY: the manifest lies in the payload, which nobody writes to before ring 3 starts.
-    let manifest = unsafe { space.mem.bytes(physical(header.manifest.offset), header.manifest.len as usize) };
-    let manifest = if header.manifest.len == 0 { &[] } else { manifest };
+    let with = |tag| with(manifest, tag);
     let mut strings = Strings::new(base);
-    let with = |tag: Tag| records(manifest).filter_map(move |r| r.ok().filter(|r| r.0 == tag).map(|r| r.1));
-    if records(manifest).any(|r| r.is_err()) {
-        return Err(Stop::Manifest);
-    }
     strings.push(space, &[with(Tag::Name).next().unwrap_or(b"guest")])?;
     match words.arguments() {
         Some(arguments) => arguments.into_iter().try_for_each(|a| strings.push(space, &[a]))?,

@@ -27,6 +27,8 @@ pub(super) struct Plan<'a> {
     pub config: Config,
     pub offsets: Offsets,
     pub image_fd: i32,
+    /// The secrets, or -1.
+    pub secrets_fd: i32,
     /// Console output, console errors, report, and the network device if there is one.
     pub fds: [i32; 4],
     /// The monitor's process id, or 0 if the child cannot see it.
@@ -203,6 +205,10 @@ unsafe fn map(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
             mmap(l.bundle.base, l.bundle.len, READ, plan.image_fd, plan.header.bundle.offset)
                 .map_err(|e| (Step::MapImage, e))?;
         }
+        if l.secrets.len > 0 {
+            // Private, but never written: the pages are the monitor's, and so is the wiping.
+            mmap(l.secrets.base, l.secrets.len, READ, plan.secrets_fd, 0).map_err(|e| (Step::MapMemory, e))?;
+        }
         let memory = |r: Range, prot| mmap(r.base, r.len, prot, -1, 0).map_err(|e| (Step::MapMemory, e));
         memory(l.reserve, 0)?;
         memory(l.stack, READ | WRITE)?;
@@ -223,7 +229,7 @@ unsafe fn map(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         const PR_SET_MDWE: i32 = 65;
         let _ = prctl(PR_SET_MDWE, 1);
         const SYS_MSEAL: libc::c_long = 462;
-        for r in [l.bundle, l.boot, Range { base: l.stub.base, len: 2 * PAGE }] {
+        for r in [l.bundle, l.boot, l.secrets, Range { base: l.stub.base, len: 2 * PAGE }] {
             let _ = sys(SYS_MSEAL, [r.base, r.len, 0, 0, 0, 0]);
         }
         for (s, _) in plan.header.segments() {

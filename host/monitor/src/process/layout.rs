@@ -27,6 +27,7 @@ pub struct Lengths {
     pub boot: u64,
     pub stub: u64,
     pub reserve: u64,
+    pub secrets: u64,
 }
 
 /// Address ranges, none overlapping another, each at its own random place.
@@ -40,6 +41,7 @@ pub struct Layout {
     pub stack: Range,
     pub fault_stack: Range,
     pub signal_stack: Range,
+    pub secrets: Range,
 }
 
 impl Layout {
@@ -71,12 +73,23 @@ impl Layout {
             stack: place(STACK),
             fault_stack: place(FAULT_STACK),
             signal_stack: place(SIGNAL_STACK),
+            secrets: place(lengths.secrets),
         }
     }
 
     /// Everything that is the guest's.
-    pub fn all(&self) -> [Range; 8] {
-        [self.image, self.bundle, self.boot, self.stub, self.reserve, self.stack, self.fault_stack, self.signal_stack]
+    pub fn all(&self) -> [Range; 9] {
+        [
+            self.image,
+            self.bundle,
+            self.boot,
+            self.stub,
+            self.secrets,
+            self.reserve,
+            self.stack,
+            self.fault_stack,
+            self.signal_stack,
+        ]
     }
 }
 
@@ -109,7 +122,7 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             state ^ state >> 29
         };
-        let lengths = Lengths { image: 1 << 20, bundle: 0, boot: 4096, stub: 3 * 4096, reserve: 1 << 40 };
+        let lengths = Lengths { image: 1 << 20, bundle: 0, boot: 4096, stub: 3 * 4096, reserve: 1 << 40, secrets: 100 };
         let mut seen_bits = 0;
         for _ in 0..2000 {
             let l = Layout::choose(lengths, &mut next);

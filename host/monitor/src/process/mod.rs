@@ -27,6 +27,7 @@ use crate::exit::ExitStatus;
 use crate::net::Link;
 use crate::options::RunOptions;
 use crate::reactor::{Interest, Reactor, Ready, Token};
+use crate::secrets::{self, Region};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
 use crate::source::Source;
 use crate::stop::{Action, Stop};
@@ -98,6 +99,8 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
 /// A started guest.
 struct Guest {
     pidfd: OwnedFd,
+    /// Wiped when the guest has ended.
+    _secrets: Option<Region>,
     /// Open `/proc/PID/statm`.
     statm: Option<File>,
     /// Anonymous memory that it may have, bytes.
@@ -291,6 +294,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
             hint: "give it more with --memory, or in Donjon.toml",
         });
     }
+    let secrets = Region::new(&secrets::check(&source.manifest, options)?)?;
     let strings = Strings::new(source, options)?;
     let vdso = vdso::find().map_err(Error::host("cannot read /proc/self/maps"))?;
     if vdso.clock_gettime == 0 {
@@ -307,10 +311,12 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
             boot: PAGE + strings.bytes.len() as u64,
             stub: stub::PAGES * PAGE,
             reserve: (8 * memory).max(4 << 30),
+            secrets: secrets.as_ref().map_or(0, Region::len),
         },
         crate::random,
     );
-    let boot = boot_page(source, link, memory - private, &layout, &strings, vdso.clock_gettime);
+    let mut boot = boot_page(source, link, memory - private, &layout, &strings, vdso.clock_gettime);
+    boot.secrets = Range { base: layout.secrets.base, len: secrets.as_ref().map_or(0, Region::len) };
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
     let config = config(source, link, &layout, &vdso, &seccomp::filter(&rules, layout.reserve));
 
@@ -331,6 +337,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
         config,
         offsets: stub::offsets(),
         image_fd: source.file.as_raw_fd(),
+        secrets_fd: secrets.as_ref().map_or(-1, Region::fd),
         fds: [
             guest_output.as_raw_fd(),
             guest_errors.as_raw_fd(),
@@ -348,6 +355,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
         limit: memory + layout.stack.len.min(64 * 1024),
         _timer: CpuTimer::new(pid, MEMORY_PERIOD_NS).ok(),
         pidfd,
+        _secrets: secrets,
     };
     Ok((guest, Pipes { output, errors, report }))
 }

@@ -75,8 +75,9 @@ pub(super) fn arguments(
         hint: "rename it, or use --engine process",
     })?;
     put(&["-kernel", path]);
+    out.extend(crate::secrets::fw_cfg(&crate::secrets::check(&source.manifest, options)?)?);
     let append = append(source, options)?;
-    put(&["-append", &append]);
+    out.extend(["-append".into(), append]);
     out.extend(qemu.extra.iter().cloned());
     Ok(out)
 }

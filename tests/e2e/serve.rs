@@ -1,0 +1,171 @@
+//! `donjon serve` and `donjon build --web`: from a directory to a server, with real clients.
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use donjon_tests::{Engine, Guest, donjon_command, have_program, target_dir};
+
+use crate::bad_input::donjon;
+
+crate::under_engines! {
+    tls_with_a_key_that_is_handed_over: ProcessUser QemuMicrovm;
+}
+
+/// A fresh directory with a small site in `public`.
+fn site(name: &str) -> PathBuf {
+    let dir = target_dir().join("scratch").join(format!("serve-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(dir.join("public/css")).unwrap();
+    std::fs::write(dir.join("public/index.html"), "<!doctype html><title>first</title>\n").unwrap();
+    std::fs::write(dir.join("public/css/a.css"), "p { color: red }\n".repeat(200)).unwrap();
+    dir
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the scratch directory is UTF-8")
+}
+
+/// A certificate for `site.test` and its key, as files in `dir`.
+fn certificate(dir: &Path) -> (PathBuf, PathBuf, String) {
+    let made = rcgen::generate_simple_self_signed(["site.test".to_owned()]).unwrap();
+    let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let secret = made.signing_key.serialize_pem();
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, &secret).unwrap();
+    (cert, key, secret)
+}
+
+fn tls_with_a_key_that_is_handed_over(engine: Engine) {
+    let dir = site(&format!("tls-{}", engine.to_string().replace('/', "-")));
+    let (cert, key, secret) = certificate(&dir);
+    let image = dir.join("site.img");
+    let (public, out) = (dir.join("public"), text(&image));
+    let options = ["--tls", text(&cert), text(&key), "--redirect", "--hsts=60", "--cache", "*.css=max-age=9"];
+    let built = donjon(&[&["build", "--web", text(&public), "-o", out, "--json"], &options[..]].concat());
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let about = String::from_utf8_lossy(&built.stdout).into_owned();
+    assert!(about.contains(r#""secrets":["tls-key"]"#) && about.contains(r#""features":["tls"]"#), "{about}");
+
+    // The key is in the image only if asked for.
+    let holds_key = |path: &Path| {
+        let (bytes, line) = (std::fs::read(path).unwrap(), secret.lines().nth(1).unwrap());
+        bytes.windows(line.len()).any(|w| w == line.as_bytes())
+    };
+    assert!(!holds_key(&image));
+    let open = dir.join("open.img");
+    let args = [&["build", "--web", text(&public), "-o", text(&open), "--embed-key"], &options[..]].concat();
+    assert!(donjon(&args).status.success() && holds_key(&open));
+    let inspected = String::from_utf8_lossy(&donjon(&["inspect", out]).stdout).into_owned();
+    assert!(inspected.contains("tls: in") && inspected.contains("proxy: absent"), "{inspected}");
+    assert!(inspected.contains("tls-key") && inspected.contains("443/tcp"), "{inspected}");
+
+    let without = donjon(&["run", out]);
+    let why = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert!(without.status.code() == Some(2) && why.contains("--secret tls-key=FILE"), "{why}");
+
+    let secret = format!("--secret=tls-key={}", text(&key));
+    let mut guest = Guest::builder(&image, engine).port(80).port(443).options([secret]).start();
+    let https = guest.addr_of(1).port();
+    let pinned = format!("site.test:{https}:127.0.0.1");
+    let url = format!("https://site.test:{https}");
+    let curl = |more: &[&str]| {
+        let all = [&["--resolve", pinned.as_str(), "--cacert", text(&cert), "--retry-all-errors", "--retry", "20"], more].concat();
+        String::from_utf8_lossy(&guest.curl(&all)).into_owned()
+    };
+    for (version, shown) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        let format = "\n%{http_version} %{response_code}";
+        let got = curl(&[version, "-w", format, &format!("{url}/")]);
+        assert!(got.contains("<title>first</title>") && got.ends_with(&format!("{shown} 200")), "{got}");
+    }
+    let head = curl(&["--head", "--compressed", &format!("{url}/css/a.css")]).to_ascii_lowercase();
+    assert!(head.contains("cache-control: max-age=9") && head.contains("content-encoding: br"), "{head}");
+    assert!(head.contains("strict-transport-security: max-age=60"), "{head}");
+    let plain = String::from_utf8_lossy(&guest.curl(&["-i", &guest.url("/x?y")])).to_ascii_lowercase();
+    assert!(plain.contains("301") || plain.contains("308"), "{plain}");
+    assert!(plain.contains("location: https://"), "{plain}");
+    guest.expect_alive();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// `donjon serve` on a free port.
+fn serve(dir: &Path, more: &[&str]) -> Guest {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = donjon_command();
+    command.args(["serve", text(dir), "-p", &format!("{port}:80"), "--engine", "process"]).args(more);
+    command.env("XDG_CACHE_HOME", target_dir().join("scratch/cache"));
+    Guest::program("donjon serve", command, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), None)
+}
+
+#[test]
+fn a_directory_is_served_and_served_anew() {
+    assert!(have_program("curl"));
+    let dir = site("plain");
+    let public = dir.join("public");
+    let mut guest = serve(&public, &["--listing", "--metrics", "9100"]);
+    guest.wait_http("/");
+    let log = guest.log();
+    assert!(log.contains("tls: absent") && log.contains("http://127.0.0.1:"), "{log}");
+    for (flag, version) in [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2")] {
+        let got = guest.curl(&[flag, "-w", "%{http_version}", &guest.url("/css/a.css"), "-o", "/dev/null"]);
+        assert_eq!(String::from_utf8_lossy(&got), version);
+    }
+    assert!(String::from_utf8_lossy(&guest.curl(&[&guest.url("/css/")])).contains("a.css"), "a listing");
+    assert_eq!(guest.get("/healthz").unwrap().status, 200);
+    // Asked to stop, it drains and ends well.
+    let exit = guest.stop();
+    assert_eq!(exit.code, Some(0), "{exit}");
+
+    std::fs::write(public.join("index.html"), "<!doctype html><title>second</title>\n").unwrap();
+    let mut guest = serve(&public, &[]);
+    guest.wait_http("/");
+    assert!(String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).contains("second"));
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn options_may_stand_in_donjon_toml() {
+    let dir = site("table");
+    let table = "name = \"mine\"\nmemory = \"32M\"\n[web]\nspa = \"/index.html\"\n[[web.headers]]\nname = \"X-Own\"\nvalue = \"yes\"\n";
+    std::fs::write(dir.join("Donjon.toml"), table).unwrap();
+    let mut guest = serve(&dir, &[]);
+    guest.wait_http("/");
+    let got = String::from_utf8_lossy(&guest.curl(&["-i", "-H", "Accept: text/html", &guest.url("/no/such")])).to_ascii_lowercase();
+    assert!(got.contains(" 200 ") && got.contains("x-own: yes") && got.contains("<title>first"), "{got}");
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_starts() {
+    let dir = site("mistakes");
+    let (cert, key, _) = certificate(&dir);
+    let other = dir.join("other");
+    std::fs::create_dir(&other).unwrap();
+    let (_, wrong_key, _) = certificate(&other);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("{}:80", taken.local_addr().unwrap().port());
+    let public = dir.join("public");
+    let (nowhere, garbage) = (dir.join("nowhere"), public.join("css/a.css"));
+    let text = |p: &Path| p.to_str().unwrap().to_owned();
+    let [cert, key, wrong_key, nowhere, garbage] = [&cert, &key, &wrong_key, &nowhere, &garbage].map(|p| text(p));
+    for (args, code, said) in [
+        (&["--tls", &cert, &wrong_key][..], 65, "is not the key of"),
+        (&["--tls", &garbage, &key], 65, "has no certificate in it"),
+        (&["--tls", &cert, &garbage], 65, "has no private key in it"),
+        (&["--tls", &nowhere, &key], 66, "cannot read"),
+        (&["--proxy", "/api=nowhere"], 65, "is not ADDRESS:PORT"),
+        (&["--proxy", "/api=127.0.0.1:80"], 65, "would be the image itself"),
+        (&["--header", "nonsense"], 2, "is not a header"),
+        (&["--header", "A: b\u{1}"], 65, "control characters"),
+        (&["--not-found", "/404.html"], 65, "the site has no /404.html"),
+        (&["--auth", &format!("me:{nowhere}")], 66, "cannot read"),
+        (&["--redirect"], 65, "nothing to redirect to"),
+        (&["--secret", &format!("x={key}")], 2, "does not ask for a secret `x`"),
+        (&["-p", &port], 71, "cannot publish"),
+    ] {
+        let output = donjon_command().arg("serve").arg(&public).args(args).stdin(Stdio::null()).output().unwrap();
+        let talk = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && talk.contains(said) && talk.contains("hint: "), "{args:?}: {talk}");
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
