@@ -157,15 +157,22 @@ fn deny(_: &mut Counts) -> Result {
 }
 
 fn unit(counts: &mut Counts) -> Result {
-    stream(cargo().args(["test", "--no-fail-fast"]), counts)?;
-    // Members that a plain build leaves out: they end up in guests only.
-    let guest = ["-p", "donjon-libc", "-p", "donjon-ring0", "-p", "donjon-web-format"];
-    stream(cargo().args(["test", "--no-fail-fast"]).args(guest), counts)?;
-    let web = repo_root().join("apps/web/Cargo.toml");
-    let mut command = cargo();
-    command.args(["test", "--features", "auth,proxy,tls", "--manifest-path"]).arg(web);
-    stream(command.env("CARGO_TARGET_DIR", target_dir().join("native")), counts)?;
-    stream(cargo().args(["test", "--lib", "-p", "donjon-tests"]), counts)
+    let test = |args: &[&str]| {
+        let mut command = cargo();
+        command.args(["test", "--no-fail-fast"]).args(args);
+        command
+    };
+    let mut web = test(&["--features", "auth,proxy,tls", "--manifest-path"]);
+    web.arg(repo_root().join("apps/web/Cargo.toml")).env("CARGO_TARGET_DIR", target_dir().join("native"));
+    let mut commands = [
+        test(&[]),
+        // Members that a plain build leaves out: they end up in guests only.
+        test(&["-p", "donjon-libc", "-p", "donjon-ring0", "-p", "donjon-web-format"]),
+        web,
+        test(&["--lib", "-p", "donjon-tests"]),
+    ];
+    // All of them, so that one failure does not hide another.
+    commands.iter_mut().map(|c| stream(c, counts)).fold(Ok(()), Result::and)
 }
 
 fn build(counts: &mut Counts) -> Result {
