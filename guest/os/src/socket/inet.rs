@@ -5,7 +5,7 @@ mod udp;
 
 use super::addr::{AF_INET, Addr, mapped};
 use super::option::{self, IPPROTO_IP, IPPROTO_IPV6, Value, ip, ipv6};
-use super::{SOCK_DGRAM, SOCK_STREAM};
+use super::{Common, SOCK_DGRAM, SOCK_STREAM};
 use crate::errno::{Errno, Result};
 use crate::fd::FileRef;
 use crate::netif;
@@ -68,19 +68,20 @@ fn shown(domain: i32, addr: SocketAddr) -> Addr {
 }
 
 /// The options of the IP layer that both protocols have; `None` if it is not one of them.
-fn ip_option(handle: Handle, level: i32, name: i32) -> Option<Result<Value>> {
+fn ip_option(handle: Handle, common: &Common, level: i32, name: i32) -> Option<Result<Value>> {
     let get = |pick: fn(IpOptions) -> u8| {
         Some(netif::with(|s| s.ip_options(handle)).and_then(|o| o.map_err(err)).map(|o| Value::int(pick(o).into())))
     };
     match (level, name) {
         (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => get(|o| o.hop_limit),
         (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => get(|o| o.tos),
+        (IPPROTO_IPV6, ipv6::V6ONLY) if common.domain != AF_INET => Some(Ok(Value::int(common.v6_only.get().into()))),
         _ => None,
     }
 }
 
 /// Sets one of them.
-fn set_ip_option(handle: Handle, level: i32, name: i32, value: &[u8]) -> Option<Result<()>> {
+fn set_ip_option(handle: Handle, common: &Common, level: i32, name: i32, value: &[u8]) -> Option<Result<()>> {
     const DEFAULT_HOPS: u8 = 64;
     let set = |low: i32, standard: u8, change: fn(&mut IpOptions, u8)| {
         Some((|| {
@@ -100,6 +101,14 @@ fn set_ip_option(handle: Handle, level: i32, name: i32, value: &[u8]) -> Option<
     match (level, name) {
         (IPPROTO_IP, ip::TTL) | (IPPROTO_IPV6, ipv6::UNICAST_HOPS) => set(1, DEFAULT_HOPS, |o, v| o.hop_limit = v),
         (IPPROTO_IP, ip::TOS) | (IPPROTO_IPV6, ipv6::TCLASS) => set(0, 0, |o, v| o.tos = v),
+        (IPPROTO_IPV6, ipv6::V6ONLY) if common.domain != AF_INET => Some((|| {
+            // Not any more when it is bound.
+            if netif::with(|s| s.local_addr(handle))?.map_err(err)?.port() != 0 {
+                return Err(Errno::EINVAL);
+            }
+            common.v6_only.set(option::int(value)? != 0);
+            Ok(())
+        })()),
         _ => None,
     }
 }

@@ -140,6 +140,8 @@ pub struct Common {
     pub linger: Cell<Option<u32>>,
     /// `SO_ACCEPTCONN`.
     pub listening: Cell<bool>,
+    /// `IPV6_V6ONLY`.
+    pub v6_only: Cell<bool>,
 }
 
 impl Common {
@@ -155,6 +157,7 @@ impl Common {
             broadcast: Cell::new(false),
             linger: Cell::new(None),
             listening: Cell::new(false),
+            v6_only: Cell::new(false),
         }
     }
 
@@ -162,6 +165,7 @@ impl Common {
     pub fn inherited(&self) -> Self {
         let new = Common::new(self.domain, self.kind, self.protocol);
         new.receive_timeout.set(self.receive_timeout.get());
+        new.v6_only.set(self.v6_only.get());
         new.send_timeout.set(self.send_timeout.get());
         new.reuse_addr.set(self.reuse_addr.get());
         new.linger.set(self.linger.get());

@@ -6,7 +6,7 @@ use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, Ctl, File, FileRef, Object, Woken};
 use crate::fs::{Stat, kind};
 use crate::netif;
-use crate::socket::option::{self, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, ipv6, so, tcp};
+use crate::socket::option::{self, IPPROTO_TCP, SOL_SOCKET, so, tcp};
 use crate::socket::{Addr, Common, How, Received, SOCK_STREAM, Socket, Value, msg};
 use core::cell::Cell;
 use donjon_net::{BindOptions, Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
@@ -17,7 +17,6 @@ const KEEP_ALIVE: KeepAlive = KeepAlive { idle: 7200, interval: 75, count: 9 };
 struct Tcp {
     handle: Handle,
     common: Common,
-    v6_only: Cell<bool>,
     /// The peer is this machine.
     local: Cell<bool>,
     /// Parameters while keep-alive is off; the stack knows them only while it is on.
@@ -29,18 +28,11 @@ struct Tcp {
 pub fn socket(domain: i32, status: i32) -> Result<FileRef> {
     fd::headroom()?;
     let handle = netif::with(|s| s.tcp_socket(stack_domain(domain)))?.map_err(err)?;
-    open(handle, Common::new(domain, SOCK_STREAM, IPPROTO_TCP), false, false, status)
+    open(handle, Common::new(domain, SOCK_STREAM, IPPROTO_TCP), false, status)
 }
 
-fn open(handle: Handle, common: Common, v6_only: bool, local: bool, status: i32) -> Result<FileRef> {
-    let tcp = Tcp {
-        handle,
-        common,
-        v6_only: Cell::new(v6_only),
-        local: Cell::new(local),
-        keep_alive: Cell::new(KEEP_ALIVE),
-        watch: Watch::new(),
-    };
+fn open(handle: Handle, common: Common, local: bool, status: i32) -> Result<FileRef> {
+    let tcp = Tcp { handle, common, local: Cell::new(local), keep_alive: Cell::new(KEEP_ALIVE), watch: Watch::new() };
     // If this fails, dropping `tcp` closes the handle.
     let file = fd::open_file(tcp, fd::O_RDWR | status)?;
     netif::own(handle, &file)?;
@@ -107,7 +99,7 @@ impl Socket for Tcp {
 
     fn bind(&self, addr: &Addr) -> Result<()> {
         let addr = fitting(self.common.domain, addr)?;
-        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.v6_only.get() };
+        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.common.v6_only.get() };
         netif::with(|s| s.bind(self.handle, addr, options))?.map_err(err)
     }
 
@@ -123,7 +115,7 @@ impl Socket for Tcp {
         }
         fd::headroom()?;
         let (handle, peer) = netif::with(|s| s.accept(self.handle))?.map_err(err)?;
-        let file = open(handle, self.common.inherited(), self.v6_only.get(), netif::is_local(peer.ip()), flags)?;
+        let file = open(handle, self.common.inherited(), netif::is_local(peer.ip()), flags)?;
         Ok((file, shown(self.common.domain, peer)))
     }
 
@@ -221,8 +213,7 @@ impl Socket for Tcp {
                 int(netif::with(|s| s.tcp_info(self.handle))?.map_or(536, |i| u32::from(i.send_mss)))
             }
             (IPPROTO_TCP, tcp::INFO) => self.info(),
-            (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => int(self.v6_only.get().into()),
-            _ => super::ip_option(self.handle, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
+            _ => super::ip_option(self.handle, &self.common, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 
@@ -259,14 +250,7 @@ impl Socket for Tcp {
                 let ms = u32::try_from(option::int(value)?).map_err(|_| Errno::EINVAL)?;
                 self.set_options(|o| o.user_timeout = ms)
             }
-            (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => {
-                if !matches!(self.local()?, Addr::Inet(a) if a.port() == 0) {
-                    return Err(Errno::EINVAL);
-                }
-                self.v6_only.set(option::int(value)? != 0);
-                Ok(())
-            }
-            _ => super::set_ip_option(self.handle, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
+            _ => super::set_ip_option(self.handle, &self.common, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 }

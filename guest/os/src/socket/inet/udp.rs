@@ -6,7 +6,7 @@ use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, Ctl, FileRef, Object};
 use crate::fs::{Stat, kind};
 use crate::netif;
-use crate::socket::option::{self, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET, ipv6, so};
+use crate::socket::option::{self, IPPROTO_UDP, SOL_SOCKET, so};
 use crate::socket::{Addr, Common, How, Received, SOCK_DGRAM, Socket, Value, msg};
 use core::cell::Cell;
 use core::net::{IpAddr, Ipv4Addr};
@@ -18,7 +18,6 @@ const BUFFER: u32 = 212_992;
 struct Udp {
     handle: Handle,
     common: Common,
-    v6_only: Cell<bool>,
     /// The peer is this machine.
     local: Cell<bool>,
     /// Receive and send buffer, as `getsockopt` shows them.
@@ -36,7 +35,6 @@ pub fn socket(domain: i32, status: i32) -> Result<FileRef> {
     let udp = Udp {
         handle,
         common: Common::new(domain, SOCK_DGRAM, IPPROTO_UDP),
-        v6_only: Cell::new(false),
         local: Cell::new(false),
         buffers: Cell::new((BUFFER, BUFFER)),
         read_shut: Cell::new(false),
@@ -63,7 +61,7 @@ impl Socket for Udp {
 
     fn bind(&self, addr: &Addr) -> Result<()> {
         let addr = fitting(self.common.domain, addr)?;
-        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.v6_only.get() };
+        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.common.v6_only.get() };
         netif::with(|s| s.bind(self.handle, addr, options))?.map_err(err)
     }
 
@@ -147,10 +145,7 @@ impl Socket for Udp {
             (SOL_SOCKET, so::RCVBUF) => Ok(Value::int(receive as i32)),
             (SOL_SOCKET, so::SNDBUF) => Ok(Value::int(send as i32)),
             (SOL_SOCKET, so::KEEPALIVE) => Ok(Value::int(0)),
-            (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => {
-                Ok(Value::int(self.v6_only.get().into()))
-            }
-            _ => super::ip_option(self.handle, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
+            _ => super::ip_option(self.handle, &self.common, level, name).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 
@@ -163,14 +158,7 @@ impl Socket for Udp {
             (SOL_SOCKET, so::SNDBUF) => {
                 self.set_buffers(receive, (option::int(value)?.max(0) as u32).saturating_mul(2).max(4608))
             }
-            (IPPROTO_IPV6, ipv6::V6ONLY) if self.common.domain != super::AF_INET => {
-                if !matches!(self.local()?, Addr::Inet(a) if a.port() == 0) {
-                    return Err(Errno::EINVAL);
-                }
-                self.v6_only.set(option::int(value)? != 0);
-                Ok(())
-            }
-            _ => super::set_ip_option(self.handle, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
+            _ => super::set_ip_option(self.handle, &self.common, level, name, value).unwrap_or(Err(Errno::ENOPROTOOPT)),
         }
     }
 }
