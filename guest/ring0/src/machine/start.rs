@@ -46,7 +46,9 @@ unsafe extern "C" {
     static __ist_guard_page: u8;
     static __shim_end: u8;
     static shim_gate_stub: u8;
+    static shim_gate_stub_back: u8;
     static shim_gate_stub_end: u8;
+    static mut shim_gate_back: u64;
     fn shim_enter(frame: *const Frame) -> !;
 }
 
@@ -390,6 +392,9 @@ fn map_gate(space: &mut Space<Direct>, va: u64) -> Result<(), Stop> {
     }
     space.mem.copy(PhysAddr(start), frame, (end - start) as usize);
     space.map(va, frame, Rights::ReadExecute)?;
+    let back = va + ((&raw const shim_gate_stub_back) as u64 - start);
+    // SAFETY: written once, before ring 3 starts, and read by `trap.s` alone.
+    unsafe { shim_gate_back = back };
     Ok(space.seal_shim(frame, PAGE)?)
 }
 

@@ -102,11 +102,14 @@ shim_enter:
     movq %rdi, %rsp
     jmp shim_return
 
-# Gate: rax is unused, rdi call, rsi a, rdx b, r10 c, r8 d. rcx and r11 hold rip and rflags.
+# Gate: rax is unused, rdi call, rsi a, rdx b, r10 c, r8 d. rcx and r11 hold rip and rflags. Only the gate's own page is served; so `sysretq`
+# never gets an address that the guest chose.
 .globl shim_syscall
 shim_syscall:
     movq %rsp, gate_rsp
     movl $__stack_top, %esp
+    cmpq %rcx, shim_gate_back
+    jne not_the_gate
     pushq gate_rsp
     pushq %rcx
     pushq %r11
@@ -126,6 +129,18 @@ shim_syscall:
     popq %rsp
     sysretq
 
+# Elsewhere the instruction does not exist: an invalid opcode.
+not_the_gate:
+    pushq $0x23
+    pushq gate_rsp
+    pushq %r11
+    pushq $0x2b
+    subq $2, %rcx
+    pushq %rcx
+    pushq $0
+    pushq $6
+    jmp trap_common
+
 # What ring 3 executes as its gate; copied into a page of its own.
 .section .rodata
 .globl shim_gate_stub
@@ -133,6 +148,8 @@ shim_syscall:
 shim_gate_stub:
     movq %rcx, %r10
     syscall
+.globl shim_gate_stub_back
+shim_gate_stub_back:
     ret
 shim_gate_stub_end:
 
@@ -239,4 +256,7 @@ bcmp:
 .section .bss
 .balign 8
 gate_rsp: .skip 8
+# Where the gate's page continues after its system call, in ring 3's addresses; 0 is nowhere.
+.globl shim_gate_back
+shim_gate_back: .skip 8
 shim_halt_vector: .skip 8
