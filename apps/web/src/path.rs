@@ -6,6 +6,11 @@
 ///
 /// The content index is looked up by exact path, so nothing outside of it can be reached whatever this returns.
 pub fn normalise(raw: &str) -> Option<String> {
+    // Most are plain already.
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'%' && b != b'\\';
+    if raw.starts_with('/') && raw.bytes().all(plain) && !raw.contains("//") && !raw.contains("/.") {
+        return Some(raw.into());
+    }
     let mut bytes = Vec::with_capacity(raw.len());
     let mut rest = raw.bytes();
     while let Some(b) = rest.next() {

@@ -1,7 +1,7 @@
 //! From a request to a response: everything but upstreams. No I/O but opening content.
 
 use crate::body::Content;
-use crate::negotiate::{Precondition, accepts, http_date, precondition, range_applies, text};
+use crate::negotiate::{Precondition, accepts, precondition, range_applies, text};
 use crate::path::{encode, normalise};
 use crate::range::{Ranges, parse};
 use crate::site::{Page, Site, Variant};
@@ -92,7 +92,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
     let (root, path) = (target.root, target.path.as_str());
     if path.ends_with('/') {
         if let Some(page) = site.file(root, &format!("{path}index.html")) {
-            return file(site, request, page, StatusCode::OK);
+            return file(request, page, StatusCode::OK);
         }
         if site.config.listing {
             let names = site.list(root, path);
@@ -101,7 +101,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
             }
         }
     } else if let Some(page) = site.file(root, path) {
-        return file(site, request, page, StatusCode::OK);
+        return file(request, page, StatusCode::OK);
     } else if !site.list(root, &format!("{path}/")).is_empty() {
         let mut to = encode(&format!("{path}/"));
         if let Some(query) = request.uri.query() {
@@ -117,11 +117,10 @@ pub fn dress(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Co
     let status = response.status();
     let headers = response.headers_mut();
     headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
-    let cached = status.is_success() || status == StatusCode::NOT_MODIFIED;
-    for rule in site.config.headers.iter().chain(site.config.cache.iter().filter(|_| cached)) {
-        if matches(&rule.pattern, path)
-            && let (Ok(name), Ok(value)) = (HeaderName::try_from(&rule.name), HeaderValue::try_from(&rule.value))
-        {
+    let success = status.is_success() || status == StatusCode::NOT_MODIFIED;
+    for rule in site.rules.iter().filter(|r| success || !r.success) {
+        if matches(&rule.pattern, path) {
+            let (name, value) = rule.header.clone();
             headers.insert(name, value);
         }
     }
@@ -181,55 +180,61 @@ fn to_https(request: &Parts, host: Option<&str>, port: u16) -> Response<Content>
 fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
     let html = text(&request.headers, header::ACCEPT).is_some_and(|a| a.contains("text/html"));
     if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
-        return file(site, request, page, StatusCode::OK);
+        return file(request, page, StatusCode::OK);
     }
     match site.config.not_found.as_ref().and_then(|p| site.file(root, p)) {
-        Some(page) => file(site, request, page, StatusCode::NOT_FOUND),
+        Some(page) => file(request, page, StatusCode::NOT_FOUND),
         None => status(StatusCode::NOT_FOUND),
     }
 }
 
-fn file(_site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
+fn file(request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
     let (variant, coding) = choose(request, page);
     let Ok(content) = variant.content() else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
     let ok = code == StatusCode::OK;
-    let mut response =
-        match if ok { precondition(&request.headers, &variant.etag, page.mtime) } else { Precondition::Go } {
-            Precondition::Failed => return status(StatusCode::PRECONDITION_FAILED),
-            Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
-            Precondition::Go => {
-                let ranges = request
-                    .headers
-                    .get(header::RANGE)
-                    .and_then(|v| v.to_str().ok())
-                    .filter(|_| ok && request.method == Method::GET)
-                    .filter(|_| range_applies(&request.headers, &variant.etag, page.mtime))
-                    .map_or(Ranges::Whole, |v| parse(v, variant.len));
-                match ranges {
-                    Ranges::Unsatisfiable => {
-                        let all = format!("bytes */{}", variant.len);
-                        return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
-                    }
-                    Ranges::Whole => {
-                        let mut response = Response::new(Content::new([content]));
-                        *response.status_mut() = code;
-                        with(response, header::CONTENT_TYPE, &page.content_type)
-                    }
-                    Ranges::Parts(parts) => partial(&content, &parts, page, variant),
+    let met = if ok { precondition(&request.headers, &variant.tag, page.mtime) } else { Precondition::Go };
+    let mut response = match met {
+        Precondition::Failed => return status(StatusCode::PRECONDITION_FAILED),
+        Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
+        Precondition::Go => {
+            let ranges = request
+                .headers
+                .get(header::RANGE)
+                .and_then(|v| v.to_str().ok())
+                .filter(|_| ok && request.method == Method::GET)
+                .filter(|_| range_applies(&request.headers, &variant.tag, page.mtime))
+                .map_or(Ranges::Whole, |v| parse(v, variant.len));
+            match ranges {
+                Ranges::Unsatisfiable => {
+                    let all = format!("bytes */{}", variant.len);
+                    return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
                 }
+                Ranges::Whole => whole(code, content, &page.content_type),
+                Ranges::Parts(parts) => partial(&content, &parts, page, variant),
             }
-        };
+        }
+    };
+    let headers = response.headers_mut();
     if ok {
-        response = with(response, header::ETAG, &format!("\"{}\"", variant.etag));
-        response = with(response, header::LAST_MODIFIED, &http_date(page.mtime));
-        response = with(response, header::ACCEPT_RANGES, "bytes");
+        headers.insert(header::ETAG, variant.tag.clone());
+        headers.insert(header::LAST_MODIFIED, page.modified.clone());
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
     if let Some(coding) = coding {
-        response = with(response, header::CONTENT_ENCODING, coding);
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
     }
     if page.brotli.is_some() || page.gzip.is_some() {
-        response = with(response, header::VARY, "accept-encoding");
+        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
+    response
+}
+
+fn whole(code: StatusCode, content: Bytes, content_type: &HeaderValue) -> Response<Content> {
+    let mut response = Response::new(Content::new([content]));
+    *response.status_mut() = code;
+    // Room for what is usual, at once.
+    response.headers_mut().reserve(12);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
     response
 }
 
@@ -245,25 +250,32 @@ fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant
     let slice = |r: &Range<u64>| content.slice(r.start as usize..r.end as usize);
     let field = |r: &Range<u64>| format!("bytes {}-{}/{}", r.start, r.end - 1, variant.len);
     let (pieces, content_type, range) = match parts {
-        [one] => (vec![slice(one)], page.content_type.clone(), Some(field(one))),
+        [one] => (vec![slice(one)], None, Some(field(one))),
         several => {
-            let boundary = format!("donjon{}", &variant.etag);
+            let tag = variant.tag.to_str().unwrap_or_default();
+            let boundary = format!("donjon{}", tag.trim_matches('"'));
             let mut pieces = vec![];
             for r in several {
                 pieces.push(Bytes::from(format!(
                     "\r\n--{boundary}\r\ncontent-type: {}\r\ncontent-range: {}\r\n\r\n",
-                    page.content_type,
+                    page.content_type.to_str().unwrap_or_default(),
                     field(r)
                 )));
                 pieces.push(slice(r));
             }
             pieces.push(Bytes::from(format!("\r\n--{boundary}--\r\n")));
-            (pieces, format!("multipart/byteranges; boundary={boundary}"), None)
+            (pieces, Some(format!("multipart/byteranges; boundary={boundary}")), None)
         }
     };
     let mut response = Response::new(Content::new(pieces));
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-    response = with(response, header::CONTENT_TYPE, &content_type);
+    response = match content_type {
+        Some(several) => with(response, header::CONTENT_TYPE, &several),
+        None => {
+            response.headers_mut().insert(header::CONTENT_TYPE, page.content_type.clone());
+            response
+        }
+    };
     match range {
         Some(range) => with(response, header::CONTENT_RANGE, &range),
         None => response,

@@ -1,7 +1,9 @@
 //! The site: configuration, index and content, all from the bundle.
 
+use crate::negotiate::http_date;
 use bytes::Bytes;
 use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, parse_index};
+use hyper::header::{HeaderName, HeaderValue};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +12,8 @@ use std::sync::OnceLock;
 /// One encoding of a file, its content opened at first use.
 pub struct Variant {
     file: PathBuf,
-    /// Entity tag without quotes.
-    pub etag: String,
+    /// Entity tag, with its quotes.
+    pub tag: HeaderValue,
     /// Bytes.
     pub len: u64,
     content: OnceLock<Bytes>,
@@ -20,9 +22,11 @@ pub struct Variant {
 /// A file of the site.
 pub struct Page {
     /// Content-Type.
-    pub content_type: String,
+    pub content_type: HeaderValue,
     /// Seconds since 1970.
     pub mtime: u64,
+    /// The same as Last-Modified.
+    pub modified: HeaderValue,
     /// As it is.
     pub plain: Variant,
     /// Brotli.
@@ -31,10 +35,22 @@ pub struct Page {
     pub gzip: Option<Variant>,
 }
 
+/// A header for the paths that match a pattern.
+pub struct Rule {
+    /// As [`donjon_web_format::matches`] takes it.
+    pub pattern: String,
+    /// Its name and value.
+    pub header: (HeaderName, HeaderValue),
+    /// For successes (and 304) only.
+    pub success: bool,
+}
+
 /// All that is served.
 pub struct Site {
     /// The configuration.
     pub config: Config,
+    /// The configuration's headers and cache rules: those of the latter are for successes only.
+    pub rules: Vec<Rule>,
     /// Sorted by root and path.
     files: Vec<((u32, String), Page)>,
 }
@@ -49,29 +65,35 @@ impl Site {
         let config = Config::parse(&read(CONFIG_PATH)?).map_err(|e| format!("{CONFIG_PATH}: {e}"))?;
         let index = read(INDEX_PATH)?;
         let mut files = vec![];
+        let value =
+            |text: &str| HeaderValue::try_from(text).map_err(|_| format!("{text:?} cannot be a header's value"));
         for resource in parse_index(&index) {
             let r: Resource<'_> = resource.map_err(|e| format!("{INDEX_PATH}: {e}"))?;
-            let variant = |v: donjon_web_format::Variant<'_>| Variant {
-                file: below(base, v.file),
-                etag: v.etag.into(),
-                len: v.len,
-                content: OnceLock::new(),
+            let variant = |v: donjon_web_format::Variant<'_>| {
+                let (file, tag) = (below(base, v.file), value(&format!("\"{}\"", v.etag))?);
+                Ok::<_, String>(Variant { file, tag, len: v.len, content: OnceLock::new() })
             };
-            files.push((
-                (r.root, String::from(r.path)),
-                Page {
-                    content_type: r.content_type.into(),
-                    mtime: r.mtime,
-                    plain: variant(r.plain),
-                    brotli: r.brotli.map(variant),
-                    gzip: r.gzip.map(variant),
-                },
-            ));
+            let page = Page {
+                content_type: value(r.content_type)?,
+                mtime: r.mtime,
+                modified: value(&http_date(r.mtime))?,
+                plain: variant(r.plain)?,
+                brotli: r.brotli.map(variant).transpose()?,
+                gzip: r.gzip.map(variant).transpose()?,
+            };
+            files.push(((r.root, String::from(r.path)), page));
+        }
+        let mut rules = vec![];
+        for (list, success) in [(&config.headers, false), (&config.cache, true)] {
+            for r in list {
+                let name = HeaderName::try_from(&r.name).map_err(|_| format!("{}: not a header's name", r.name))?;
+                rules.push(Rule { pattern: r.pattern.clone(), header: (name, value(&r.value)?), success });
+            }
         }
         if !files.is_sorted_by(|a, b| a.0 < b.0) {
             return Err(format!("{INDEX_PATH}: not sorted"));
         }
-        Ok(Site { config, files })
+        Ok(Site { config, rules, files })
     }
 
     /// The content root for a Host header's value.
