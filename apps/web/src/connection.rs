@@ -57,7 +57,7 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
     let mut fresh = true;
     let state = client.state.clone();
     if stream.http2() {
-        return two(server, Watched::new(stream, Bytes::new(), state).closing(), client, &mut stop).await;
+        return Box::pin(two(server, Watched::new(stream, Bytes::new(), state).closing(), client, &mut stop)).await;
     }
     loop {
         let at_hand = fresh && stream.buffered();
@@ -67,13 +67,17 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
         fresh = false;
         let mut rest = Bytes::new();
         loop {
-            let (end, back, unread) = one(server, Watched::new(stream, rest, state.clone()), &client, &mut stop).await;
+            let speaking = one(server, Watched::new(stream, rest, state.clone()), &client, &mut stop);
+            // On the heap, as all that an idle connection does without.
+            let (end, back, unread) = Box::pin(speaking).await;
             (stream, rest) = (back, unread);
             match end {
                 End::Idle if rest.is_empty() => break,
                 // The beginning of a request came with the one before.
                 End::Idle => {}
-                End::Http2 => return two(server, Watched::new(stream, rest, state).closing(), client, &mut stop).await,
+                End::Http2 => {
+                    return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
+                }
                 End::Late => {
                     let _ = timeout(LINGER.0, stream.write_all(LATE)).await;
                     return close(stream, &state).await;
@@ -82,7 +86,7 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
                     #[cfg(feature = "proxy")]
                     if let Some(upstream) = state.take_upstream() {
                         let stream = Watched::new(stream, rest, state);
-                        return crate::proxy::tunnel(server, stream, upstream).await;
+                        return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
                     }
                     return close(stream, &state).await;
                 }
@@ -248,5 +252,20 @@ impl Deadline {
             sleep.as_mut().reset(tokio::time::Instant::now() + left());
             fired = sleep.as_mut().poll(cx).is_ready();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an idle connection costs on the heap, besides the socket and its progress.
+    #[test]
+    fn an_idle_connection_is_small() {
+        fn size<F: Future>(_: impl FnOnce(&'static Arc<Server>, TcpStream, Client) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(|server, stream, client| talk(server, stream, client));
+        assert!(bytes < 1024, "{bytes} bytes");
     }
 }
