@@ -70,7 +70,9 @@ fn tls_with_a_key_that_is_handed_over(engine: Engine) {
     let pinned = format!("site.test:{https}:127.0.0.1");
     let url = format!("https://site.test:{https}");
     let curl = |more: &[&str]| {
-        let all = [&["--resolve", pinned.as_str(), "--cacert", text(&cert), "--retry-all-errors", "--retry", "20"], more].concat();
+        let all =
+            [&["--resolve", pinned.as_str(), "--cacert", text(&cert), "--retry-all-errors", "--retry", "20"], more]
+                .concat();
         String::from_utf8_lossy(&guest.curl(&all)).into_owned()
     };
     for (version, shown) in [("--http1.1", "1.1"), ("--http2", "2")] {
@@ -130,7 +132,8 @@ fn options_may_stand_in_donjon_toml() {
     std::fs::write(dir.join("Donjon.toml"), table).unwrap();
     let mut guest = serve(&dir, &[]);
     guest.wait_http("/");
-    let got = String::from_utf8_lossy(&guest.curl(&["-i", "-H", "Accept: text/html", &guest.url("/no/such")])).to_ascii_lowercase();
+    let got = String::from_utf8_lossy(&guest.curl(&["-i", "-H", "Accept: text/html", &guest.url("/no/such")]))
+        .to_ascii_lowercase();
     assert!(got.contains(" 200 ") && got.contains("x-own: yes") && got.contains("<title>first"), "{got}");
     std::fs::remove_dir_all(dir).unwrap();
 }
@@ -165,7 +168,10 @@ fn what_is_wrong_is_said_before_anything_starts() {
     ] {
         let output = donjon_command().arg("serve").arg(&public).args(args).stdin(Stdio::null()).output().unwrap();
         let talk = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(code) && talk.contains(said) && talk.contains("hint: "), "{args:?}: {talk}");
+        assert!(
+            output.status.code() == Some(code) && talk.contains(said) && talk.contains("hint: "),
+            "{args:?}: {talk}"
+        );
     }
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use crate::{Guest, PATIENCE, http};
 
-/// Memory of one process, from `/proc/PID/smaps_rollup`.
+/// Memory of one process, from `/proc/PID/smaps_rollup` or, where the kernel keeps that from us (a guest shuts out its own user, too),
+/// from `/proc/PID/statm`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Memory {
     /// Process id.
     pub pid: u32,
     /// Name from `/proc/PID/comm`.
     pub name: String,
-    /// Proportional set size in bytes: what the process has for itself plus its share of what it has with others.
+    /// Proportional set size in bytes: what the process has for itself plus its share of what it has with others. If not `exact`, the
+    /// resident set size, which is at least that.
     pub pss: u64,
-    /// Pages that only this process has, bytes.
+    /// Pages that only this process has, bytes; if not `exact`, those that no file backs.
     pub private: u64,
+    /// See `pss`.
+    pub exact: bool,
 }
 
 /// The process and all its descendants.
@@ -43,9 +47,21 @@ pub fn tree_pss(pid: u32) -> io::Result<u64> {
 /// One process.
 pub fn one(pid: u32) -> io::Result<Memory> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned();
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let rollup = match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return resident(pid, name),
+        other => other?,
+    };
     let field = |name: &str| sum_of(&rollup, name);
-    Ok(Memory { pid, name, pss: field("Pss:"), private: field("Private_Clean:") + field("Private_Dirty:") })
+    let private = field("Private_Clean:") + field("Private_Dirty:");
+    Ok(Memory { pid, name, pss: field("Pss:"), private, exact: true })
+}
+
+/// What everybody may see of a process (proc_pid_statm(5)).
+fn resident(pid: u32, name: String) -> io::Result<Memory> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let mut pages = statm.split_ascii_whitespace().map(|n| n.parse::<u64>().unwrap_or(0)).skip(1);
+    let (all, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    Ok(Memory { pid, name, pss: all * 4096, private: all.saturating_sub(shared) * 4096, exact: false })
 }
 
 /// Bytes resident in the mapping of `pid` whose name contains `name` (say a memfd that backs a virtual machine's memory).

@@ -65,7 +65,8 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
     println!("    image built in  {:.1} s", built.as_secs_f64());
     println!("    first answer    {:.1} ms after exec", first.as_secs_f64() * 1e3);
     for m in &memory {
-        println!("    memory (PSS)    {:.1} MiB  {} (pid {})", mib(m.pss), m.name, m.pid);
+        let kind = if m.exact { "PSS" } else { "RSS" };
+        println!("    memory ({kind})    {:.1} MiB  {} (pid {})", mib(m.pss), m.name, m.pid);
     }
     println!("    memory, total   {:.1} MiB", mib(memory.iter().map(|m| m.pss).sum()));
 
