@@ -37,7 +37,12 @@ pub(crate) fn compact<'a>(
     functions.sort_by_key(|f| f.start);
     for f in &mut functions {
         let code = memory(f.start..f.start + f.len)?;
-        f.rules = Rules::read(&f.raw)?.without_epilogues(code, f.start);
+        f.rules = if f.kind.more.is_empty() {
+            Rules::read(&f.raw)?.without_epilogues(code, f.start)
+        } else {
+            // What these rules change is not what is usual.
+            Rules { opaque: Some(f.raw.clone()), ..Rules::default() }
+        };
     }
     functions.dedup_by(|next, f| {
         let free = |f: &Function| f.rules.is_empty() && f.exceptions == 0;
@@ -52,11 +57,13 @@ pub(crate) fn compact<'a>(
 }
 
 /// What a CIE says, apart from rules.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Kind {
     /// Address of the word that holds the personality function's address.
     personality: Option<u64>,
     signal: bool,
+    /// What follows the usual rules, if anything does.
+    more: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -85,17 +92,17 @@ fn read<'a>(memory: &impl Fn(Range<u64>) -> Option<&'a [u8]>, frames: Range<u64>
         if id == 0 {
             kinds.insert(at, cie(r)?);
         } else {
-            let &(kind, lsda) = kinds.get(&here.checked_sub(u64::from(id))?)?;
+            let (kind, lsda) = kinds.get(&here.checked_sub(u64::from(id))?)?;
             let (start, len) = (r.relative()?, u64::from(r.word()?));
             let augmentation = r.uleb()?;
-            let exceptions = match (lsda, augmentation) {
+            let exceptions = match (*lsda, augmentation) {
                 (true, 4) => r.relative()?,
                 (false, 0) => 0,
                 _ => return None,
             };
             if len > 0 {
                 let rules = Rules::default();
-                out.push(Function { kind, start, len, exceptions, raw: r.bytes.to_vec(), rules });
+                out.push(Function { kind: kind.clone(), start, len, exceptions, raw: r.bytes.to_vec(), rules });
             }
         }
         at += 4 + len;
@@ -113,7 +120,7 @@ fn cie(mut r: Reader<'_>) -> Option<(Kind, bool)> {
     if r.take(3)? != [1, 0x78, 16] {
         return None;
     }
-    let (mut kind, mut lsda) = (Kind { personality: None, signal: false }, false);
+    let (mut kind, mut lsda) = (Kind { personality: None, signal: false, more: vec![] }, false);
     let (b'z', letters) = augmentation[..end].split_first()? else { return None };
     r.uleb()?;
     for letter in letters {
@@ -125,8 +132,15 @@ fn cie(mut r: Reader<'_>) -> Option<(Kind, bool)> {
             _ => return None,
         }
     }
-    let rest = r.bytes.strip_prefix(&INITIAL)?;
-    rest.iter().all(|&b| b == 0).then_some((kind, lsda))
+    let mut rest = r.bytes.strip_prefix(&INITIAL)?;
+    // Hand-written assembly says it twice.
+    while let Some(after) = rest.strip_prefix(&INITIAL[..3]) {
+        rest = after;
+    }
+    if rest.iter().any(|&b| b != 0) {
+        kind.more = rest.to_vec();
+    }
+    Some((kind, lsda))
 }
 
 /// The rules of one function: what changes at which distance from its start.
@@ -318,7 +332,7 @@ fn write(functions: &[Function], place: u64) -> Option<Vec<u8>> {
 
     let mut cies = BTreeMap::new();
     for (f, prologue) in functions.iter().zip(&prologues) {
-        cies.entry((f.kind, f.exceptions != 0, prologue.clone())).or_insert(0);
+        cies.entry((f.kind.clone(), f.exceptions != 0, prologue.clone())).or_insert(0);
     }
     for ((kind, lsda, prologue), at) in &mut cies {
         *at = out.len();
@@ -346,6 +360,7 @@ fn write(functions: &[Function], place: u64) -> Option<Vec<u8>> {
         }
         out.extend(augmentation);
         out.extend(INITIAL);
+        out.extend(&kind.more);
         out.extend(prologue);
         close(&mut out, *at);
     }
@@ -356,7 +371,7 @@ fn write(functions: &[Function], place: u64) -> Option<Vec<u8>> {
         for &i in block {
             let (f, at) = (&functions[i], out.len());
             out.extend([0; 4]);
-            let cie = cies.get(&(f.kind, f.exceptions != 0, prologues[i].clone()))?;
+            let cie = cies.get(&(f.kind.clone(), f.exceptions != 0, prologues[i].clone()))?;
             out.extend(u32::try_from(out.len() - cie).ok()?.to_le_bytes());
             out.extend(u16::try_from(f.start - start).ok()?.to_le_bytes());
             out.extend(u16::try_from(f.len).unwrap_or(LONG).to_le_bytes());
@@ -390,7 +405,7 @@ fn pair(out: &mut [u8], block: usize, address: u32) {
 /// Chooses for each function the rules that its CIE has: the longest beginning that enough functions share.
 fn choose(functions: &[Function], pieces: &[Vec<Vec<u8>>]) -> Vec<Vec<u8>> {
     let beginnings = |i: usize| (0..=pieces[i].len()).map(move |n| pieces[i][..n].concat());
-    let key = |i: usize, b: &Vec<u8>| (functions[i].kind, functions[i].exceptions != 0, b.clone());
+    let key = |i: usize, b: &Vec<u8>| (functions[i].kind.clone(), functions[i].exceptions != 0, b.clone());
     let mut banned = std::collections::BTreeSet::new();
     loop {
         let mut users: BTreeMap<_, usize> = BTreeMap::new();

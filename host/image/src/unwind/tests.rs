@@ -164,6 +164,31 @@ fn instructions_that_save_the_whole_state_are_left_as_they_are() {
     assert_eq!(look_up(&table, TEXT).unwrap().2, rules);
 }
 
+/// ring's assembly says `def_cfa rsp, 8` twice; another initial rule is kept, and nothing about its functions is changed.
+#[test]
+fn unusual_initial_rules() {
+    let mut sample = Sample::new(&[(PUSHES, &RULES, false)]);
+    let longer = |sample: &Sample, more: &[u8]| {
+        let mut frames = sample.frames.clone();
+        frames.splice(22..22, more.iter().copied());
+        frames[0] += more.len() as u8;
+        // The FDE and the other CIE have moved away from the first CIE and from the text.
+        let fde = 22 + more.len() + 30 + 4;
+        frames[fde] += more.len() as u8;
+        let start = u32::from_le_bytes(*frames[fde + 4..].first_chunk().unwrap()) - more.len() as u32;
+        frames[fde + 4..fde + 8].copy_from_slice(&start.to_le_bytes());
+        frames
+    };
+    let twice = longer(&sample, &[0x0c, 7, 8]);
+    let usual = look_up(&sample.compact().unwrap(), TEXT);
+    let other = longer(&sample, &[0x86, 3]);
+    sample.frames = twice;
+    assert_eq!(look_up(&sample.compact().unwrap(), TEXT), usual);
+    sample.frames = other;
+    let (_, cie, fde, _) = look_up(&sample.compact().unwrap(), TEXT).unwrap();
+    assert_eq!((&cie[5..], &fde[..]), (&[0x86, 3][..], &RULES[..]));
+}
+
 #[test]
 fn neighbours_without_rules_share_a_record() {
     let table = Sample::new(&[(LEAF, &[], false), (LEAF, &[], false), (PUSHES, &RULES, false)]).compact().unwrap();
