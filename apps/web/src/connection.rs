@@ -265,7 +265,7 @@ mod tests {
         fn size<F: Future>(_: impl FnOnce(&'static Arc<Server>, TcpStream, Client) -> F) -> usize {
             size_of::<F>()
         }
-        let bytes = size(|server, stream, client| talk(server, stream, client));
+        let bytes = size(talk);
         assert!(bytes < 1024, "{bytes} bytes");
     }
 }

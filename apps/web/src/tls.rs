@@ -1,14 +1,17 @@
 //! TLS 1.2 and 1.3 by rustls with ring.
 
 use donjon_web_format::{Certificate, Config};
+use ring::rand::SecureRandom as _;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::crypto::{self, CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, ring as suites};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
-use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey};
 use tokio_rustls::rustls::{self, ServerConfig};
+use zeroize::{Zeroize, Zeroizing};
 
 impl crate::connection::Socket for tokio_rustls::server::TlsStream<TcpStream> {
     fn tcp(&self) -> Option<&TcpStream> {
@@ -27,9 +30,9 @@ impl crate::connection::Socket for tokio_rustls::server::TlsStream<TcpStream> {
 /// Where secrets that were handed over at start are found.
 const SECRETS: &str = "/run/secrets";
 
-/// An acceptor for the configured certificates: ALPN h2 and http/1.1, resumption by tickets and by session id.
+/// An acceptor for the configured certificates: ALPN h2 and http/1.1, resumption by tickets (with a key of this boot) and by session id.
 pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(provider());
     let mut names = vec![];
     for c in &config.certificates {
         let key = Arc::new(load(c, &provider)?);
@@ -44,23 +47,54 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Names(names)));
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    tls.ticketer = ring::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
+    tls.ticketer = suites::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
 
-fn load(c: &Certificate, provider: &rustls::crypto::CryptoProvider) -> Result<CertifiedKey, String> {
+/// What a server needs of ring, and not what verifies the certificates of clients: the linker drops what is not named here.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: suites::ALL_CIPHER_SUITES.to_vec(),
+        kx_groups: vec![suites::kx_group::X25519, suites::kx_group::SECP256R1],
+        signature_verification_algorithms: WebPkiSupportedAlgorithms { all: &[], mapping: &[] },
+        secure_random: &Random,
+        key_provider: &Keys,
+    }
+}
+
+#[derive(Debug)]
+struct Random;
+
+impl crypto::SecureRandom for Random {
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), GetRandomFailed> {
+        ring::rand::SystemRandom::new().fill(buffer).map_err(|_| GetRandomFailed)
+    }
+}
+
+/// Reads private keys and wipes what they were read from.
+#[derive(Debug)]
+struct Keys;
+
+impl crypto::KeyProvider for Keys {
+    fn load_private_key(&self, mut key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        let loaded = suites::sign::any_supported_type(&key);
+        key.zeroize();
+        loaded
+    }
+}
+
+fn load(c: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
     let key_path = match c.key.strip_prefix("secret:") {
         Some(name) if !name.contains('/') => format!("{SECRETS}/{name}"),
         Some(name) => return Err(format!("{name}: not a name of a secret")),
         None => c.key.clone(),
     };
     let read = |path: &str| std::fs::read(Path::new(path)).map_err(|e| format!("{path}: {e}"));
-    let chain = rustls_pemfile::certs(&mut &read(&c.chain)?[..])
+    let chain = CertificateDer::pem_slice_iter(&read(&c.chain)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| format!("{}: {e}", c.chain))?;
-    let key = rustls_pemfile::private_key(&mut &read(&key_path)?[..])
-        .map_err(|e| format!("{key_path}: {e}"))?
-        .ok_or_else(|| format!("{key_path}: no private key in it"))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(&Zeroizing::new(read(&key_path)?)).map_err(|e| format!("{key_path}: {e}"))?;
     let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| format!("{}: {e}", c.chain))?;
     key.keys_match().map_err(|_| format!("{key_path} is not the key of {}", c.chain))?;
     Ok(key)
