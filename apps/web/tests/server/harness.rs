@@ -22,6 +22,22 @@ pub struct Server {
 impl Server {
     /// Serves `files` (path and content) with this configuration, on a port of its own.
     pub fn start(config: Config, files: &[(&str, &[u8])]) -> Server {
+        let server = Server::spawn(config, files);
+        let start = Instant::now();
+        while TcpStream::connect(server.address).is_err() {
+            assert!(start.elapsed() < PATIENCE, "the server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// The exit code of a server that does not start with this configuration.
+    #[cfg(feature = "tls")]
+    pub fn refused(config: Config) -> i32 {
+        Server::spawn(config, &[]).wait()
+    }
+
+    fn spawn(config: Config, files: &[(&str, &[u8])]) -> Server {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("donjon-web-server-{}-{n}", std::process::id()));
@@ -47,13 +63,7 @@ impl Server {
         put(INDEX_PATH, index.as_bytes());
         put("/secret.txt", b"SECRET");
         let child = Command::new(env!("CARGO_BIN_EXE_donjon-web")).arg(&dir).stdout(Stdio::null()).spawn().unwrap();
-        let server = Server { child, dir, address };
-        let start = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            assert!(start.elapsed() < PATIENCE, "the server does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
+        Server { child, dir, address }
     }
 
     /// A plain site: `/` says "home", `/a.txt` has 100,000 bytes.

@@ -6,3 +6,5 @@ mod http2;
 mod limits;
 #[cfg(feature = "proxy")]
 mod proxy;
+#[cfg(feature = "tls")]
+mod tls;

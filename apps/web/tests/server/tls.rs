@@ -1,0 +1,103 @@
+//! TLS, with openssl as the client.
+
+use crate::harness::{Server, free_address};
+use donjon_web_format::{Certificate, Config};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Certificates in a directory of their own; `None`, said loudly, if there is no openssl.
+struct Keys(PathBuf);
+
+impl Keys {
+    fn new(name: &str, hosts: &[&str]) -> Option<Keys> {
+        let dir = std::env::temp_dir().join(format!("donjon-web-tls-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let keys = Keys(dir);
+        for host in hosts {
+            let mut openssl = Command::new("openssl");
+            openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+            openssl.args(["-days", "2", "-subj", &format!("/CN={host}"), "-keyout"]).arg(keys.path(host, "key"));
+            openssl.arg("-out").arg(keys.path(host, "crt")).stderr(Stdio::null());
+            let Ok(status) = openssl.status() else {
+                println!("SKIP tls::{name}: openssl is not installed");
+                return None;
+            };
+            assert!(status.success());
+        }
+        Some(keys)
+    }
+
+    fn path(&self, host: &str, kind: &str) -> PathBuf {
+        self.0.join(format!("{host}.{kind}"))
+    }
+
+    fn certificate(&self, host: &str) -> Certificate {
+        let text = |kind| self.path(host, kind).to_str().unwrap().to_owned();
+        Certificate { chain: text("crt"), key: text("key"), names: host.into() }
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What `openssl s_client` prints when told so.
+fn client(address: SocketAddr, args: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let mut openssl = Command::new("openssl");
+    openssl.args(["s_client", "-connect", &address.to_string()]).args(args);
+    let mut child = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    // openssl leaves when its input ends; by then the answer must have come.
+    std::thread::sleep(Duration::from_millis(700));
+    drop(stdin);
+    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+}
+
+#[test]
+fn versions_names_protocols_and_resumption() {
+    let Some(keys) = Keys::new("client", &["a.example", "b.example"]) else { return };
+    let address = free_address();
+    let certificates = vec![keys.certificate("a.example"), keys.certificate("b.example")];
+    let config = Config { https: Some(address.port()), hsts: Some(60), certificates, ..Config::default() };
+    let _server = Server::start(config, &[("/index.html", b"home")]);
+    let get = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+
+    for (args, wanted) in [
+        (&["-tls1_2", "-quiet"][..], "home"),
+        (&["-tls1_3", "-quiet"], "home"),
+        (&["-tls1_3", "-quiet"], "strict-transport-security: max-age=60"),
+        (&["-tls1_2"], "Protocol  : TLSv1.2"),
+        (&["-servername", "b.example"], "CN = b.example"),
+        (&["-servername", "a.example"], "CN = a.example"),
+        (&["-servername", "other.example"], "CN = a.example"),
+        (&["-alpn", "http/1.1"], "ALPN protocol: http/1.1"),
+        (&["-alpn", "h2,http/1.1"], "ALPN protocol: h2"),
+    ] {
+        let said = client(address, args, get).replace("CN=", "CN = ");
+        assert!(said.contains(wanted), "{args:?}: {wanted} in {said}");
+    }
+    assert!(!client(address, &["-tls1_1"], get).contains("home"));
+
+    for version in ["-tls1_2", "-tls1_3"] {
+        let session = keys.path(version, "session");
+        let session = session.to_str().unwrap();
+        client(address, &[version, "-sess_out", session], get);
+        let said = client(address, &[version, "-sess_in", session], get);
+        assert!(said.contains("Reused, TLS"), "{version}: {said}");
+        assert!(said.contains("home"), "{version}: {said}");
+    }
+}
+
+#[test]
+fn a_key_that_does_not_fit_is_refused() {
+    let Some(keys) = Keys::new("mismatch", &["a.example", "b.example"]) else { return };
+    let wrong = Certificate { key: keys.certificate("b.example").key, ..keys.certificate("a.example") };
+    let config = Config { https: Some(free_address().port()), certificates: vec![wrong], ..Config::default() };
+    assert_ne!(Server::refused(config), 0);
+}
