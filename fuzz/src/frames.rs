@@ -35,7 +35,8 @@ struct Owned {
     handle: Handle,
     /// The byte that comes next, once there was one.
     next: Option<u8>,
-    read_shut: bool,
+    /// What it reads need not count up: it was told to throw away, or the other end is no peer.
+    unchecked: bool,
 }
 
 struct World {
@@ -197,8 +198,9 @@ impl World {
             16 | 17 => self.now += 1 << (input.u8() % 44),
             18 => {
                 let listener = self.listeners[which % 2];
-                if let Ok((handle, _)) = self.stack.accept(listener) {
-                    self.owned.push(Owned { handle, next: None, read_shut: false });
+                if let Ok((handle, from)) = self.stack.accept(listener) {
+                    // What the application sends to itself does not count up.
+                    self.owned.push(Owned { handle, next: None, unchecked: from.ip().is_loopback() });
                 }
             }
             19 => self.read(which, usize::from(input.u16())),
@@ -217,7 +219,7 @@ impl World {
                 let Some(o) = self.owned.get_mut(which) else { return };
                 let how = [Shutdown::Read, Shutdown::Write, Shutdown::Both][usize::from(input.u8() % 3)];
                 if self.stack.shutdown(o.handle, how).is_ok() {
-                    o.read_shut |= how != Shutdown::Write;
+                    o.unchecked |= how != Shutdown::Write;
                 }
             }
             22 if which < self.owned.len() => {
@@ -279,7 +281,7 @@ impl World {
         let (a, b) = room.split_at_mut(len / 3);
         let Ok(n) = self.stack.recv(o.handle, &mut [a, b], mode) else { return };
         assert!(n <= len);
-        if self.counted && !o.read_shut {
+        if self.counted && !o.unchecked {
             let mut next = o.next;
             for byte in &room[..n] {
                 assert!(next.is_none_or(|e| e == *byte), "the stream skips from {next:?} to {byte}");
@@ -326,8 +328,7 @@ impl World {
         if let (Ok(local), true) = (self.stack.local_addr(handle), kind % 4 < 2) {
             self.peers[which] = Peer { port: local.port(), v6: kind % 4 == 1, ..self.peers[which] };
         }
-        // Over loopback, the stack's own bytes come back: they do not count with the sequence.
-        self.owned.push(Owned { handle, next: None, read_shut: true });
+        self.owned.push(Owned { handle, next: None, unchecked: to.ip().is_loopback() });
     }
 
     /// Lets the stack send, and tells the peers; answers questions about addresses.
