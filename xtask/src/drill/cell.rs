@@ -10,7 +10,7 @@ use std::time::Duration;
 use donjon_tests::{Guest, donjon_command, poll_until};
 
 use super::code;
-use super::lan::{Lan, VICTIM};
+use super::lan::{Lan, TAP, VICTIM};
 
 /// How the victim is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,24 +21,30 @@ pub enum Kind {
     Hardened,
     /// A Donjon image, process engine.
     Process,
+    /// The same on a TAP device that is a port of the bridge: no user-mode network stands between, only the monitor's frame filter.
+    Tap,
     /// The same image under QEMU.
     Qemu,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Qemu];
+    /// What is run if nothing is chosen.
+    pub const USUAL: [Kind; 4] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Qemu];
+
+    pub const ALL: [Kind; 5] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Tap, Kind::Qemu];
 
     pub fn name(self) -> &'static str {
         match self {
             Kind::Docker => "container",
             Kind::Hardened => "hardened",
             Kind::Process => "process",
+            Kind::Tap => "tap",
             Kind::Qemu => "qemu",
         }
     }
 
     pub fn is_donjon(self) -> bool {
-        matches!(self, Kind::Process | Kind::Qemu)
+        matches!(self, Kind::Process | Kind::Tap | Kind::Qemu)
     }
 }
 
@@ -89,14 +95,17 @@ impl<'a> Victim<'a> {
         let ns = &self.lan.victim;
         if self.kind.is_donjon() {
             let donjon = donjon_command();
+            let ns = if self.kind == Kind::Tap { &self.lan.bridge } else { ns };
             let mut command = ns.command(donjon.get_program());
-            let engine: &[&str] = if self.kind == Kind::Process {
-                &["--engine", "process"]
-            } else {
-                &["--engine", "qemu", "--machine", "microvm"]
-            };
-            command.arg("run").arg(&self.made.image).args(engine);
-            command.args(["-p", &format!("{VICTIM}:8080:8080"), "-e", &format!("TLS_KEY={KEY}")]);
+            command.arg("run").arg(&self.made.image).args(["-e", &format!("TLS_KEY={KEY}")]);
+            if self.kind == Kind::Tap {
+                let net = format!("tap:{TAP},ip={VICTIM}/24,gw=10.66.0.1");
+                command.args(["--engine", "process", "--net", &net]);
+                return command;
+            }
+            command.args(["-p", &format!("{VICTIM}:8080:8080")]);
+            let qemu: &[&str] = &["--engine", "qemu", "--machine", "microvm"];
+            command.args(if self.kind == Kind::Process { &["--engine", "process"] } else { qemu });
             return command;
         }
         let hardened = self.kind == Kind::Hardened;

@@ -7,9 +7,11 @@
 //! | the victim | 10.66.0.10 |
 //! | the attacker | 10.66.0.66 |
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketType};
 pub const DATABASE: [u8; 4] = [10, 66, 0, 5];
 pub const METADATA: [u8; 4] = [169, 254, 169, 254];
 pub const VICTIM: &str = "10.66.0.10";
+/// A port of the bridge for a guest in the victim's place.
+pub const TAP: &str = "tap0";
 pub const ATTACKER: [u8; 4] = [10, 66, 0, 66];
 /// Where the attacker waits for a shell, and serves a program.
 pub const SHELL_PORT: u16 = 4444;
@@ -28,20 +32,22 @@ pub const PROGRAM_PORT: u16 = 8000;
 pub const CREDENTIALS: &str = "AKIADRILLCREDENTIALS";
 /// Ethernet type of the raw frames that the attacker makes the victim send (for experiments: IEEE 802).
 pub const RAW_TYPE: [u8; 2] = [0x88, 0xb5];
-/// The address that the victim pretends to have.
+/// Addresses that the victim pretends to have.
 pub const SPOOFED: [u8; 4] = [10, 66, 0, 1];
+pub const STRANGER: [u8; 4] = [10, 66, 0, 77];
+/// The source port of the segments that it forges.
+pub const MARK: [u8; 2] = [0xd0, 0x0d];
 
 /// The network.
 pub struct Lan {
     pub victim: Netns,
     pub attacker: Netns,
-    bridge: Netns,
+    pub bridge: Netns,
     database: Netns,
     /// What came from a reverse shell.
     shell: Arc<Mutex<String>>,
-    /// Frames with [`RAW_TYPE`], and ARP replies of the victim for an address that is another's.
-    raw: Arc<AtomicU64>,
-    spoofed: Arc<AtomicU64>,
+    /// Which of the attacker's frames have come to the other machines.
+    seen: Arc<Mutex<BTreeSet<&'static str>>>,
     done: Arc<AtomicBool>,
 }
 
@@ -68,8 +74,7 @@ impl Lan {
             bridge,
             database,
             shell: Arc::default(),
-            raw: Arc::default(),
-            spoofed: Arc::default(),
+            seen: Arc::default(),
             done: Arc::default(),
         };
         lan.serve(&lan.bridge, METADATA, 80, |mut s, _| {
@@ -88,8 +93,25 @@ impl Lan {
             let _ = s.read_to_string(&mut text);
             shell.lock().unwrap_or_else(|e| e.into_inner()).push_str(&text);
         });
-        lan.watch();
+        lan.watch(&lan.attacker);
+        lan.watch(&lan.database);
         lan
+    }
+
+    /// Puts a TAP device in the place of the victim's host on the bridge.
+    pub fn plug_tap(&self) {
+        self.victim.ip(&["link", "set", "eth0", "down"]);
+        self.bridge.ip(&["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"]);
+        self.bridge.ip(&["link", "set", TAP, "master", "br0", "up"]);
+        // Who has spoken with the host of that address asks anew.
+        self.attacker.ip(&["neigh", "flush", "all"]);
+    }
+
+    /// And back.
+    pub fn unplug_tap(&self) {
+        self.bridge.ip(&["link", "del", TAP]);
+        self.victim.ip(&["link", "set", "eth0", "up"]);
+        self.attacker.ip(&["neigh", "flush", "all"]);
     }
 
     /// Serves on a thread of its own until the drill's process ends.
@@ -99,30 +121,20 @@ impl Lan {
         std::thread::spawn(move || listener.incoming().flatten().for_each(|s| f(s, &shell)));
     }
 
-    /// Looks at every frame that arrives at the attacker, which the bridge shows all broadcasts.
-    fn watch(&self) {
+    /// Looks at every frame that arrives at a machine.
+    fn watch(&self, ns: &Netns) {
         // ETH_P_ALL, in network order.
-        let all = Protocol::from_raw(
-            std::num::NonZeroU32::MIN.saturating_mul(std::num::NonZeroU32::new(0x0300).expect("not 0")),
-        );
-        let socket = self.attacker.run(|| {
-            rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(all)).expect("root may listen to packets")
+        let all = NonZeroU32::new(0x0300).map(Protocol::from_raw);
+        let socket = ns.run(|| {
+            rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, all).expect("root may listen to packets")
         });
-        let (raw, spoofed, done) = (Arc::clone(&self.raw), Arc::clone(&self.spoofed), Arc::clone(&self.done));
+        let (seen, done) = (Arc::clone(&self.seen), Arc::clone(&self.done));
         std::thread::spawn(move || {
             let mut frame = [0; 2048];
             while !done.load(Ordering::Relaxed) {
                 let Ok((n, _)) = rustix::net::recv(&socket, &mut frame, RecvFlags::empty()) else { continue };
-                let frame = &frame[..n];
-                if frame.get(12..14) == Some(&RAW_TYPE) {
-                    raw.fetch_add(1, Ordering::Relaxed);
-                }
-                // An ARP reply whose sender is the address that the victim spoofs, not from the bridge itself.
-                if frame.get(12..14) == Some(&[8, 6])
-                    && frame.get(22..28) == Some(&[2, 0xd0, 0, 0, 0, 1])
-                    && frame.get(28..32) == Some(&SPOOFED)
-                {
-                    spoofed.fetch_add(1, Ordering::Relaxed);
+                if let Some(kind) = classify(&frame[..n]) {
+                    seen.lock().unwrap_or_else(|e| e.into_inner()).insert(kind);
                 }
             }
         });
@@ -137,10 +149,32 @@ impl Lan {
         donjon_tests::poll_until(Duration::from_millis(1500), heard).unwrap_or_default()
     }
 
-    /// Raw frames and spoofed ARP replies that were seen since the last call.
-    pub fn take_frames(&self) -> (u64, u64) {
+    /// Which of the attacker's frames have come to other machines since the last call.
+    pub fn take_frames(&self) -> Vec<&'static str> {
         std::thread::sleep(Duration::from_millis(200));
-        (self.raw.swap(0, Ordering::Relaxed), self.spoofed.swap(0, Ordering::Relaxed))
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(|e| e.into_inner())).into_iter().collect()
+    }
+}
+
+/// Which of the attacker's frames that is, by what only they have.
+fn classify(frame: &[u8]) -> Option<&'static str> {
+    if frame.get(12..14)? == RAW_TYPE {
+        return Some("a frame of an unknown type");
+    }
+    match frame.get(12..14)? {
+        [8, 6]
+            if frame.get(20..22)? == [0, 2]
+                && frame.get(28..32)? == SPOOFED
+                && frame.get(38..42)? == [10, 66, 0, 99] =>
+        {
+            Some("an ARP reply for another's address")
+        }
+        // The port is the mark: nobody else sends from there.
+        [8, 0] if frame.get(34..36)? == MARK && frame.get(26..30)? == STRANGER => {
+            Some("a packet from another's address")
+        }
+        [8, 0] if frame.get(34..36)? == MARK => Some("a connection attempt to the database"),
+        _ => None,
     }
 }
 

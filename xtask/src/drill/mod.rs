@@ -40,13 +40,13 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
             "--only" => {
                 let name = args.next().unwrap_or_default();
                 let kind = Kind::ALL.into_iter().find(|k| k.name() == name);
-                kinds.push(kind.ok_or_else(|| usage("--only takes container, hardened, process or qemu"))?);
+                kinds.push(kind.ok_or_else(|| usage("--only takes container, hardened, process, tap or qemu"))?);
             }
             other => return Err(usage(format!("the drill does not know {other:?}"))),
         }
     }
     if kinds.is_empty() {
-        kinds = Kind::ALL.to_vec();
+        kinds = Kind::USUAL.to_vec();
     }
     let cells = drill(&kinds, form, word)?;
     if json {
@@ -63,7 +63,7 @@ pub fn short(passed: &mut u64) -> Result {
     if missing("drill", &needs) {
         return Ok(());
     }
-    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Qemu || have(Need::Qemu)).collect();
+    let kinds: Vec<Kind> = Kind::USUAL.into_iter().filter(|k| *k != Kind::Qemu || have(Need::Qemu)).collect();
     let cells = drill(&kinds, Form::Short, "")?;
     print_table(&cells, &kinds);
     *passed += cells.len() as u64;
@@ -107,11 +107,17 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
             cell::make_root(&root, &native.join("release/drill"), utilities).map_err(io)?;
         }
         let made = Made { root: root.clone(), filter: shared(&filter, &root).map_err(io)?, image: image.clone(), boot };
+        if *kind == Kind::Tap {
+            lan.plug_tap();
+        }
         let mut victim = Victim::new(*kind, &lan, &made);
         for attempt in ATTEMPTS.iter().filter(|a| a.name.contains(word)) {
             cells.push(try_one(&mut victim, attempt, form));
         }
         drop(victim);
+        if *kind == Kind::Tap {
+            lan.unplug_tap();
+        }
         let _ = std::fs::remove_dir_all(&root);
         let _ = std::fs::remove_file(&made.filter);
     }
