@@ -102,6 +102,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         env: vec!["A=b".into()],
         tmpfs: Some(4096),
         tool: "0.1".into(),
+        ..donjon_image::Manifest::default()
     };
     let mut net = vec![3];
     net.extend([33, 0, 0, 0, 0xdc, 5, 0, 0, 2, 0, 0, 0, 0, 1, 24, 64, 10, 0, 2, 15, 10, 0, 2, 2]);
