@@ -27,6 +27,10 @@ pub mod flags {
     pub const NET: u32 = 2;
     /// The CPU has RDRAND; the guest mixes it into its generator.
     pub const RDRAND: u32 = 4;
+    /// The operator lets the guest serve on any port, whatever its manifest says.
+    pub const LISTEN_ANY: u32 = 8;
+    /// The operator lets the guest connect to anything, whatever its manifest says.
+    pub const EGRESS_ANY: u32 = 16;
 }
 
 /// How to read the time without leaving the guest.

@@ -3,6 +3,8 @@
 //! A sequence of records, each `tag: u16, reserved: u16 = 0, len: u32`, then `len` bytes and padding to a multiple of 8. `Donjon.toml` is
 //! turned into records by the builder; monitor and guest read only these.
 
+use core::net::Ipv6Addr;
+
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
@@ -131,6 +133,11 @@ impl Egress {
         out
     }
 
+    /// Whether this entry allows a destination, and is narrow enough to mean it ([`least_prefix`]).
+    pub fn reaches(&self, protocol: u8, addr: [u8; 16], port: u16) -> bool {
+        self.prefix >= least_prefix(addr) && self.allows(protocol, addr, port)
+    }
+
     /// Whether this entry allows a destination.
     pub fn allows(&self, protocol: u8, addr: [u8; 16], port: u16) -> bool {
         let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
@@ -139,6 +146,25 @@ impl Egress {
             && (u128::from_be_bytes(self.addr) ^ u128::from_be_bytes(addr)) & mask == 0
     }
 }
+
+/// How narrow a destination's entry must at least be to reach this address: some are too special to be meant by a wide one.
+pub fn least_prefix(addr: [u8; 16]) -> u8 {
+    match Ipv6Addr::from(addr).to_ipv4_mapped() {
+        // 169.254.169.254 hands out a cloud machine's credentials.
+        Some(a) if a.is_link_local() => 96 + 16,
+        Some(a) if a.is_multicast() => 96 + 4,
+        Some(a) if a.is_broadcast() || a.octets()[0] == 0 || a.is_loopback() => 128,
+        Some(_) => 0,
+        None if addr[0] == 0xff => 8,
+        None if addr[..2] == [0xfe, 0x80] => 16,
+        None if addr[..6] == METADATA6 => 48,
+        None if addr[..15] == [0; 15] => 128,
+        None => 0,
+    }
+}
+
+/// First bytes of fd00:ec2::254, Amazon's metadata service over IPv6.
+pub const METADATA6: [u8; 6] = [0xfd, 0, 0x0e, 0xc2, 0, 0];
 
 #[cfg(test)]
 mod tests {
@@ -174,6 +200,10 @@ mod tests {
         assert!(!e.allows(17, v4([10, 1, 2, 9]), 443));
         assert!(!e.allows(6, v4([10, 1, 2, 9]), 80));
         let any = Egress { protocol: 0, prefix: 0, port: 0, addr: [0; 16] };
-        assert!(any.allows(17, [9; 16], 1));
+        assert!(any.allows(17, [9; 16], 1) && any.reaches(17, [9; 16], 1));
+        for special in [[169, 254, 169, 254], [224, 0, 0, 1], [255; 4], [127, 0, 0, 1], [0; 4]] {
+            assert!(!any.reaches(6, v4(special), 80), "{special:?}");
+            assert!(Egress { prefix: 128, addr: v4(special), ..any }.reaches(6, v4(special), 80), "{special:?}");
+        }
     }
 }

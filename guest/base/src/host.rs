@@ -114,7 +114,7 @@ pub fn boot_page() -> *mut BootPage {
         assert!(!reserve.is_null(), "no address space for the fake reserve");
         let reserve = (reserve as usize).next_multiple_of(ALIGN);
         let mut page = BootPage::empty();
-        page.flags = flags::NET;
+        page.flags = flags::NET | flags::LISTEN_ANY | flags::EGRESS_ANY;
         page.reserve = Range { base: reserve as u64, len: RESERVE as u64 };
         page.memory = 64 << 20;
         page.clock.wall_offset = 1_700_000_000_000_000_000;

@@ -11,6 +11,8 @@
 //! | `donjon.ip6=ADDRESS/P` or `auto` or `none` | IPv6 address | `auto` (router advertisements) |
 //! | `donjon.gw6=ADDRESS` | IPv6 router | none |
 //! | `donjon.dns6=ADDRESS` | IPv6 resolver | none |
+//! | `donjon.listen=any` | the guest may serve on any port | manifest |
+//! | `donjon.egress=any` | the guest may connect to anything | manifest |
 //! | `donjon.time=N` | wall clock, nanoseconds since 1970 | the machine's clock |
 //! | `donjon.env=NAME=VALUE` | environment entry, any number | manifest |
 //! | `virtio_mmio.device=SIZE@BASE:IRQ` | where a virtio device is (written by hypervisors) | fixed places |
@@ -19,7 +21,7 @@
 //! end, so after `--` they are settings too, and never arguments.
 
 use crate::text;
-use donjon_abi::boot::{Net, net};
+use donjon_abi::boot::{Net, flags, net};
 
 /// Most places of virtio-mmio devices.
 pub const MMIO: usize = 8;
@@ -43,6 +45,8 @@ pub struct Settings {
     pub net: Net,
     /// Wall clock, ns since 1970.
     pub time: Option<u64>,
+    /// What the operator opens that the manifest closes: `flags::LISTEN_ANY`, `flags::EGRESS_ANY`.
+    pub open: u32,
     /// Addresses of virtio-mmio devices; 0 in unused slots.
     pub mmio: [u64; MMIO],
 }
@@ -118,7 +122,7 @@ impl<'a> Words<'a> {
 
     /// All else.
     pub fn settings(&self) -> Result<Settings, BadWord<'a>> {
-        let mut s = Settings { net: Net::default(), time: None, mmio: [0; MMIO] };
+        let mut s = Settings { net: Net::default(), time: None, open: 0, mmio: [0; MMIO] };
         s.net.flags = net::DHCP | net::SLAAC;
         let mut places = 0;
         let appended = self.arguments.into_iter().flat_map(words).filter(|w| w.starts_with(DEVICE));
@@ -161,6 +165,8 @@ fn apply(s: &mut Settings, setting: &[u8]) -> Option<()> {
         }
         (b"gw6", _) => s.net.ipv6_gateway = text::ipv6(value)?,
         (b"dns6", _) => s.net.ipv6_dns = text::ipv6(value)?,
+        (b"listen", b"any") => s.open |= flags::LISTEN_ANY,
+        (b"egress", b"any") => s.open |= flags::EGRESS_ANY,
         (b"time", _) => s.time = Some(text::decimal(value)?),
         (b"env", _) => drop(text::cut(value, b'=')?),
         _ => return None,
@@ -237,6 +243,7 @@ mod tests {
             "donjon.ip=10.0.2.15/33",
             "donjon.ip=10.0.2/24",
             "donjon.nope=1",
+            "donjon.listen=80",
             "donjon.ip",
             "donjon.env=A",
             "donjon.time=x",

@@ -162,9 +162,18 @@ pub struct RunArgs {
     /// Hand the guest a secret that its image asks for: it becomes /run/secrets/NAME. May be given several times.
     #[arg(long, value_name = "NAME=FILE")]
     pub secret: Vec<Secret>,
+    /// Let the guest listen on any port, whatever its manifest says.
+    #[arg(long)]
+    pub listen_any: bool,
     /// Let the guest connect to anything, whatever its manifest says.
     #[arg(long)]
     pub egress_any: bool,
+    /// Print how guest and monitor are jailed here, and end before the guest starts.
+    #[arg(long)]
+    pub explain_jail: bool,
+    /// With --explain-jail: as JSON.
+    #[arg(long, requires = "explain_jail")]
+    pub json: bool,
     /// Say what is being done.
     #[arg(long, short)]
     pub verbose: bool,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use donjon_image::project::Options;
+use donjon_monitor::jail::Explain;
 use donjon_monitor::{Engine, ExitStatus, QemuOptions, RunOptions};
 
 use crate::{
@@ -25,7 +26,9 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         net: args.engine.net.clone(),
         publish: args.publish.clone(),
         secrets: args.secret.clone(),
+        listen_any: args.listen_any,
         egress_any: args.egress_any,
+        explain_jail: args.explain_jail.then_some(if args.json { Explain::Json } else { Explain::Text }),
         verbose: args.verbose,
         ..RunOptions::default()
     };

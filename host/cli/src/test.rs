@@ -147,7 +147,7 @@ fn relay(args: &TestArgs, output: &[u8]) {
 
 fn run_one(args: &TestArgs, project: &Project, image: &Path) -> io::Result<(Verdict, Vec<u8>)> {
     let mut command = Command::new(env::current_exe()?);
-    command.arg("run").arg(image).arg("--egress-any").stdin(Stdio::null());
+    command.arg("run").arg(image).args(["--listen-any", "--egress-any"]).stdin(Stdio::null());
     // No guest outlives us.
     command.arg(format!("--child-of={}", std::process::id()));
     let engine = &args.engine;

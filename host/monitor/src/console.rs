@@ -5,7 +5,6 @@
 
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -75,9 +74,9 @@ impl Relay {
         })
     }
 
-    /// Adds the names of functions to the addresses in backtraces of this image.
-    pub fn with_names(mut self, image: &Path) -> Relay {
-        self.names = Some(Names::new(image));
+    /// Adds the names of functions to the addresses in backtraces.
+    pub fn with_names(mut self, names: Names) -> Relay {
+        self.names = Some(names);
         self
     }
 

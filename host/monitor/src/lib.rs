@@ -6,18 +6,23 @@
 //! - [`qemu`]: the guest as a virtual machine in QEMU.
 //! - `usernet`: TCP and UDP of the guest end here and go on as ordinary sockets of the host.
 //! - `tap`: the guest's frames go to a TAP device of the host.
+//! - [`jail`]: what the monitor itself may do while the guest runs.
+//! - `filter`: what the guest's frames may say, on either.
 
 mod console;
 mod error;
 mod exit;
+mod filter;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod jail;
 mod net;
 mod options;
 mod probe;
 pub mod process;
 pub mod qemu;
 mod reactor;
+mod relay;
 mod secrets;
 mod signals;
 mod source;

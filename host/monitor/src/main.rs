@@ -29,6 +29,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// Tries what the jail must not allow, and tells what came of it. For the tests of the jail.
+fn attempts() {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    let tell = |what: &str, result: std::io::Result<()>| match result {
+        Ok(()) => println!("{what}: FAILURE, it is allowed"),
+        Err(e) => println!("{what}: refused, {e}"),
+    };
+    tell("read a file", std::fs::File::open("/etc/passwd").map(drop));
+    tell("list files", std::fs::read_dir("/").map(drop));
+    tell("write a file", std::fs::write("/tmp/donjon-jail-test", b"x"));
+    tell("read another process", std::fs::read("/proc/1/environ").map(drop));
+    tell("start a program", std::process::Command::new("/bin/true").spawn().map(drop));
+    tell("listen", TcpListener::bind("127.0.0.1:0").map(drop));
+    tell("connect", TcpStream::connect("127.0.0.1:1").map(drop));
+    tell("open a datagram socket", UdpSocket::bind("127.0.0.1:0").map(drop));
+    tell("open a Unix socket", std::os::unix::net::UnixDatagram::unbound().map(drop));
+    tell("start a thread", std::thread::Builder::new().spawn(|| ()).map(drop));
+}
+
 fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions), String> {
     let mut options = RunOptions::default();
     let mut image = None;
@@ -51,6 +70,14 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             "-m" => options.memory = Some(value()?.parse::<u64>().map_err(|e| format!("-m: {e}"))? << 20),
             "--secret" => options.secrets.push(value()?.parse().map_err(|e| format!("{e}"))?),
             "-e" => options.env.push(value()?),
+            "--listen-any" => options.listen_any = true,
+            "--egress-any" => options.egress_any = true,
+            "--explain-jail" => options.explain_jail = Some(donjon_monitor::jail::Explain::Text),
+            "--explain-jail-json" => options.explain_jail = Some(donjon_monitor::jail::Explain::Json),
+            "--without-rule" => options.without_rule = Some(value()?.leak()),
+            "--in-jail" => options.in_jail = Some(attempts),
+            "--monitor-without-rule" => options.monitor_without_rule = Some(value()?.leak()),
+            "--relay-tap" => options.relay_tap = true,
             "-v" => options.verbose = true,
             "--stop-timeout-ms" => {
                 options.stop_timeout = std::time::Duration::from_millis(value()?.parse().map_err(|e| format!("{e}"))?)

@@ -7,10 +7,16 @@ use donjon_abi::boot;
 use donjon_image::Manifest;
 
 use crate::error::Error;
-use crate::options::{NetMode, RunOptions};
+use crate::filter::kernel::KernelFilter;
+use crate::filter::rules::Rules;
+use crate::filter::{Filter, report};
+use crate::jail;
+use crate::options::{NetMode, RunOptions, TapOptions};
 use crate::reactor::{Reactor, Ready, Token};
+use crate::relay::Relay;
 use crate::source::Source;
 use crate::tap;
+use crate::usernet::device::Device;
 use crate::usernet::{Prepared, UserNet, Wire};
 
 /// A device that is open, for a guest that has not started.
@@ -18,22 +24,36 @@ use crate::usernet::{Prepared, UserNet, Wire};
 pub(crate) struct Link {
     guest: Option<OwnedFd>,
     boot: Option<boot::Net>,
-    user: Option<Prepared>,
+    end: End,
+    /// Tell at the end what the filter has kept from the guest, too.
+    verbose: bool,
+}
+
+/// The monitor's end of a device.
+#[derive(Debug)]
+enum End {
+    None,
+    User(Box<Prepared>),
+    /// The kernel filters; frames do not pass through the monitor.
+    Kernel(KernelFilter),
+    Relay(Box<(Device, OwnedFd, Filter)>),
 }
 
 impl Link {
-    /// Opens what the options ask for. `wire` is for user-mode networking.
+    /// Opens what the options ask for. `wire` is how frames that the monitor passes on go over the guest's descriptor.
     pub fn open(options: &RunOptions, manifest: &Manifest, wire: Wire) -> Result<Link, Error> {
         check_publish(options)?;
+        let verbose = options.verbose;
         match &options.net {
-            NetMode::None => Ok(Link { guest: None, boot: None, user: None }),
+            NetMode::None => Ok(Link { guest: None, boot: None, end: End::None, verbose }),
             NetMode::Tap(t) => {
-                let fd = tap::open(t).map_err(|source| Error::Tap { name: t.name.clone(), source })?;
-                Ok(Link { guest: Some(fd), boot: Some(tap::boot_net(t)), user: None })
+                let boot = tap::boot_net(t);
+                let (guest, end) = filtered_tap(options, manifest, t, &boot, wire)?;
+                Ok(Link { guest: Some(guest), boot: Some(boot), end, verbose })
             }
             NetMode::User => {
                 let (prepared, fd) = Prepared::open(options, manifest, wire)?;
-                Ok(Link { guest: Some(fd), boot: Some(Prepared::boot()), user: Some(prepared) })
+                Ok(Link { guest: Some(fd), boot: Some(Prepared::boot(wire)), end: End::User(prepared.into()), verbose })
             }
         }
     }
@@ -43,6 +63,28 @@ impl Link {
         self.guest.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether that descriptor is a TAP device's own.
+    pub fn is_tap(&self) -> bool {
+        matches!(self.end, End::Kernel(_))
+    }
+
+    /// Descriptors that the guest's process keeps open, so that the filter is there as long as it is.
+    pub fn filter_fds(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        match &self.end {
+            End::Kernel(filter) => filter.links().map(Some),
+            _ => [None; 2],
+        }
+    }
+
+    /// What the monitor still has to do with the network.
+    pub fn needs(&self) -> jail::Network {
+        match &self.end {
+            End::None | End::Kernel(_) => jail::Network::None,
+            End::Relay(_) => jail::Network::Frames,
+            End::User(p) => p.needs(),
+        }
+    }
+
     /// What the guest is told about it.
     pub fn boot(&self) -> Option<boot::Net> {
         self.boot
@@ -50,8 +92,49 @@ impl Link {
 
     /// The monitor's part of the work, once the guest runs. Gives up the guest's descriptor.
     pub fn into_running(self, base: Token, reactor: &Reactor) -> Result<RunningLink, Error> {
-        let user = self.user.map(|p| UserNet::new(p, base, reactor)).transpose()?;
-        Ok(RunningLink { user })
+        let end = match self.end {
+            End::None => RunningEnd::None,
+            End::User(p) => RunningEnd::User(UserNet::new(*p, base, reactor)?.into()),
+            End::Kernel(filter) => RunningEnd::Kernel(filter),
+            End::Relay(parts) => {
+                let (device, tap, filter) = *parts;
+                RunningEnd::Relay(Relay::new(device, tap, filter, base, reactor)?.into())
+            }
+        };
+        Ok(RunningLink { end, verbose: self.verbose })
+    }
+}
+
+/// A TAP device whose frames are filtered: by the kernel where it can, else by the monitor in between. The first value is the guest's.
+fn filtered_tap(
+    options: &RunOptions,
+    manifest: &Manifest,
+    tap: &TapOptions,
+    boot: &boot::Net,
+    wire: Wire,
+) -> Result<(OwnedFd, End), Error> {
+    let rules = Rules::new(manifest, boot, options);
+    let failed = |source| Error::Tap { name: tap.name.clone(), source };
+    // Opened first: a device that is another guest's must not get our filter.
+    let fd = tap::open(tap).map_err(failed)?;
+    let number = tap::number(&tap.name).map_err(failed)?;
+    let attached = if options.relay_tap {
+        Err(std::io::Error::other("the monitor was told to filter itself"))
+    } else {
+        KernelFilter::attach(&rules, number)
+    };
+    match attached {
+        Ok(filter) => Ok((fd, End::Kernel(filter))),
+        Err(e) => {
+            if options.verbose {
+                eprintln!("donjon: the kernel does not filter on {} ({e}): frames pass through the monitor", tap.name);
+            }
+            if wire == Wire::Plain {
+                tap::complete_frames(&fd).map_err(failed)?;
+            }
+            let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
+            Ok((guest, End::Relay((device, fd, Filter::new(rules)).into())))
+        }
     }
 }
 
@@ -69,36 +152,60 @@ fn check_publish(options: &RunOptions) -> Result<(), Error> {
 /// The monitor's part of a device.
 #[derive(Debug)]
 pub(crate) struct RunningLink {
-    user: Option<UserNet>,
+    end: RunningEnd,
+    verbose: bool,
+}
+
+#[derive(Debug)]
+enum RunningEnd {
+    None,
+    User(Box<UserNet>),
+    Kernel(KernelFilter),
+    Relay(Box<Relay>),
 }
 
 impl RunningLink {
     /// When [`Self::work`] must be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.user.as_ref()?.deadline()
+        match &self.end {
+            RunningEnd::User(user) => user.deadline(),
+            _ => None,
+        }
     }
 
     /// Takes an event.
     pub fn ready(&mut self, ready: Ready, reactor: &Reactor) {
-        if let Some(user) = &mut self.user {
-            user.ready(ready, reactor);
+        match &mut self.end {
+            RunningEnd::User(user) => user.ready(ready, reactor),
+            RunningEnd::Relay(relay) => relay.ready(ready, reactor),
+            RunningEnd::None | RunningEnd::Kernel(_) => {}
         }
     }
 
     /// After all events of a round.
     pub fn work(&mut self, reactor: &Reactor) {
-        if let Some(user) = &mut self.user {
+        if let RunningEnd::User(user) = &mut self.end {
             user.work(reactor);
         }
     }
 
-    /// The guest has ended: what it sent before still goes out.
+    /// The guest has ended: what it sent before still goes out. Tells what was dropped.
     pub fn finish(&mut self, reactor: &Reactor) {
-        if let Some(user) = &mut self.user {
-            user.finish(reactor);
+        match &mut self.end {
+            RunningEnd::User(user) => {
+                user.finish(reactor);
+                report(|way| user.dropped(way), self.verbose);
+            }
+            RunningEnd::Relay(relay) => {
+                relay.finish();
+                report(|way| relay.dropped(way), self.verbose);
+            }
+            RunningEnd::Kernel(filter) => report(|way| filter.dropped(way), self.verbose),
+            RunningEnd::None => {}
         }
     }
 }
+
 /// Arguments (the program's name first) and environment of the guest.
 pub(crate) fn strings(source: &Source, options: &RunOptions) -> Result<(Vec<String>, Vec<String>), Error> {
     let mut args = vec![source.manifest.name.clone()];

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use donjon_image::Protocol;
 
+use crate::jail;
 use crate::secrets::Secret;
 
 /// Everything about a run that is not in the image.
@@ -28,13 +29,26 @@ pub struct RunOptions {
     pub secrets: Vec<Secret>,
     /// How long the guest may take to stop after it has been asked to.
     pub stop_timeout: Duration,
+    /// Lets the guest serve on any port, whatever its manifest says.
+    pub listen_any: bool,
     /// Lets the guest connect to anything, whatever its manifest says.
     pub egress_any: bool,
     /// Talk on standard error about what is being done.
     pub verbose: bool,
+    /// Print the jail as it was put on, and end before the guest's first instruction.
+    pub explain_jail: Option<jail::Explain>,
+    /// For tests: frames of a TAP pass through the monitor even if the kernel could filter them.
+    #[doc(hidden)]
+    pub relay_tap: bool,
+    /// For tests: called in the jail, before the guest starts.
+    #[doc(hidden)]
+    pub in_jail: Option<fn()>,
     /// For the test that no rule of the seccomp list is redundant: leaves one out, by name.
     #[doc(hidden)]
     pub without_rule: Option<&'static str>,
+    /// The same for the monitor's own list.
+    #[doc(hidden)]
+    pub monitor_without_rule: Option<&'static str>,
 }
 
 impl Default for RunOptions {
@@ -48,9 +62,14 @@ impl Default for RunOptions {
             publish: Vec::new(),
             secrets: Vec::new(),
             stop_timeout: Duration::from_secs(10),
+            listen_any: false,
             egress_any: false,
             verbose: false,
+            explain_jail: None,
+            relay_tap: false,
+            in_jail: None,
             without_rule: None,
+            monitor_without_rule: None,
         }
     }
 }

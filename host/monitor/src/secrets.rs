@@ -1,7 +1,7 @@
 //! Secrets on their way into a guest.
 //!
 //! Under the process engine they lie in memory of their own (a memfd that only monitor and guest map), which is wiped when the guest has ended; they
-//! never touch the monitor's heap. QEMU reads the files itself.
+//! never touch the monitor's heap. QEMU gets copies in memory, of which the monitor keeps none.
 
 #![expect(unsafe_code, reason = "maps the region")]
 // UNSAFETY: a fresh shared mapping of a descriptor that nobody else has, turned into a slice while no guest runs.
@@ -72,22 +72,25 @@ fn unreadable(file: &Path, e: &io::Error) -> Error {
     }
 }
 
+/// Copies in memory for QEMU, which may not open the files themselves: it is nobody, and jailed.
+pub(crate) fn copies<'a>(secrets: &[&'a Secret]) -> Result<Vec<(&'a str, OwnedFd)>, Error> {
+    let copy = |s: &&'a Secret| {
+        let mut file = open(s)?;
+        let copy = memfd_create(c"donjon-secret", MemfdFlags::CLOEXEC).map_err(Error::host("cannot copy a secret"))?;
+        let mut copy = File::from(copy);
+        io::copy(&mut file, &mut copy).map_err(|e| unreadable(&s.file, &e))?;
+        Ok((s.name.as_str(), copy.into()))
+    };
+    secrets.iter().map(copy).collect()
+}
+
 /// The secrets as QEMU's arguments. The shim takes them from there, under any QEMU.
-pub(crate) fn fw_cfg(secrets: &[&Secret]) -> Result<Vec<String>, Error> {
-    let mut out = Vec::new();
-    for s in secrets {
-        // QEMU's own message would not say what the file was for.
-        open(s)?;
-        let Some(path) = s.file.to_str() else {
-            let what = format!("the path {} is not UTF-8", s.file.display());
-            return Err(Error::Usage { what, hint: "rename it, or use --engine process" });
-        };
-        // A comma is doubled within a value.
-        let path = path.replace(',', ",,");
-        let prefix = donjon_abi::secrets::FW_CFG_PREFIX;
-        out.extend(["-fw_cfg".into(), format!("name={prefix}{},file={path}", s.name)]);
-    }
-    Ok(out)
+pub(crate) fn fw_cfg(copies: &[(&str, OwnedFd)]) -> Vec<String> {
+    let prefix = donjon_abi::secrets::FW_CFG_PREFIX;
+    let one = |(name, fd): &(&str, OwnedFd)| {
+        ["-fw_cfg".into(), format!("name={prefix}{name},file=/proc/self/fd/{}", fd.as_raw_fd())]
+    };
+    copies.iter().flat_map(one).collect()
 }
 
 /// The region for the guest, in memory that monitor and guest share.

@@ -21,6 +21,8 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Stop {
     timeout: Duration,
+    /// Somebody at a terminal is told.
+    tell: bool,
     asked: Option<Asked>,
     killed: bool,
 }
@@ -35,13 +37,13 @@ struct Asked {
 impl Stop {
     /// `timeout` is how long the guest may take.
     pub fn new(timeout: Duration) -> Stop {
-        Stop { timeout, asked: None, killed: false }
+        Stop { timeout, tell: std::io::stderr().is_terminal(), asked: None, killed: false }
     }
 
     /// SIGINT, SIGTERM or SIGHUP has arrived.
     pub fn signal(&mut self, signal: i32, now: Instant) -> Action {
         if self.asked.is_none() {
-            if std::io::stderr().is_terminal() {
+            if self.tell {
                 eprintln!("stopping the guest; once more ends it at once");
             }
             self.asked = Some(Asked { signal, kill_at: now + self.timeout, again_at: now + AGAIN });

@@ -3,6 +3,8 @@
 //! The guest knows no names: its image has no symbols. The builder leaves the linked program, symbols included, beside the image
 //! (`IMAGE.debug`); a report's `image+0x…` is looked up there.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use object::{Object, ObjectSymbol, SymbolKind};
@@ -15,17 +17,17 @@ pub fn annotate(report: &str, image: &Path) -> String {
     Names::new(image).annotate(report).unwrap_or_else(|| report.into())
 }
 
-/// The names of an image's functions, read when the first is asked for.
+/// The names of an image's functions: the file is opened at once (later the monitor cannot), and read when the first name is asked for.
 #[derive(Debug)]
 pub struct Names {
-    image: PathBuf,
+    file: Option<File>,
     table: Option<Option<Table>>,
 }
 
 impl Names {
     /// Names for the image at this path.
     pub fn new(image: &Path) -> Names {
-        Names { image: image.into(), table: None }
+        Names { file: File::open(beside(image)).ok(), table: None }
     }
 
     /// `text` with a name behind each `image+0x…`; `None` if there is nothing to add.
@@ -33,8 +35,8 @@ impl Names {
         if !text.contains(MARK) {
             return None;
         }
-        let image = &self.image;
-        let read = || std::fs::read(beside(image)).ok().and_then(|bytes| Table::parse(&bytes));
+        let file = &self.file;
+        let read = || whole(file.as_ref()?).and_then(|bytes| Table::parse(&bytes));
         let table = self.table.get_or_insert_with(read).as_ref()?;
         let mut out = String::with_capacity(text.len() * 2);
         let mut rest = text;
@@ -53,6 +55,18 @@ impl Names {
         }
         out.push_str(rest);
         Some(out)
+    }
+}
+
+/// The content of a file.
+fn whole(file: &File) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut part = vec![0; 1 << 20];
+    loop {
+        match file.read_at(&mut part, bytes.len() as u64).ok()? {
+            0 => return Some(bytes),
+            n => bytes.extend_from_slice(&part[..n]),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "ioctls of the tun driver")]
 // UNSAFETY: ioctl calls whose argument is a local structure or integer.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Error, Result};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -44,7 +44,13 @@ pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-unsafe fn ioctl(file: &File, request: u64, argument: u64) -> Result<()> {
+/// Has the kernel hand over whole frames with complete checksums only.
+pub(crate) fn complete_frames(tap: &OwnedFd) -> Result<()> {
+    // SAFETY: the argument is a number.
+    unsafe { ioctl(tap, TUNSETOFFLOAD, 0) }
+}
+
+unsafe fn ioctl(file: &impl AsRawFd, request: u64, argument: u64) -> Result<()> {
     // SAFETY: the caller's promise: the argument fits the request.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
@@ -92,6 +98,14 @@ pub(crate) fn boot_net(options: &TapOptions) -> boot::Net {
 fn mtu(name: &str) -> u32 {
     let mtu = query(name, libc::SIOCGIFMTU).unwrap_or(1500);
     u32::try_from(mtu).ok().filter(|m| (576..=65_535).contains(m)).unwrap_or(1500)
+}
+
+/// The interface's number.
+pub(crate) fn number(name: &str) -> Result<u32> {
+    query(name, libc::SIOCGIFINDEX).map(|n| n as u32).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV) => Error::other("there is no such interface"),
+        _ => e,
+    })
 }
 
 /// A request about the interface of that name (at most 15 bytes count).

@@ -54,12 +54,25 @@ fn ip(words: &[&str]) -> bool {
     Command::new("ip").args(words).output().is_ok_and(|o| o.status.success())
 }
 
+const NET: &str = "tap:tap0,ip=10.77.0.2/24,gw=10.77.0.1";
+
 #[test]
 fn guest_answers_over_tap_with_offloads() {
     let Some(ns) = Namespace::new("echo") else { return };
     ns.enter();
-    let mut child =
-        launcher(image(), &["--net", "tap:tap0,ip=10.77.0.2/24,gw=10.77.0.1"], &["echo", "0"]).spawn().unwrap();
+    echo(&["--net", NET]);
+}
+
+/// The same where the monitor filters instead of the kernel.
+#[test]
+fn guest_answers_through_the_monitor() {
+    let Some(ns) = Namespace::new("relay") else { return };
+    ns.enter();
+    echo(&["--net", NET, "--relay-tap"]);
+}
+
+fn echo(options: &[&str]) {
+    let mut child = launcher(image(), options, &["echo", "0"]).spawn().unwrap();
     assert_eq!(first_line(&mut child), "ready");
     let mut s = TcpStream::connect("10.77.0.2:7").unwrap();
     s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -87,6 +100,41 @@ fn guest_answers_over_tap_with_offloads() {
     assert!(r.err.contains("another program uses it"), "{r:?}");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Nothing of what a guest must not send passes, and the monitor tells what it was.
+#[test]
+fn forged_frames_are_dropped_and_counted() {
+    let Some(ns) = Namespace::new("forge") else { return };
+    ns.enter();
+    for extra in [&[][..], &["--relay-tap"]] {
+        let before = received();
+        let r: Ran = launcher(image(), &[&["--net", NET][..], extra].concat(), &["forge"]).output().unwrap().into();
+        assert_eq!((r.code, r.out.as_str()), (Some(0), "forged\n"), "{r:?}");
+        for reason in [
+            "another Ethernet source address",
+            "ARP with addresses that are not",
+            "ARP for an address that the guest has no business with",
+            "another IP source address",
+            "to a cloud metadata address",
+            "to a destination that `egress`",
+            "IP options or extension headers",
+            "an IP fragment",
+            "a protocol other than TCP and UDP",
+            "neither IP nor ARP",
+        ] {
+            assert!(r.err.contains(reason), "{reason}: {r:?}");
+        }
+        // The host's own IP layer has seen none of them.
+        assert_eq!(received(), before, "{r:?}");
+    }
+}
+
+/// IPv4 packets that this namespace has taken in (`InReceives` of /proc/net/snmp).
+fn received() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let values = text.lines().filter(|l| l.starts_with("Ip:")).nth(1).unwrap();
+    values.split(' ').nth(3).unwrap().parse().unwrap()
 }
 
 #[test]

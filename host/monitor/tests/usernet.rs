@@ -301,13 +301,22 @@ fn the_guest_sends_datagrams_out() {
 }
 
 #[test]
+fn only_declared_ports_are_published() {
+    let r = run_with(image(), &["-p", "8080:80"], &["hello"]);
+    assert_eq!((r.code, r.out.as_str()), (Some(2), ""), "{r:?}");
+    assert!(r.err.contains("does not declare to listen on tcp port 80") && r.err.contains("--listen-any"), "{r:?}");
+    let r = run_with(image(), &["-p", "0:80", "--listen-any"], &["hello"]);
+    assert_eq!(r.out, "hello from test-guest\n", "{r:?}");
+}
+
+#[test]
 fn a_port_in_use_is_said_before_the_guest_starts() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(addr) = taken.local_addr().unwrap() else { panic!("not IPv4") };
-    let r: Ran = launcher(image(), &["-p", &format!("{}:80", addr.port())], &["hello"]).output().unwrap().into();
+    let r: Ran = launcher(image(), &["-p", &format!("{}:7", addr.port())], &["hello"]).output().unwrap().into();
     assert_eq!((r.code, r.out.as_str()), (Some(71), ""), "{r:?}");
     assert!(r.err.contains(&format!("cannot publish tcp port {addr}")) && r.err.contains("hint: "), "{r:?}");
-    let r = run_with(image(), &["-p", "192.0.2.1:8080:80"], &["hello"]);
+    let r = run_with(image(), &["-p", "192.0.2.1:8080:7"], &["hello"]);
     assert_eq!((r.code, IpAddr::V4(Ipv4Addr::LOCALHOST).is_loopback()), (Some(71), true), "{r:?}");
     let r = run_with(image(), &["--net", "none", "-p", "8080:80"], &["hello"]);
     assert_eq!(r.code, Some(2), "{r:?}");

@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod inet;
 pub mod option;
+mod policy;
 #[cfg(test)]
 mod tests;
 pub mod unix;

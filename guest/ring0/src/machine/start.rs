@@ -255,6 +255,7 @@ fn boot(
     write_strings(&mut space, manifest, &words, boot_page + PAGE, &mut page)?;
 
     page.flags = if features.fsgsbase { flags::FSGSBASE } else { 0 } | if features.rdrand { flags::RDRAND } else { 0 };
+    page.flags |= settings.open;
     page.net = settings.net;
     let nic = match devices.net {
         None => None,

@@ -29,8 +29,10 @@ pub(super) struct Plan<'a> {
     pub image_fd: i32,
     /// The secrets, or -1.
     pub secrets_fd: i32,
-    /// Console output, console errors, report, and the network device if there is one.
-    pub fds: [i32; 4],
+    /// Console output, console errors, report, the network device if there is one, and what keeps the kernel's filter on it.
+    pub fds: [i32; stub::LAST_FD as usize],
+    /// A byte comes from here when the monitor is jailed.
+    pub gate_fd: i32,
     /// The monitor's process id, or 0 if the child cannot see it.
     pub parent: u64,
     /// The monitor is root's: the child becomes nobody.
@@ -62,6 +64,7 @@ pub(super) enum Step {
     Timer = 8,
     Limits = 9,
     Privileges = 10,
+    Jail = 11,
 }
 
 impl Step {
@@ -78,6 +81,7 @@ impl Step {
             8 => "starting the timer",
             9 => "setting limits",
             10 => "giving up privileges",
+            11 => "waiting for the monitor's jail",
             stub::STEP_UNMAP => "unmapping the monitor",
             stub::STEP_SECCOMP => "installing the seccomp filter",
             _ => "starting",
@@ -125,6 +129,7 @@ unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Err
     unsafe {
         session(plan)?;
         map(plan)?;
+        wait_for_monitor(plan.gate_fd)?;
         descriptors(plan).map_err(|e| (Step::Descriptors, e))?;
         *report_fd = stub::REPORT_FD;
         signals(plan)?;
@@ -239,6 +244,19 @@ unsafe fn map(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     Ok(())
 }
 
+unsafe fn wait_for_monitor(gate: i32) -> Result<(), (Step, Errno)> {
+    let mut byte = 0u8;
+    loop {
+        // SAFETY: writes at most one byte, to `byte`.
+        match unsafe { sys(libc::SYS_read, [gate as u64, (&raw mut byte) as u64, 1, 0, 0, 0]) } {
+            Ok(1) => return Ok(()),
+            Err(Errno(libc::EINTR)) => {}
+            Ok(_) => return Err((Step::Jail, Errno(libc::EPIPE))),
+            Err(e) => return Err((Step::Jail, e)),
+        }
+    }
+}
+
 unsafe fn copy(bytes: &[u8], to: u64) {
     // SAFETY: the caller's promise: `to` is a fresh mapping of at least that length.
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) }
@@ -288,7 +306,7 @@ unsafe fn start_frame(plan: &Plan<'_>) {
 }
 
 unsafe fn descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
-    let mut high = [-1i32; 4];
+    let mut high = [-1i32; stub::LAST_FD as usize];
     // SAFETY: descriptors are not memory.
     unsafe {
         // First out of the way of the final numbers, then down.
@@ -305,7 +323,7 @@ unsafe fn descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
             }
         }
         let _ = sys(libc::SYS_close, [0; 6]);
-        sys(libc::SYS_close_range, [stub::NET_FD as u64 + 1, u64::from(u32::MAX), 0, 0, 0, 0])?;
+        sys(libc::SYS_close_range, [stub::LAST_FD as u64 + 1, u64::from(u32::MAX), 0, 0, 0, 0])?;
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::console::{Relay, Stream, harmless};
 use crate::error::Error;
 use crate::exit::ExitStatus;
+use crate::jail::{self, Gate};
 use crate::net::Link;
 use crate::options::RunOptions;
 use crate::reactor::{Interest, Reactor, Ready, Token};
@@ -31,6 +32,7 @@ use crate::secrets::{self, Region};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
 use crate::source::Source;
 use crate::stop::{Action, Stop};
+use crate::symbols::Names;
 use crate::usernet::Wire;
 use child::{Plan, Rseq, Step};
 use layout::{Layout, Lengths};
@@ -68,15 +70,16 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
-    let (guest, pipes) = start(&source, options, &link)?;
-    let image = source.path.clone();
-    drop(source);
+    let plan = jail::Plan { network: link.needs(), without_rule: options.monitor_without_rule };
+    let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
+    let (guest, pipes) = start(&source, options, &link, wait)?;
+    let names = Names::new(&source.path);
     let mut run = Running {
         output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
             .map_err(Error::host("cannot watch the console"))?,
         errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
             .map_err(Error::host("cannot watch the console"))?
-            .with_names(&image),
+            .with_names(Names::new(&source.path)),
         report: pipes.report,
         link: link.into_running(NETWORK, &reactor)?,
         guest,
@@ -84,6 +87,17 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
         killed: None,
     };
     reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
+    drop(source);
+    let guests = describe(&run.guest);
+    let jailed = jail::enter(&plan).after(guests);
+    if let Some(how) = options.explain_jail {
+        print!("{}", jailed.show(how));
+        return Ok(ExitStatus::Exited(0));
+    }
+    if let Some(attempt) = options.in_jail {
+        attempt();
+    }
+    gate.open();
     let mut ready = Vec::new();
     loop {
         let timeout = run.timeout();
@@ -93,7 +107,32 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
         }
     }
     drop(signals);
-    run.end(&reactor, &image)
+    run.end(&reactor, names)
+}
+
+/// The jail of the guest's own process, which is put on before its first instruction.
+fn describe(guest: &Guest) -> jail::Report {
+    let mut report = jail::Report::new("the guest's process");
+    report.add("user", Ok("nobody, or the ordinary user".into()));
+    match guest.namespaces {
+        true => {
+            report.add("namespaces", Ok("network, PID, IPC, UTS and cgroup (and user, of an ordinary user)".into()))
+        }
+        false => report.skip("namespaces", "the host refused them to this user"),
+    }
+    let rules = seccomp::RULES.len();
+    for (layer, what) in [
+        ("root", "an empty folder"),
+        ("memory", "the guest's only: the monitor's is unmapped; nothing writable is executable"),
+        ("descriptors", "console, crash report, network device"),
+        ("resource limits", "no processes, files, core dumps or locked memory"),
+        ("capabilities", "all sets empty"),
+        ("no new privileges", "no program can give rights back"),
+    ] {
+        report.add(layer, Ok(what.into()));
+    }
+    report.add("seccomp", Ok(format!("{rules} system calls; any other one ends the guest")));
+    report
 }
 
 /// A started guest.
@@ -106,6 +145,8 @@ struct Guest {
     /// Anonymous memory that it may have, bytes.
     limit: u64,
     _timer: Option<CpuTimer>,
+    /// It has its own.
+    namespaces: bool,
 }
 
 impl Drop for Guest {
@@ -200,7 +241,7 @@ impl Running {
     }
 
     /// Collects what the guest has left behind.
-    fn end(mut self, reactor: &Reactor, image: &std::path::Path) -> Result<ExitStatus, Error> {
+    fn end(mut self, reactor: &Reactor, mut names: Names) -> Result<ExitStatus, Error> {
         self.link.finish(reactor);
         self.output.finish();
         self.errors.finish();
@@ -210,7 +251,10 @@ impl Running {
             let errno = i32::from_ne_bytes([*e0, *e1, *e2, *e3]);
             return Err(Error::Host { what: Step::describe(*step), source: io::Error::from_raw_os_error(errno) });
         }
-        let annotated = || crate::symbols::annotate(&harmless(&report), image);
+        let mut annotated = || {
+            let text = harmless(&report);
+            names.annotate(&text).unwrap_or(text)
+        };
         Ok(match (status, self.killed) {
             (End::Exited(code), _) if !report.is_empty() => ExitStatus::Fault { code, report: annotated() },
             (End::Exited(code), _) => ExitStatus::Exited(code),
@@ -244,12 +288,14 @@ fn signal_name(signal: i32) -> String {
     }
 }
 
-enum End {
+/// How a child ended: with a status, or by a signal.
+pub(crate) enum End {
     Exited(u8),
     Signal(i32),
 }
 
-fn wait(pidfd: &OwnedFd) -> io::Result<End> {
+/// Waits for a child's end.
+pub(crate) fn wait(pidfd: &OwnedFd) -> io::Result<End> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let status = loop {
         match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
@@ -280,7 +326,7 @@ fn read_report(pipe: &OwnedFd) -> Vec<u8> {
     report
 }
 
-fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, Pipes), Error> {
+fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> Result<(Guest, Pipes), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     let private = source.private_len();
     let least = private + MEMORY_LEAST;
@@ -315,7 +361,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
         },
         crate::random,
     );
-    let mut boot = boot_page(source, link, memory - private, &layout, &strings, vdso.clock_gettime);
+    let mut boot = boot_page(source, options, link, memory - private, &layout, &strings, vdso.clock_gettime);
     boot.secrets = Range { base: layout.secrets.base, len: secrets.as_ref().map_or(0, Region::len) };
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
     let config = config(source, link, &layout, &vdso, &seccomp::filter(&rules, layout.reserve));
@@ -328,6 +374,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
     let text = source.manifest.name.as_bytes();
     let n = text.len().min(15);
     name[..n].copy_from_slice(&text[..n]);
+    let filter_fds = link.filter_fds().map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd()));
     let mut plan = Plan {
         header: &source.header,
         relocations: &source.relocations,
@@ -343,19 +390,23 @@ fn start(source: &Source, options: &RunOptions, link: &Link) -> Result<(Guest, P
             guest_errors.as_raw_fd(),
             guest_report.as_raw_fd(),
             link.guest_fd().map_or(-1, |fd| fd.as_raw_fd()),
+            filter_fds[0],
+            filter_fds[1],
         ],
+        gate_fd: wait.as_raw_fd(),
         parent: u64::from(std::process::id()),
         root: rustix::process::geteuid().is_root(),
         rseq: rseq(),
         name,
     };
-    let (pid, pidfd) = clone(&mut plan)?;
+    let (pid, pidfd, namespaces) = clone(&mut plan)?;
     let guest = Guest {
         statm: File::open(format!("/proc/{pid}/statm")).ok(),
         limit: memory + layout.stack.len.min(64 * 1024),
         _timer: CpuTimer::new(pid, MEMORY_PERIOD_NS).ok(),
         pidfd,
         _secrets: secrets,
+        namespaces,
     };
     Ok((guest, Pipes { output, errors, report }))
 }
@@ -387,7 +438,15 @@ impl Strings {
     }
 }
 
-fn boot_page(source: &Source, link: &Link, memory: u64, layout: &Layout, strings: &Strings, clock: u64) -> BootPage {
+fn boot_page(
+    source: &Source,
+    options: &RunOptions,
+    link: &Link,
+    memory: u64,
+    layout: &Layout,
+    strings: &Strings,
+    clock: u64,
+) -> BootPage {
     let at = |r: Range| Range { base: layout.boot.base + PAGE + r.base, len: r.len };
     let mut boot = BootPage::empty();
     boot.flags = flags::FSGSBASE;
@@ -397,6 +456,12 @@ fn boot_page(source: &Source, link: &Link, memory: u64, layout: &Layout, strings
     }
     if std::arch::is_x86_feature_detected!("rdrand") {
         boot.flags |= flags::RDRAND;
+    }
+    if options.listen_any {
+        boot.flags |= flags::LISTEN_ANY;
+    }
+    if options.egress_any {
+        boot.flags |= flags::EGRESS_ANY;
     }
     boot.gate = layout.stub.base + stub::offsets().gate;
     boot.image = Range { base: layout.image.base, len: source.header.span };
@@ -445,13 +510,13 @@ fn config(source: &Source, link: &Link, layout: &Layout, vdso: &vdso::Vdso, filt
 const NAMESPACES: i32 =
     libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
 
-fn clone(plan: &mut Plan<'_>) -> Result<(i32, OwnedFd), Error> {
+fn clone(plan: &mut Plan<'_>) -> Result<(i32, OwnedFd, bool), Error> {
     let user = if plan.root { 0 } else { libc::CLONE_NEWUSER };
     let monitor = std::mem::take(&mut plan.parent);
     // In a namespace of its own the child cannot see the monitor's number.
-    clone_with(plan, NAMESPACES | user).or_else(|_| {
+    clone_with(plan, NAMESPACES | user).map(|(pid, fd)| (pid, fd, true)).or_else(|_| {
         plan.parent = monitor;
-        clone_with(plan, 0)
+        clone_with(plan, 0).map(|(pid, fd)| (pid, fd, false))
     })
 }
 

@@ -24,8 +24,10 @@ pub struct Rule {
 pub enum Check {
     /// None.
     Any,
-    /// The first argument is one of these.
-    First(&'static [u32]),
+    /// This argument (counted from 0) is one of these.
+    Is(u32, &'static [u32]),
+    /// This argument (counted from 0) has none of these bits.
+    Without(u32, u32),
     /// The range (first, second argument) lies in the guest's reserve and the third argument is one of these.
     InReserve(&'static [u32]),
 }
@@ -73,7 +75,7 @@ pub const RULES: [Rule; 8] = [
     Rule {
         name: "clock_gettime",
         number: 228,
-        check: Check::First(&[CLOCK_REALTIME, CLOCK_MONOTONIC]),
+        check: Check::Is(0, &[CLOCK_REALTIME, CLOCK_MONOTONIC]),
         reason: "what the vDSO falls back to where the host's clock source cannot be read in user mode",
     },
     Rule { name: "exit_group", number: 231, check: Check::Any, reason: "exit, fault" },
@@ -90,10 +92,13 @@ const JMP_JEQ: u16 = 0x15;
 const JMP_JGT: u16 = 0x25;
 const JMP_JGE_K: u16 = 0x35;
 const JMP_JGE_X: u16 = 0x3d;
+const JMP_JSET: u16 = 0x45;
 const RET: u16 = 0x06;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// `SECCOMP_RET_KILL_PROCESS`.
 pub const KILL: u32 = 0x8000_0000;
+/// `SECCOMP_RET_ERRNO` with EPERM.
+const REFUSE: u32 = 0x0005_0001;
 /// `SECCOMP_RET_ALLOW`.
 pub const ALLOW: u32 = 0x7fff_0000;
 
@@ -111,19 +116,38 @@ fn op(code: u16, jt: u8, jf: u8, k: u32) -> u64 {
     u64::from(code) | u64::from(jt) << 16 | u64::from(jf) << 24 | u64::from(k) << 32
 }
 
+/// What happens at a call that is not listed, or not so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Otherwise {
+    /// The process ends.
+    Kill,
+    /// The call fails with EPERM.
+    Refuse,
+}
+
 /// The filter for a guest with this reserve.
 pub fn filter(rules: &[Rule], reserve: Range) -> Vec<u64> {
+    program(rules, reserve, Otherwise::Kill)
+}
+
+/// The filter for these rules. A call of another architecture's table always ends the process.
+pub fn program(rules: &[Rule], reserve: Range, otherwise: Otherwise) -> Vec<u64> {
+    let verdict = match otherwise {
+        Otherwise::Kill => KILL,
+        Otherwise::Refuse => REFUSE,
+    };
+    let refuse = op(RET, 0, 0, verdict);
     let kill = op(RET, 0, 0, KILL);
     let mut out = vec![op(LD_ABS, 0, 0, ARCH), op(JMP_JEQ, 1, 0, AUDIT_ARCH_X86_64), kill, op(LD_ABS, 0, 0, NR)];
     for rule in rules {
         let mut body = check(rule.check, reserve);
         body.push(op(RET, 0, 0, ALLOW));
-        body.push(kill);
+        body.push(refuse);
         // No rule is longer than a jump reaches; the longest has 34 instructions (asserted by a test).
         out.push(op(JMP_JEQ, 0, body.len() as u8, rule.number));
         out.extend(body);
     }
-    out.push(kill);
+    out.push(refuse);
     out
 }
 
@@ -133,7 +157,10 @@ fn check(check: Check, reserve: Range) -> Vec<u64> {
     let mut out = Vec::new();
     match check {
         Check::Any => {}
-        Check::First(values) => one_of(&mut out, 0, values),
+        Check::Is(argument, values) => one_of(&mut out, argument, values),
+        Check::Without(argument, bits) => {
+            out.extend([op(LD_ABS, 0, 0, low(argument)), op(JMP_JSET, FAIL, 0, bits)]);
+        }
         Check::InReserve(values) => {
             one_of(&mut out, 2, values);
             let end = reserve.base + reserve.len;
@@ -238,6 +265,7 @@ mod tests {
                 JMP_JEQ => pc += jump(a == k),
                 JMP_JGT => pc += jump(a > k),
                 JMP_JGE_K => pc += jump(a >= k),
+                JMP_JSET => pc += jump(a & k != 0),
                 JMP_JGE_X => pc += jump(a >= x),
                 RET => return k,
                 _ => panic!("instruction {code:#x}"),
@@ -277,6 +305,18 @@ mod tests {
         assert!(allowed(228, [1, 0, 0]));
         assert!(!allowed(228, [2, 0, 0]));
         assert!(!allowed(228, [1 << 32, 0, 0]));
+    }
+
+    #[test]
+    fn bits_of_arguments_are_checked() {
+        let rule = |number, check| Rule { name: "x", number, check, reason: "for this test" };
+        let rules = [rule(9, Check::Without(2, 4)), rule(41, Check::Is(0, &[2, 10])), rule(60, Check::Any)];
+        let program = program(&rules, RESERVE, Otherwise::Refuse);
+        let verdict = |nr, args: [u64; 3]| run(&program, nr, AUDIT_ARCH_X86_64, [args[0], args[1], args[2], 0, 0, 0]);
+        assert_eq!([3, 1, 0].map(|prot| verdict(9, [0, 4096, prot])), [ALLOW; 3]);
+        assert_eq!([4, 5, 7, 0xff].map(|prot| verdict(9, [0, 4096, prot])), [REFUSE; 4]);
+        assert_eq!([2, 10, 1, 16].map(|family| verdict(41, [family, 1, 0])), [ALLOW, ALLOW, REFUSE, REFUSE]);
+        assert_eq!((verdict(60, [0; 3]), verdict(59, [0; 3])), (ALLOW, REFUSE));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! +0x2000  state     read, write: stop flag, transmit-full flag, dead-device flag
 //! ```
 //!
-//! Descriptors are fixed: 1 and 2 console, 3 crash report, 4 network device. Nothing else is open.
+//! Descriptors are fixed: 1 and 2 console, 3 crash report, 4 network device, 5 and 6 links of the network filter. Nothing else is open.
 
 #![expect(unsafe_code, reason = "assembly")]
 // UNSAFETY: the stub's text; it runs in the child only, after the monitor's own memory is gone.
@@ -23,6 +23,8 @@ use donjon_abi::{FAULT_MAX, PAGE};
 pub const REPORT_FD: i32 = 3;
 /// Descriptor of the network device in the child.
 pub const NET_FD: i32 = 4;
+/// The last descriptor: two more keep the kernel's network filter where it is. They can be neither read nor written.
+pub const LAST_FD: i32 = NET_FD + 2;
 /// Pages of the stub: text, config, state.
 pub const PAGES: u64 = 3;
 /// Most ranges that `launch` unmaps.

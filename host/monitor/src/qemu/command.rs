@@ -1,27 +1,40 @@
 //! QEMU's command line.
 
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::error::Error;
+use crate::net::Link;
 use crate::options::{Machine, NetMode, QemuOptions, RunOptions, TapOptions};
 use crate::source::Source;
-use crate::tap;
-use crate::usernet::Wire;
-use crate::usernet::policy::{DNS4, DNS6, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6};
+use crate::usernet::policy::{DNS4, DNS6, GATEWAY4, GATEWAY6, GUEST4, GUEST6, PREFIX4, PREFIX6};
 
 /// Longest command line that the shim reads, bytes.
 const APPEND_MAX: usize = 4095;
 /// Least memory that an image boots in, bytes: below it the shim's own page tables and buffers do not fit.
 const MEMORY_LEAST: u64 = 8 << 20;
 
+/// What QEMU's own filter refuses: old calls, changes of user, new programs, changes of scheduling.
+pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// Descriptors that QEMU inherits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fds<'a> {
+    /// Where the guest's exit status goes.
+    pub status: RawFd,
+    /// The image.
+    pub image: RawFd,
+    /// Secrets by name.
+    pub secrets: &'a [(&'a str, OwnedFd)],
+}
+
 /// QEMU's arguments for this guest.
 pub(super) fn arguments(
     source: &Source,
     options: &RunOptions,
     qemu: &QemuOptions,
-    status: RawFd,
-    net: Option<RawFd>,
+    fds: Fds<'_>,
+    link: &Link,
 ) -> Result<Vec<String>, Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     if memory < MEMORY_LEAST {
@@ -40,6 +53,9 @@ pub(super) fn arguments(
     // Without ACPI QEMU takes its small firmware, which saves 45 ms; devices are then named on the command line.
     put(&["-machine", if microvm { "microvm,acpi=off" } else { "q35" }]);
     put(&["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &format!("{}M", memory.div_ceil(1 << 20))]);
+    if qemu.extra.is_empty() {
+        put(&["-sandbox", SANDBOX]);
+    }
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if microvm {
         // The shim drives modern virtio only.
@@ -47,7 +63,7 @@ pub(super) fn arguments(
     }
     put(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
-    put(&["-chardev", &format!("file,id=status,path=/proc/self/fd/{status}")]);
+    put(&["-chardev", &format!("file,id=status,path=/proc/self/fd/{}", fds.status)]);
     put(&["-device", "isa-debugcon,iobase=0xe9,chardev=status"]);
     let device = |mac: [u8; 6]| {
         let [a, b, c, d, e, f] = mac;
@@ -58,24 +74,19 @@ pub(super) fn arguments(
             format!("virtio-net-pci,netdev=n0,disable-legacy=on,romfile=,{mac}")
         }
     };
-    match &options.net {
-        NetMode::None => {}
-        NetMode::User => {
-            // One datagram per frame; the other end is the monitor's.
-            let user = format!("{},host_mtu={}", device(GUEST_MAC), Wire::Plain.mtu());
-            put(&["-netdev", &format!("socket,id=n0,fd={}", net.unwrap_or(-1)), "-device", &user]);
-        }
-        NetMode::Tap(t) => {
-            let mac = t.mac.unwrap_or_else(|| tap::stable_mac(&t.name));
-            put(&["-netdev", &format!("tap,id=n0,fd={}", net.unwrap_or(-1)), "-device", &device(mac)]);
-        }
+    if let (Some(fd), Some(net)) = (link.guest_fd(), link.boot()) {
+        let mut device = device(net.mac);
+        let kind = if link.is_tap() {
+            "tap"
+        } else {
+            // Through the monitor: each frame is a datagram, of this size at most.
+            device += &format!(",host_mtu={}", net.mtu);
+            "socket"
+        };
+        put(&["-netdev", &format!("{kind},id=n0,fd={}", fd.as_raw_fd()), "-device", &device]);
     }
-    let path = source.path.to_str().ok_or(Error::Usage {
-        what: "the image's path is not UTF-8".into(),
-        hint: "rename it, or use --engine process",
-    })?;
-    put(&["-kernel", path]);
-    out.extend(crate::secrets::fw_cfg(&crate::secrets::check(&source.manifest, options)?)?);
+    put(&["-kernel", &format!("/proc/self/fd/{}", fds.image)]);
+    out.extend(crate::secrets::fw_cfg(fds.secrets));
     let append = append(source, options)?;
     out.extend(["-append".into(), append]);
     out.extend(qemu.extra.iter().cloned());
@@ -96,6 +107,11 @@ fn append(source: &Source, options: &RunOptions) -> Result<String, Error> {
         ],
         NetMode::Tap(t) => tap_words(t),
     };
+    for (open, word) in [(options.listen_any, "listen"), (options.egress_any, "egress")] {
+        if open {
+            words.push(format!("donjon.{word}=any"));
+        }
+    }
     // The same merge as under the process engine, which also checks the entries.
     crate::net::strings(source, options)?;
     words.extend(options.env.iter().map(|e| quoted(&format!("donjon.env={e}"))));

@@ -4,15 +4,16 @@
 //! engine), and reads the guest's exit status from a port that the ring-0 shim writes it to. How the shim
 //! takes addresses, arguments and environment: `guest/ring0/src/cmdline.rs`.
 
-#![expect(unsafe_code, reason = "runs between fork and exec")]
-// UNSAFETY: `pre_exec` with system calls only.
+#![expect(unsafe_code, reason = "forks")]
+// UNSAFETY: fork in a process of one thread, and descriptors that the child takes over.
 
 mod command;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -20,13 +21,16 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::console::{Relay, Stream, harmless};
 use crate::error::Error;
 use crate::exit::ExitStatus;
+use crate::jail::{self, Confinement, Gate};
 use crate::net::Link;
 use crate::options::{QemuOptions, RunOptions};
 use crate::probe::find_program;
+use crate::process::{End, wait};
 use crate::reactor::{Interest, Reactor, Token};
 use crate::signals::{CPU_TIMER, Signals};
 use crate::source::Source;
 use crate::stop::{Action, Stop};
+use crate::symbols::Names;
 use crate::usernet::Wire;
 
 const SIGNALS: Token = 0;
@@ -47,10 +51,17 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         hint: "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), or use --engine process",
     })?;
     let link = Link::open(options, &source.manifest, Wire::Plain)?;
-    let (status, guest_status) =
-        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::host("cannot create a pipe"))?;
-    let arguments =
-        command::arguments(source, options, qemu, guest_status.as_raw_fd(), link.guest_fd().map(|t| t.as_raw_fd()))?;
+    let pipe = |flags| pipe_with(PipeFlags::CLOEXEC | flags).map_err(Error::host("cannot create a pipe"));
+    let (status, guest_status) = pipe(PipeFlags::NONBLOCK)?;
+    if rustix::process::geteuid().is_root() {
+        // It opens the port by its name in /proc, as nobody.
+        let nobody = rustix::process::Uid::from_raw(jail::NOBODY);
+        rustix::fs::fchown(&guest_status, Some(nobody), None).map_err(Error::host("cannot create a pipe"))?;
+    }
+    let image = readable_by_nobody(source).map_err(Error::host("cannot copy the image for QEMU"))?;
+    let secrets = crate::secrets::copies(&crate::secrets::check(&source.manifest, options)?)?;
+    let fds = command::Fds { status: guest_status.as_raw_fd(), image: image.as_raw_fd(), secrets: &secrets };
+    let arguments = command::arguments(source, options, qemu, fds, &link)?;
     if options.verbose {
         eprintln!("starting QEMU: {} {}", program.display(), arguments.join(" "));
     }
@@ -58,32 +69,52 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
+    let ((input_end, input), (output, output_end), (errors, errors_end)) =
+        (pipe(PipeFlags::empty())?, pipe(PipeFlags::empty())?, pipe(PipeFlags::empty())?);
     let mut command = Command::new(&program);
-    command.args(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(&arguments).stdin(input_end).stdout(output_end).stderr(errors_end);
     // Out of the terminal's process group: Ctrl-C is for the monitor.
     command.process_group(0);
-    let inherited = [Some(guest_status.as_raw_fd()), link.guest_fd().map(|t| t.as_raw_fd())];
-    let mut child = Qemu(spawn(command, inherited).map_err(Error::host("cannot start QEMU"))?);
-    drop(guest_status);
+    let [from, to] = link.filter_fds();
+    let inherited = [Some(guest_status.as_fd()), Some(image.as_fd()), link.guest_fd(), from, to];
+    let mut jailed = jail::Report::new("QEMU");
+    let files = [source.path.as_path(), program.as_path()];
+    let confinement = Confinement::new(qemu.extra.is_empty().then_some(&files[..]), &mut jailed);
+    if qemu.extra.is_empty() {
+        jailed.add("its own seccomp", Ok(command::SANDBOX.into()));
+    } else {
+        jailed.skip("its own seccomp", "extra arguments (--qemu-arg) may need more");
+    }
+    let plan = jail::Plan { network: link.needs(), without_rule: options.monitor_without_rule };
+    let (gate, failure, child) =
+        start(command, inherited.into_iter().flatten().chain(secrets.iter().map(|s| s.1.as_fd())).map(|fd| fd.as_raw_fd()).collect(), confinement)
+            .map_err(Error::host("cannot start QEMU"))?;
+    drop((guest_status, image, secrets));
     let mut link = link.into_running(NETWORK, &reactor)?;
 
     let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");
-    let pidfd =
-        rustix::process::pidfd_open(rustix::process::Pid::from_child(&child.0), rustix::process::PidfdFlags::empty())
-            .map_err(watch())?;
-    reactor.add(&pidfd, CHILD, Interest::READ).map_err(watch())?;
-    let missing = || Error::Host { what: "cannot watch QEMU", source: io::ErrorKind::BrokenPipe.into() };
-    let output: OwnedFd = child.0.stdout.take().ok_or_else(missing)?.into();
-    let errors: OwnedFd = child.0.stderr.take().ok_or_else(missing)?.into();
-    let input: OwnedFd = child.0.stdin.take().ok_or_else(missing)?.into();
+    reactor.add(&child.0, CHILD, Interest::READ).map_err(watch())?;
     for fd in [&output, &errors, &input] {
         rustix::io::ioctl_fionbio(fd, true).map_err(watch())?;
     }
     // The guest's standard error comes by the same serial line as its output.
-    let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(&source.path);
+    let mut output =
+        Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(Names::new(&source.path));
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
+    let mut names = Names::new(&source.path);
 
     let mut stop = Stop::new(options.stop_timeout);
+    let jailed = jail::enter(&plan).after(jailed);
+    if let Some(how) = options.explain_jail {
+        print!("{}", jailed.show(how));
+        return Ok(ExitStatus::Exited(0));
+    }
+    if let Some(attempt) = options.in_jail {
+        attempt();
+    }
+    gate.open();
+    failed(&failure).map_err(Error::host("cannot start QEMU"))?;
+
     let (mut killed, mut ready) = (None, Vec::new());
     'run: loop {
         let at = [stop.deadline(), link.deadline()].into_iter().flatten().min();
@@ -115,7 +146,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
                 }
                 Action::Kill(signal) => {
                     killed = Some(ExitStatus::Stopped { signal });
-                    let _ = child.0.kill();
+                    child.kill();
                 }
             }
         }
@@ -124,27 +155,27 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     link.finish(&reactor);
     output.finish();
     errors.finish();
-    let ended = child.0.wait().map_err(Error::host("cannot learn how QEMU ended"))?;
+    let ended = wait(&child.0).map_err(Error::host("cannot learn how QEMU ended"))?;
     let said = last_words(&status);
-    match (said.split_last(), killed, ended.code(), ended.signal()) {
+    match (said.split_last(), killed, ended) {
         (Some((code, [])), ..) => Ok(ExitStatus::Exited(*code)),
         (Some((code, report)), ..) => {
-            let report = crate::symbols::annotate(&harmless(report), &source.path);
-            Ok(ExitStatus::Fault { code: *code, report })
+            let report = harmless(report);
+            Ok(ExitStatus::Fault { code: *code, report: names.annotate(&report).unwrap_or(report) })
         }
-        (None, Some(killed), ..) => Ok(killed),
+        (None, Some(killed), _) => Ok(killed),
         // isa-debug-exit: (status << 1) | 1. 1 alone is also QEMU's own failure, and a guest says its status on the other port first.
-        (None, None, Some(code), _) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited((code >> 1) as u8)),
-        (None, None, Some(0), _) => {
+        (None, None, End::Exited(code)) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited(code >> 1)),
+        (None, None, End::Exited(0)) => {
             Ok(ExitStatus::Killed { reason: "the machine was reset or powered off without an exit status".into() })
         }
-        (None, None, Some(_), _) => Err(Error::EngineUnavailable {
+        (None, None, End::Exited(_)) => Err(Error::EngineUnavailable {
             engine: "qemu",
             reason: "QEMU refused to start (its own words are above)".into(),
             hint: "look at the command with -v, or use --engine process",
         }),
-        (None, None, None, signal) => {
-            Ok(ExitStatus::Killed { reason: format!("QEMU was ended by signal {}", signal.unwrap_or(0)) })
+        (None, None, End::Signal(signal)) => {
+            Ok(ExitStatus::Killed { reason: format!("QEMU was ended by signal {signal}") })
         }
     }
 }
@@ -164,26 +195,80 @@ fn last_words(status: &OwnedFd) -> Vec<u8> {
 }
 
 /// QEMU as a child that does not outlive its run.
-struct Qemu(Child);
+struct Qemu(OwnedFd);
 
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Qemu {
+    fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.0, rustix::process::Signal::KILL);
     }
 }
 
-fn spawn(mut command: Command, inherited: [Option<RawFd>; 2]) -> io::Result<Child> {
-    let prepare = move || {
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = wait(&self.0);
+    }
+}
+
+/// The image for QEMU, which root starts as nobody: a copy in memory if nobody could not read the file.
+fn readable_by_nobody(source: &Source) -> io::Result<OwnedFd> {
+    let everybody = source.file.metadata()?.permissions().mode() & 0o004 != 0;
+    if everybody || !rustix::process::geteuid().is_root() {
+        return Ok(source.file.try_clone()?.into());
+    }
+    let copy = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut copy = std::fs::File::from(copy);
+    io::copy(&mut std::fs::File::open(&source.path)?, &mut copy)?;
+    Ok(copy.into())
+}
+
+/// Forks. The child waits at the gate, confines itself and becomes QEMU; the second value gives the error if it could not.
+fn start(
+    mut command: Command,
+    inherited: Vec<RawFd>,
+    mut confinement: Confinement,
+) -> io::Result<(Gate, OwnedFd, Qemu)> {
+    let (gate, open) = Gate::new()?;
+    let (failure, failed) = pipe_with(PipeFlags::CLOEXEC)?;
+    // SAFETY: this process has one thread, so that the child may do what it could.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop((gate, failure));
+        let error = become_qemu(&mut command, &inherited, &mut confinement, &open);
+        let _ = rustix::io::write(&failed, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+        // SAFETY: ends the process without running the parent's destructors.
+        unsafe { libc::_exit(127) };
+    }
+    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(io::Error::last_os_error)?;
+    Ok((gate, failure, Qemu(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)))
+}
+
+fn become_qemu(command: &mut Command, inherited: &[RawFd], confinement: &mut Confinement, open: &OwnedFd) -> io::Error {
+    let mut prepare = || -> io::Result<()> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        for fd in inherited.into_iter().flatten() {
-            // SAFETY: the descriptor is open: its owner lives until after the spawn.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let mut byte = [0];
+        if rustix::io::read(open, &mut byte)? != 1 {
+            // The monitor has given up.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        for fd in inherited {
+            // SAFETY: the descriptor is open: its owner is the parent's copy of it.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
             rustix::io::fcntl_setfd(fd.as_fd(), rustix::io::FdFlags::empty())?;
         }
-        Ok(())
+        confinement.enter()
     };
-    // SAFETY: the closure makes system calls only, and allocates nothing.
-    unsafe { command.pre_exec(prepare) };
-    command.spawn()
+    match prepare() {
+        Ok(()) => command.exec(),
+        Err(e) => e,
+    }
+}
+
+/// The child's error; returns when it has become QEMU.
+fn failed(failure: &OwnedFd) -> io::Result<()> {
+    let mut errno = [0; 4];
+    match rustix::io::read(failure, &mut errno)? {
+        4 => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
+        _ => Ok(()),
+    }
 }

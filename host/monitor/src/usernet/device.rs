@@ -34,7 +34,7 @@ impl Wire {
 
 /// The monitor's end.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(crate) struct Device {
     pub wire: Wire,
     fd: OwnedFd,
     frame: Vec<u8>,

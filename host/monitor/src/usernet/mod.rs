@@ -4,7 +4,7 @@
 //! reach, so no rights are needed on the host. The network is that of QEMU's user mode ([`policy`]): guest 10.0.2.15, gateway 10.0.2.2 (the
 //! host's loopback), resolver 10.0.2.3. Every queue is bounded, and one side is not read while the other does not take.
 
-mod device;
+pub(crate) mod device;
 mod flow;
 pub(crate) mod policy;
 mod slab;
@@ -18,14 +18,17 @@ use std::time::{Duration, Instant};
 use donjon_abi::boot;
 use donjon_image::{Manifest, Protocol};
 use donjon_net::{
-    BindOptions, Config, Domain, Error as NetError, Handle, Limits, Offload, Output, Ready as Bits, RecvMode, Stack,
-    TcpOptions,
+    BindOptions, Config, Domain, Error as NetError, FrameSink, Handle, Limits, NetHdr, Offload, Output, Ready as Bits,
+    RecvMode, Sent, Stack, TcpOptions,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::error::Error;
-use crate::options::{Publish, RunOptions};
+use crate::filter::rules::Rules;
+use crate::filter::{Filter, Frame, Reason, Way};
+use crate::jail;
+use crate::options::{Publish, RunOptions, protocol_name};
 use crate::reactor::{Interest, Reactor, Ready, Token};
 use device::Device;
 pub(crate) use device::Wire;
@@ -54,25 +57,41 @@ const STARVED: u64 = 5_000_000;
 pub(crate) struct Prepared {
     device: Device,
     listeners: Vec<(OwnedFd, Publish)>,
-    policy: Policy,
+    rules: Rules,
 }
 
 impl Prepared {
     /// Takes the ports, and makes the link. The second value is the guest's end.
     pub fn open(options: &RunOptions, manifest: &Manifest, wire: Wire) -> Result<(Prepared, OwnedFd), Error> {
         raise_descriptor_limit();
+        let rules = Rules::new(manifest, &Self::boot(wire), options);
+        if let Some(p) = options.publish.iter().find(|p| !rules.serves(p.protocol as u8, p.guest)) {
+            return Err(Error::Usage {
+                what: format!("the image does not declare to listen on {} port {}", protocol_name(p.protocol), p.guest),
+                hint: "add it to `listen` in Donjon.toml and build again, or run with --listen-any",
+            });
+        }
         let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
         let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
-        let policy = Policy::new(&manifest.egress, options.egress_any);
-        Ok((Prepared { device, listeners, policy }, guest))
+        Ok((Prepared { device, listeners, rules }, guest))
+    }
+
+    /// What the jail must leave to it.
+    pub fn needs(&self) -> jail::Network {
+        let tcp = || self.rules.egress.iter().filter(|e| e.protocol != UDP);
+        match self.rules.egress[..] {
+            [] => jail::Network::Serve,
+            _ if tcp().any(|e| e.port == 0) => jail::Network::Dial(None),
+            _ => jail::Network::Dial(Some(tcp().map(|e| e.port).collect())),
+        }
     }
 
     /// What the guest is told.
-    pub fn boot() -> boot::Net {
+    pub fn boot(wire: Wire) -> boot::Net {
         use boot::net::{RX_GSO, TX_CSUM, TX_TSO4, TX_TSO6};
         boot::Net {
             flags: TX_CSUM | TX_TSO4 | TX_TSO6 | RX_GSO,
-            mtu: Wire::Offload.mtu(),
+            mtu: wire.mtu(),
             mac: GUEST_MAC,
             ipv4_prefix: PREFIX4,
             ipv6_prefix: PREFIX6,
@@ -126,6 +145,7 @@ pub(crate) struct UserNet {
     stack: Stack,
     device: Device,
     device_interest: Interest,
+    filter: Filter,
     policy: Policy,
     /// Added to all tokens.
     base: Token,
@@ -226,7 +246,8 @@ impl UserNet {
             stack,
             device: prepared.device,
             device_interest: Interest::READ,
-            policy: prepared.policy,
+            filter: Filter::new(prepared.rules.clone()),
+            policy: Policy::new(prepared.rules),
             base,
             start,
             scratch: vec![0; SCRATCH],
@@ -357,6 +378,14 @@ impl UserNet {
         }
     }
 
+    /// How many frames were dropped by the filter.
+    pub fn dropped(&self, way: Way) -> [u64; Reason::ALL.len()] {
+        match way {
+            Way::FromGuest => self.filter.dropped(way),
+            Way::ToGuest => [0; _],
+        }
+    }
+
     /// Nanoseconds since the start, never 0.
     fn now(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64 + 1
@@ -365,7 +394,7 @@ impl UserNet {
     fn output(&mut self) {
         if !self.device.full {
             let now = self.now();
-            match self.stack.output(now, &mut self.device) {
+            match self.stack.output(now, &mut Filtered { device: &mut self.device, filter: &mut self.filter }) {
                 Output::Idle => {}
                 Output::Full => self.device.full = true,
             }
@@ -378,8 +407,12 @@ impl UserNet {
         for _ in 0..FRAMES_PER_TURN {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
             let Some((header, frame)) = self.device.receive() else { break };
-            self.stack.input(now, header, frame);
             any = true;
+            match self.filter.outbound(header, frame.into()) {
+                // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
+                Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),
+                Err(_) => {}
+            }
             for number in self.before_first_frame.take().into_iter().flatten() {
                 self.dial_guest(number);
             }
@@ -402,6 +435,20 @@ impl UserNet {
             }
         }
         any
+    }
+}
+
+/// The device, seen by the filter, which so learns whom the guest may answer. Its verdict does not count: the frames are our own.
+struct Filtered<'a> {
+    device: &'a mut Device,
+    filter: &'a mut Filter,
+}
+
+impl FrameSink for Filtered<'_> {
+    fn send(&mut self, header: NetHdr, head: &[u8], payload: &[&[u8]]) -> Sent {
+        let len = head.len() + payload.iter().map(|p| p.len()).sum::<usize>();
+        self.filter.inbound(Frame { bytes: head, len });
+        self.device.send(header, head, payload)
     }
 }
 

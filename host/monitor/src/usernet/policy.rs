@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use donjon_abi::manifest::Egress;
+use crate::filter::rules::{Rules, mapped};
 
 /// The guest.
 pub(crate) const GUEST4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -25,29 +25,27 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// The gateway's.
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
 
-/// A transport protocol's number.
-pub(super) const TCP: u8 = 6;
-/// See [`TCP`].
-pub(super) const UDP: u8 = 17;
+pub(super) use crate::filter::rules::{TCP, UDP};
 
-/// Where the guest may go.
+/// Where the guest may go. The filter has dropped what may not go anywhere before it came here; a connection is checked once more.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
-    allowed: Vec<Egress>,
-    any: bool,
-    resolver: Option<IpAddr>,
+    rules: Rules,
+    /// The host's first resolver.
+    resolver: IpAddr,
 }
 
 impl Policy {
-    /// `any` allows everything that makes sense, whatever the manifest says.
-    pub fn new(allowed: &[Egress], any: bool) -> Policy {
-        Policy { allowed: allowed.to_vec(), any, resolver: None }
+    /// What `rules` allow. Reads which resolver the host uses: later no file can be opened.
+    pub fn new(rules: Rules) -> Policy {
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        Policy { rules, resolver: first_resolver(&text).unwrap_or(Ipv4Addr::LOCALHOST.into()) }
     }
 
     /// Where a packet to `to` goes on the host, or `None` if it may not go anywhere.
-    pub fn translate(&mut self, protocol: u8, to: SocketAddr) -> Option<SocketAddr> {
+    pub fn translate(&self, protocol: u8, to: SocketAddr) -> Option<SocketAddr> {
         let ip = to.ip().to_canonical();
-        if to.port() == 0 || !self.allows(protocol, ip, to.port()) {
+        if to.port() == 0 || !self.rules.permits(protocol, mapped(ip), to.port()) {
             return None;
         }
         let is = |v4: Ipv4Addr, v6: Ipv6Addr| ip == v4 || ip == v6;
@@ -56,7 +54,7 @@ impl Policy {
             return Some(SocketAddr::new(loopback, to.port()));
         }
         if is(DNS4, DNS6) {
-            return if to.port() == 53 { Some(SocketAddr::new(self.resolver()?, 53)) } else { None };
+            return if to.port() == 53 { Some(SocketAddr::new(self.resolver, 53)) } else { None };
         }
         let outside = match ip {
             IpAddr::V4(a) => {
@@ -76,30 +74,6 @@ impl Policy {
         };
         outside.then_some(SocketAddr::new(ip, to.port()))
     }
-
-    fn allows(&self, protocol: u8, ip: IpAddr, port: u16) -> bool {
-        // Names are needed by whoever may go anywhere at all.
-        if port == 53 && (ip == DNS4 || ip == DNS6) {
-            return self.any || !self.allowed.is_empty();
-        }
-        let octets = match ip {
-            IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
-            IpAddr::V6(a) => a.octets(),
-        };
-        // 169.254.169.254 hands out a cloud machine's credentials: only a rule that means it reaches it.
-        let link_local = matches!(ip, IpAddr::V4(a) if a.is_link_local());
-        let least = if link_local { 96 + 16 } else { 0 };
-        (self.any && !link_local) || self.allowed.iter().any(|e| e.prefix >= least && e.allows(protocol, octets, port))
-    }
-
-    /// The host's first resolver, read when it is first needed.
-    fn resolver(&mut self) -> Option<IpAddr> {
-        if self.resolver.is_none() {
-            let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-            self.resolver = Some(first_resolver(&text).unwrap_or(Ipv4Addr::LOCALHOST.into()));
-        }
-        self.resolver
-    }
 }
 
 /// The first `nameserver` of a resolv.conf(5).
@@ -114,43 +88,46 @@ fn first_resolver(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use donjon_abi::manifest::Egress;
 
-    fn rule(protocol: u8, addr: &str, prefix: u8, port: u16) -> Egress {
-        let addr = match addr.parse().unwrap() {
-            IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
-            IpAddr::V6(a) => a.octets(),
-        };
-        Egress { protocol, prefix, port, addr }
+    fn policy(egress: &[Egress], egress_any: bool) -> Policy {
+        let manifest = donjon_image::Manifest { egress: egress.to_vec(), ..Default::default() };
+        let options = crate::options::RunOptions { egress_any, ..Default::default() };
+        Policy::new(Rules::new(&manifest, &super::super::Prepared::boot(super::super::Wire::Offload), &options))
     }
 
-    fn to(policy: &mut Policy, s: &str) -> Option<String> {
+    fn rule(protocol: u8, addr: &str, prefix: u8, port: u16) -> Egress {
+        Egress { protocol, prefix, port, addr: mapped(addr.parse().unwrap()) }
+    }
+
+    fn to(policy: &Policy, s: &str) -> Option<String> {
         policy.translate(TCP, s.parse().unwrap()).map(|a| a.to_string())
     }
 
     #[test]
     fn nothing_is_allowed_at_first() {
-        let mut p = Policy::new(&[], false);
+        let p = policy(&[], false);
         for a in ["10.0.2.2:80", "10.0.2.3:53", "1.2.3.4:80", "[fd00::2]:80", "[2001:db8::1]:1", "169.254.169.254:80"] {
-            assert_eq!(to(&mut p, a), None, "{a}");
+            assert_eq!(to(&p, a), None, "{a}");
         }
     }
 
     #[test]
     fn rules_open_what_they_name() {
-        let mut p = Policy::new(&[rule(TCP, "1.2.3.0", 120, 443), rule(0, "10.0.2.2", 128, 8080)], false);
-        assert_eq!(to(&mut p, "1.2.3.9:443").as_deref(), Some("1.2.3.9:443"));
-        assert_eq!(to(&mut p, "1.2.3.9:80"), None);
-        assert_eq!(to(&mut p, "1.2.4.9:443"), None);
-        assert_eq!(to(&mut p, "[::ffff:1.2.3.9]:443").as_deref(), Some("1.2.3.9:443"));
-        assert_eq!(to(&mut p, "10.0.2.2:8080").as_deref(), Some("127.0.0.1:8080"));
-        assert_eq!(to(&mut p, "10.0.2.2:8081"), None);
-        assert!(to(&mut p, "10.0.2.3:53").is_some());
+        let p = policy(&[rule(TCP, "1.2.3.0", 120, 443), rule(0, "10.0.2.2", 128, 8080)], false);
+        assert_eq!(to(&p, "1.2.3.9:443").as_deref(), Some("1.2.3.9:443"));
+        assert_eq!(to(&p, "1.2.3.9:80"), None);
+        assert_eq!(to(&p, "1.2.4.9:443"), None);
+        assert_eq!(to(&p, "[::ffff:1.2.3.9]:443").as_deref(), Some("1.2.3.9:443"));
+        assert_eq!(to(&p, "10.0.2.2:8080").as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!(to(&p, "10.0.2.2:8081"), None);
+        assert!(to(&p, "10.0.2.3:53").is_some());
         assert_eq!(p.translate(UDP, "1.2.3.9:443".parse().unwrap()), None);
     }
 
     #[test]
     fn any_is_still_not_everything() {
-        let mut p = Policy::new(&[rule(0, "::", 0, 0)], true);
+        let p = policy(&[rule(0, "::", 0, 0)], true);
         for a in [
             "127.0.0.1:80",
             "0.0.0.0:80",
@@ -167,12 +144,12 @@ mod tests {
             "[fd00::9]:80",
             "1.2.3.4:0",
         ] {
-            assert_eq!(to(&mut p, a), None, "{a}");
+            assert_eq!(to(&p, a), None, "{a}");
         }
-        assert_eq!(to(&mut p, "[fd00::2]:80").as_deref(), Some("[::1]:80"));
-        assert_eq!(to(&mut p, "8.8.8.8:80").as_deref(), Some("8.8.8.8:80"));
-        let mut p = Policy::new(&[rule(TCP, "169.254.169.254", 128, 80)], false);
-        assert!(to(&mut p, "169.254.169.254:80").is_some());
+        assert_eq!(to(&p, "[fd00::2]:80").as_deref(), Some("[::1]:80"));
+        assert_eq!(to(&p, "8.8.8.8:80").as_deref(), Some("8.8.8.8:80"));
+        let p = policy(&[rule(TCP, "169.254.169.254", 128, 80)], false);
+        assert!(to(&p, "169.254.169.254:80").is_some());
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub struct Spec {
 
 impl Default for Spec {
     fn default() -> Self {
-        Spec { args: vec![], env: vec![], memory: 16 << 20, listen: vec![], egress: vec![] }
+        Spec { args: vec![], env: vec![], memory: 16 << 20, listen: vec![(6, 7), (17, 7)], egress: vec![] }
     }
 }
 

@@ -4,7 +4,17 @@ use ring::rand::SecureRandom;
 use ring::{aead, agreement, digest, hmac, rand, signature};
 use signature::KeyPair;
 
+unsafe extern "C" {
+    fn smash(len: usize);
+}
+
 fn main() {
+    // A function of C that writes past its buffer does not return.
+    if let Some(len) = std::env::args().nth(1) {
+        unsafe { smash(len.parse().expect("a number")) };
+        println!("FAILURE: returned from a smashed stack");
+        return;
+    }
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     // FIPS 180-4, the example "abc".
     assert_eq!(

@@ -7,6 +7,8 @@ use std::arch::asm;
 use std::hint::black_box;
 
 unsafe extern "C" {
+    fn malloc(len: usize) -> *mut u8;
+    fn free(at: *mut u8);
     fn mprotect(addr: *mut u8, len: usize, prot: i32) -> i32;
     fn mmap(addr: *mut u8, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
 }
@@ -79,6 +81,56 @@ fn attempt(case: &str) -> String {
         }
         // Here it is an errno that is expected, not an end: the guest reports REFUSED.
         "mprotect-exec" | "mprotect-text-write" | "mmap-exec" | "mprotect-wx" => refusal(case),
+        // Not forbidden, but shown: each start has its own.
+        "secrets" => secrets(),
+        "double-free" => unsafe {
+            let at = black_box(malloc(100));
+            free(at);
+            free(at);
+            "freed twice".into()
+        },
+        "double-free-large" => unsafe {
+            let at = black_box(malloc(1 << 20));
+            free(at);
+            free(at);
+            "freed twice".into()
+        },
+        "free-inside" => unsafe {
+            free(black_box(malloc(100)).add(16));
+            "freed the middle of an allocation".into()
+        },
+        "free-stack" => unsafe {
+            let mut local = black_box([0u64; 8]);
+            free(local.as_mut_ptr().cast());
+            "freed the stack".into()
+        },
+        // What has been freed is not what the next call gets.
+        "reuse" => unsafe {
+            for size in [16, 64, 100, 500, 4000] {
+                let first = black_box(malloc(size));
+                free(first);
+                let second = black_box(malloc(size));
+                if first == second {
+                    return format!("{size} bytes were handed out again at once");
+                }
+                free(second);
+            }
+            refused("each got another place")
+        },
+        // UMIP: where the kernel's tables are is not for programs.
+        "sgdt" => {
+            let mut table = [0u8; 10];
+            unsafe { asm!("sgdt [{}]", in(reg) table.as_mut_ptr()) };
+            format!("read the descriptor table's address: {table:x?}")
+        }
+        // The manifest names neither ports nor destinations.
+        "listen" => network(std::net::TcpListener::bind("0.0.0.0:8080")),
+        "listen-any-port" => network(std::net::TcpListener::bind("[::]:0")),
+        "bind-datagrams" => network(std::net::UdpSocket::bind("0.0.0.0:53")),
+        "connect" => network(std::net::TcpStream::connect("192.0.2.1:80")),
+        "connect-gateway" => network(std::net::TcpStream::connect("10.0.2.2:80")),
+        "connect-metadata" => network(std::net::TcpStream::connect("169.254.169.254:80")),
+        "datagram" => network(std::net::UdpSocket::bind("0.0.0.0:0").and_then(|s| s.send_to(b"x", "192.0.2.1:9"))),
         // A raw system call: no engine may carry it out. `read`-only calls would prove little, so: open, socket, execve by number.
         "syscall-open" => raw(2, c"/etc/passwd".as_ptr() as u64, 0, 0),
         // Its first argument is the number of the gate's `exit`: only the gate's own page may call that.
@@ -124,6 +176,35 @@ fn raw(number: u64, a: u64, b: u64, c: u64) -> String {
     };
     // An errno is a refusal too: where a raw system call can be bounced to the libc door, it gets the door's answer.
     if result < 0 { refused(&format!("errno {}", -result)) } else { format!("system call {number} returned {result}") }
+}
+
+/// Prints what must differ from start to start, and ends.
+fn secrets() -> ! {
+    use std::hash::{BuildHasher, RandomState};
+    let canary: u64;
+    unsafe { asm!("mov {}, fs:[0x28]", out(reg) canary, options(nostack, readonly, preserves_flags)) };
+    let local = black_box(0u8);
+    let thread = std::thread::spawn(|| {
+        let local = black_box(0u8);
+        (&raw const local).addr()
+    });
+    println!("image {:x}", attempt as *const u8 as u64);
+    println!("heap {:x}", Box::into_raw(Box::new([0u8; 1000])).addr());
+    println!("large {:x}", vec![1u8; 1 << 20].leak().as_ptr().addr());
+    println!("stack {:x}", (&raw const local).addr());
+    println!("thread {:x}", thread.join().unwrap_or(0));
+    println!("canary {canary:x}");
+    println!("random {:x}", RandomState::new().hash_one(1));
+    std::process::exit(0)
+}
+
+/// Here, too: an errno, at once.
+fn network<T>(result: std::io::Result<T>) -> String {
+    match result {
+        Ok(_) => "reached the network".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => refused(&e.to_string()),
+        Err(e) => format!("failed for another reason: {e}"),
+    }
 }
 
 fn refused(how: &str) -> ! {

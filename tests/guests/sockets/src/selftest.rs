@@ -231,7 +231,7 @@ fn ipv6() -> Outcome {
 }
 
 fn dual_stack() -> Outcome {
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).map_err(text)?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9000)).map_err(text)?;
     let port = listener.local_addr().map_err(text)?.port();
     let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(text)?;
     let (_, peer) = listener.accept().map_err(text)?;

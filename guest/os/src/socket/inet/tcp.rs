@@ -7,6 +7,7 @@ use crate::fd::{self, Anon, Ctl, File, FileRef, Object, Woken};
 use crate::fs::{Stat, kind};
 use crate::netif;
 use crate::socket::option::{self, IPPROTO_TCP, SOL_SOCKET, so, tcp};
+use crate::socket::policy;
 use crate::socket::{Addr, Common, How, Received, SOCK_STREAM, Socket, Value, msg};
 use core::cell::Cell;
 use donjon_net::{BindOptions, Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
@@ -104,6 +105,8 @@ impl Socket for Tcp {
     }
 
     fn listen(&self, backlog: u32) -> Result<()> {
+        let local = netif::with(|s| s.local_addr(self.handle))?.map_err(err)?;
+        policy::serve(IPPROTO_TCP, local)?;
         netif::with(|s| s.listen(self.handle, backlog.clamp(1, 4096)))?.map_err(err)?;
         self.common.listening.set(true);
         Ok(())
@@ -128,6 +131,7 @@ impl Socket for Tcp {
 
     fn connect(&self, addr: &Addr) -> Result<()> {
         let addr = destination(self.common.domain, addr)?;
+        policy::dial(addr)?;
         netif::with(|s| s.connect(self.handle, addr))?.map_err(err)?;
         self.local.set(netif::is_local(addr.ip()));
         netif::flush_now();

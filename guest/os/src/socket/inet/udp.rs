@@ -7,9 +7,10 @@ use crate::fd::{self, Anon, Ctl, FileRef, Object};
 use crate::fs::{Stat, kind};
 use crate::netif;
 use crate::socket::option::{self, IPPROTO_UDP, SOL_SOCKET, so};
+use crate::socket::policy;
 use crate::socket::{Addr, Common, How, Received, SOCK_DGRAM, Socket, Value, msg};
 use core::cell::Cell;
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use donjon_net::{BindOptions, Error, Handle, RecvMode};
 
 /// Linux's default of both buffers, bytes.
@@ -47,6 +48,13 @@ pub fn socket(domain: i32, status: i32) -> Result<FileRef> {
 }
 
 impl Udp {
+    fn may_reach(&self, remote: SocketAddr) -> Result<()> {
+        let local = || {
+            netif::with(|s| s.local_addr(self.handle)).ok().and_then(core::result::Result::ok).map_or(0, |a| a.port())
+        };
+        policy::reach(IPPROTO_UDP, local, remote)
+    }
+
     fn set_buffers(&self, receive: u32, send: u32) -> Result<()> {
         netif::with(|s| s.set_udp_buffers(self.handle, receive, send))?.map_err(err)?;
         self.buffers.set((receive, send));
@@ -61,6 +69,7 @@ impl Socket for Udp {
 
     fn bind(&self, addr: &Addr) -> Result<()> {
         let addr = fitting(self.common.domain, addr)?;
+        policy::bind_datagram(addr)?;
         let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.common.v6_only.get() };
         netif::with(|s| s.bind(self.handle, addr, options))?.map_err(err)
     }
@@ -77,6 +86,7 @@ impl Socket for Udp {
             return netif::with(|s| s.disconnect(self.handle))?.map_err(err);
         }
         let addr = destination(self.common.domain, addr)?;
+        self.may_reach(addr)?;
         netif::with(|s| s.connect(self.handle, addr))?.map_err(err)?;
         self.local.set(netif::is_local(addr.ip()));
         Ok(())
@@ -87,6 +97,9 @@ impl Socket for Udp {
             return Err(Errno::EPIPE);
         }
         let to = to.map(|a| destination(self.common.domain, a)).transpose()?;
+        if let Some(to) = to {
+            self.may_reach(to)?;
+        }
         let broadcast = IpAddr::V4(Ipv4Addr::BROADCAST);
         if to.is_some_and(|t| plain(t.ip()) == broadcast) && !self.common.broadcast.get() {
             return Err(Errno::EACCES);

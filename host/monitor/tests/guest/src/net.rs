@@ -225,3 +225,48 @@ pub fn datagram(to: &str) -> ! {
     say!("no answer");
     exit(1)
 }
+
+/// Sends frames that a guest must not send, straight to the device.
+pub fn forge() -> ! {
+    let net = boot().net;
+    let (own, mac) = (net.ipv4, net.mac);
+    let other = [own[0], own[1], own[2], 200];
+    let ethernet = |from: [u8; 6], kind: u16, payload: &[u8]| {
+        [&[0xff; 6][..], &from, &kind.to_be_bytes(), payload].concat()
+    };
+    let arp = |mac: [u8; 6], sender: [u8; 4], target: [u8; 4]| {
+        [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac, &sender, &[0; 6], &target].concat()
+    };
+    let ip = |first: u8, fragment: u16, protocol: u8, from: [u8; 4], to: [u8; 4]| {
+        let mut p = vec![first, 0, 0, 44, 0, 0];
+        p.extend(fragment.to_be_bytes());
+        p.extend([64, protocol, 0, 0]);
+        p.extend(from);
+        p.extend(to);
+        let sum = p.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        p[10..12].copy_from_slice(&sum.to_be_bytes());
+        // TCP, SYN, to port 80.
+        p.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4]);
+        p
+    };
+    let gateway = net.ipv4_gateway;
+    let frames = [
+        ethernet([2, 9, 9, 9, 9, 9], 0x0806, &arp([2, 9, 9, 9, 9, 9], own, gateway)),
+        ethernet(mac, 0x0806, &arp(mac, gateway, other)),
+        ethernet(mac, 0x0806, &arp(mac, own, other)),
+        ethernet(mac, 0x0800, &ip(0x45, 0, 6, other, gateway)),
+        ethernet(mac, 0x0800, &ip(0x45, 0, 6, own, [169, 254, 169, 254])),
+        ethernet(mac, 0x0800, &ip(0x45, 0, 6, own, gateway)),
+        ethernet(mac, 0x0800, &ip(0x46, 0, 6, own, gateway)),
+        ethernet(mac, 0x0800, &ip(0x45, 0x2000, 6, own, gateway)),
+        ethernet(mac, 0x0800, &ip(0x45, 0, 47, own, gateway)),
+        ethernet(mac, 0x8100, &[&[0, 0, 8, 0][..], &ip(0x45, 0, 6, own, gateway)].concat()),
+        ethernet(mac, 0x88b5, &[0; 60]),
+    ];
+    for frame in frames {
+        assert_eq!(Gate.send(NetHdr::default(), &frame, &[]), Sent::Done);
+    }
+    say!("forged");
+    exit(0)
+}

@@ -1,0 +1,253 @@
+//! The monitor's own jail: put on before the guest's first instruction, when everything that the monitor needs is open. A guest that takes the monitor
+//! over finds a process that can do nothing but go on with what it has.
+//!
+//! Each layer stands alone, and one that this machine does not offer is left out with the reason, which `donjon run --explain-jail` shows.
+
+mod report;
+pub mod rules;
+mod sys;
+
+use std::io::{Error, Result};
+use std::os::fd::OwnedFd;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope,
+};
+
+pub use report::{Explain, Layer, Report, State};
+
+use crate::process::seccomp::{self, Otherwise, Rule};
+
+/// The user that root becomes.
+pub(crate) const NOBODY: u32 = 65_534;
+
+/// What the monitor still has to do with the network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Network {
+    /// Nothing.
+    None,
+    /// It passes frames on between open descriptors.
+    Frames,
+    /// User-mode networking for a guest that may only serve.
+    Serve,
+    /// User-mode networking for a guest that may connect: to these TCP ports, or to any.
+    Dial(Option<Vec<u16>>),
+}
+
+/// How to jail.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub network: Network,
+    /// Leave this rule out and end the process at what is not listed: for the test that none is redundant.
+    pub without_rule: Option<&'static str>,
+}
+
+/// Jails this process, for good. The guest's process has been started and waits.
+pub(crate) fn enter(plan: &Plan) -> Report {
+    let mut report = Report::new("the monitor");
+    let root = rustix::process::geteuid().is_root();
+    let at_parents_end = sys::at_parents_end();
+    report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
+    report.add("resource limits", limits(plan));
+    namespaces(&mut report, root, matches!(plan.network, Network::Dial(_)));
+    report.add("capabilities", sys::no_capabilities().map(|()| "all sets empty, the bounding set too".into()));
+    match root {
+        true => report.add("user", sys::become_user(NOBODY).map(|()| format!("root has become nobody ({NOBODY})"))),
+        false => report.add("user", Ok(format!("an ordinary user ({})", rustix::process::geteuid().as_raw()))),
+    }
+    let _ = sys::set_at_parents_end(at_parents_end);
+    report.add("no new privileges", sys::no_new_privileges().map(|()| "no program can give rights back".into()));
+    report.add("Landlock", monitor_ruleset(&plan.network).and_then(|r| restrict(r, describe(&plan.network))));
+    report.add("seccomp", filter(plan));
+    report
+}
+
+fn limits(plan: &Plan) -> Result<String> {
+    sys::limit(libc::RLIMIT_CORE, 0)?;
+    sys::limit(libc::RLIMIT_NPROC, 0)?;
+    sys::limit(libc::RLIMIT_MEMLOCK, 0)?;
+    sys::limit(libc::RLIMIT_MSGQUEUE, 0)?;
+    if matches!(plan.network, Network::Serve | Network::Dial(_)) {
+        return Ok("no processes, no core dumps, no locked memory".into());
+    }
+    sys::limit(libc::RLIMIT_NOFILE, 64)?;
+    Ok("no processes, no core dumps, no locked memory, 64 descriptors".into())
+}
+
+fn namespaces(report: &mut Report, root: bool, dials: bool) {
+    if !root {
+        report.add("user namespace", sys::unshare(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
+    } else {
+        report.skip("user namespace", "not needed: capabilities are given up instead");
+    }
+    report.add("mount namespace", sys::empty_root().map(|()| "an empty, read-only root".into()));
+    match dials {
+        false => report.add("network namespace", sys::unshare(libc::CLONE_NEWNET).map(|()| "its own, empty".into())),
+        true => report.skip("network namespace", "`egress` goes through the host's network"),
+    }
+    let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    report.add("IPC, UTS and cgroup namespaces", sys::unshare(rest).map(|()| "its own".into()));
+    report.skip("PID namespace", "a process cannot change its own; seccomp lets it signal the guest only");
+}
+
+/// Nothing on the file system, no listening, and no TCP connection but to declared ports.
+fn monitor_ruleset(network: &Network) -> Result<RulesetCreated> {
+    let build = || -> std::result::Result<RulesetCreated, landlock::RulesetError> {
+        // What the kernel does not know is left out.
+        let abi = ABI::V6;
+        let mut net = AccessNet::from_all(abi);
+        if matches!(network, Network::Dial(None)) {
+            net.remove(AccessNet::ConnectTcp);
+        }
+        let created = Ruleset::default()
+            .handle_access(AccessFs::from_all(abi))?
+            .handle_access(net)?
+            // Not signals: the guest's process is outside, and must be ended.
+            .scope(Scope::AbstractUnixSocket)?
+            .create()?;
+        let ports = match network {
+            Network::Dial(Some(ports)) => &ports[..],
+            _ => &[],
+        };
+        created
+            .add_rules(ports.iter().map(|p| Ok::<_, landlock::RulesetError>(NetPort::new(*p, AccessNet::ConnectTcp))))
+    };
+    build().map_err(Error::other)
+}
+
+fn describe(network: &Network) -> &'static str {
+    match network {
+        Network::Dial(None) => "no files, no listening",
+        Network::Dial(Some(_)) => "no files, no listening, TCP connections to declared ports only",
+        _ => "no files, no listening, no TCP connections",
+    }
+}
+
+fn restrict(ruleset: RulesetCreated, what: &str) -> Result<String> {
+    let status = ruleset.restrict_self().map_err(Error::other)?;
+    match status.ruleset {
+        RulesetStatus::FullyEnforced => Ok(what.into()),
+        RulesetStatus::PartiallyEnforced => Ok(format!("{what}, as far as this kernel knows these")),
+        RulesetStatus::NotEnforced => Err(Error::other("the kernel has no Landlock, or it is off (Linux 5.13, lsm=)")),
+    }
+}
+
+/// The rules for what the monitor still has to do.
+pub(crate) fn rules_for(network: &Network) -> Vec<Rule> {
+    let mut rules = rules::ALWAYS.to_vec();
+    if *network != Network::None {
+        rules.extend(rules::FRAMES);
+    }
+    if matches!(network, Network::Serve | Network::Dial(_)) {
+        rules.extend(rules::USERNET);
+    }
+    if matches!(network, Network::Dial(_)) {
+        rules.extend(rules::DIAL);
+    }
+    rules
+}
+
+fn filter(plan: &Plan) -> Result<String> {
+    let mut rules = rules_for(&plan.network);
+    rules.retain(|r| plan.without_rule != Some(r.name));
+    let otherwise = if plan.without_rule.is_some() { Otherwise::Kill } else { Otherwise::Refuse };
+    let program = seccomp::program(&rules, donjon_abi::boot::Range::default(), otherwise);
+    sys::seccomp(&program)?;
+    Ok(format!("{} system calls, none that opens, executes or maps executable", rules.len()))
+}
+
+/// The jail of a program that the monitor starts (QEMU), prepared before the fork.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    landlock: Option<RulesetCreated>,
+    root: bool,
+}
+
+impl Confinement {
+    /// For a program that reads these files. `files` is `None` if it is not known what it needs.
+    pub fn new(files: Option<&[&std::path::Path]>, report: &mut Report) -> Confinement {
+        let root = rustix::process::geteuid().is_root();
+        let landlock = match files {
+            Some(files) => {
+                let built = program_ruleset(files);
+                report.add(
+                    "Landlock",
+                    built
+                        .as_ref()
+                        .map(|_| "reads its own installation, writes no file, no TCP".into())
+                        .map_err(|e| Error::other(e.to_string())),
+                );
+                built.ok()
+            }
+            None => {
+                report.skip("Landlock", "extra arguments (--qemu-arg) may need any file");
+                None
+            }
+        };
+        report.add("user", Ok(if root { format!("nobody ({NOBODY})") } else { "an ordinary user".into() }));
+        report.add("capabilities", Ok("all sets empty, the bounding set too".into()));
+        report.add("no new privileges", Ok("no program can give rights back".into()));
+        report.add("namespaces", Ok("network, IPC, UTS, cgroup, where the host allows them".into()));
+        Confinement { landlock, root }
+    }
+
+    /// Confines this process, which is about to become the program.
+    pub fn enter(&mut self) -> Result<()> {
+        let at_parents_end = sys::at_parents_end();
+        let spaces = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+        let user = if self.root { 0 } else { libc::CLONE_NEWUSER };
+        // In some places an ordinary user may have none.
+        let _ = sys::unshare(user | spaces);
+        sys::limit(libc::RLIMIT_CORE, 0)?;
+        sys::no_capabilities()?;
+        if self.root {
+            sys::become_user(NOBODY)?;
+        }
+        sys::set_at_parents_end(at_parents_end)?;
+        sys::no_new_privileges()?;
+        if let Some(ruleset) = self.landlock.take() {
+            ruleset.restrict_self().map_err(Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+fn program_ruleset(files: &[&std::path::Path]) -> Result<RulesetCreated> {
+    let build = || -> std::result::Result<RulesetCreated, landlock::RulesetError> {
+        let abi = ABI::V6;
+        let read = AccessFs::from_read(abi);
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(abi))?
+            .handle_access(AccessNet::from_all(abi))?
+            .scope(Scope::AbstractUnixSocket)?
+            .create()?;
+        let system = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"];
+        for path in system.iter().map(std::path::Path::new).chain(files.iter().copied()) {
+            // What is not there needs no rule.
+            if let Ok(fd) = PathFd::new(path) {
+                let access = if path.is_dir() { read } else { read & AccessFs::from_file(abi) };
+                ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+            }
+        }
+        Ok(ruleset)
+    };
+    build().map_err(Error::other)
+}
+
+/// Waits until the monitor is jailed: the guest's side reads a byte from this pipe before it goes on.
+#[derive(Debug)]
+pub(crate) struct Gate(OwnedFd);
+
+impl Gate {
+    /// The monitor's end, and the descriptor to wait at.
+    pub fn new() -> Result<(Gate, OwnedFd)> {
+        let (wait, open) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok((Gate(open), wait))
+    }
+
+    /// Lets the guest start.
+    pub fn open(self) {
+        let _ = rustix::io::write(&self.0, &[1]);
+    }
+}

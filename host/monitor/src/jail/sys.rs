@@ -1,0 +1,127 @@
+//! The system calls of the jail.
+
+#![expect(unsafe_code, reason = "prctl, capset, mounts, seccomp")]
+// UNSAFETY: system calls whose arguments are numbers, constant strings and locals. They take rights away from this process, never memory.
+
+use std::ffi::CStr;
+use std::io::{Error, Result};
+
+fn check(result: i64) -> Result<()> {
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+}
+
+fn prctl(option: i32, value: u64) -> Result<()> {
+    // SAFETY: the options that are used here take numbers.
+    check(unsafe { libc::prctl(option, value, 0, 0, 0) }.into())
+}
+
+pub(super) fn not_dumpable() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0)
+}
+
+pub(super) fn no_new_privileges() -> Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+pub(super) fn limit(resource: libc::__rlimit_resource_t, most: u64) -> Result<()> {
+    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure lives for both calls.
+    unsafe {
+        check(libc::getrlimit64(resource, &mut now).into())?;
+        let most = most.min(now.rlim_max);
+        let most = libc::rlimit64 { rlim_cur: most, rlim_max: most };
+        check(libc::setrlimit64(resource, &most).into())
+    }
+}
+
+pub(super) fn unshare(spaces: i32) -> Result<()> {
+    // SAFETY: a number. There is one thread, which shares nothing with another process.
+    check(unsafe { libc::unshare(spaces) }.into())
+}
+
+/// A mount namespace whose root is an empty, read-only file system. Open files stay open.
+pub(super) fn empty_root() -> Result<()> {
+    unshare(libc::CLONE_NEWNS)?;
+    // `/proc` is a directory that is there; what it shows goes away with the old root.
+    let place = c"/proc";
+    mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE)?;
+    mount(c"none", place, c"tmpfs", libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)?;
+    // SAFETY: 1. the strings are constants, 2. nothing of this process depends on where it is in the file system.
+    unsafe {
+        check(libc::chdir(place.as_ptr()).into())?;
+        // pivot_root(2): with twice the same place, the old root is stacked on the new one.
+        check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
+        check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH).into())?;
+        check(libc::chdir(c"/".as_ptr()).into())
+    }
+}
+
+fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: u64) -> Result<()> {
+    // SAFETY: the strings live for the call; there is no data.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }.into())
+}
+
+/// Empties all capability sets. The bounding and ambient sets need CAP_SETPCAP, which whoever has capabilities to lose has, or the set is
+/// without force (an ordinary user cannot gain from it once it has no new privileges).
+pub(super) fn no_capabilities() -> Result<()> {
+    for capability in 0..64 {
+        // EINVAL: beyond the last one. EPERM: see above.
+        let _ = prctl(libc::PR_CAPBSET_DROP, capability);
+    }
+    let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
+    if rustix::process::geteuid().is_root() {
+        // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.
+        return capset(1 << 6 | 1 << 7);
+    }
+    capset(0)
+}
+
+fn capset(keep: u32) -> Result<()> {
+    // capset(2), version 3 of the interface: effective, permitted, inheritable; two words per set, in turns.
+    let header = [0x2008_0522u32, 0];
+    let sets = [keep, keep, 0, 0, 0, 0];
+    // SAFETY: both structures live for the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) })
+}
+
+/// Root becomes somebody without rights.
+pub(super) fn become_user(id: u32) -> Result<()> {
+    // SAFETY: numbers, and a null pointer to no groups. The raw calls change this thread, which is the only one.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, 0))?;
+        check(libc::syscall(libc::SYS_setresgid, id, id, id))?;
+        check(libc::syscall(libc::SYS_setresuid, id, id, id))?;
+    }
+    // The change of user makes it so anyway, except after PR_SET_KEEPCAPS.
+    capset(0)?;
+    not_dumpable()
+}
+
+/// The signal that comes when the parent ends. The kernel forgets it when a process's rights change.
+pub(super) fn at_parents_end() -> i32 {
+    let mut signal = 0i32;
+    // SAFETY: the integer lives for the call.
+    match unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) } {
+        0 => signal,
+        _ => 0,
+    }
+}
+
+/// See [`at_parents_end`].
+pub(super) fn set_at_parents_end(signal: i32) -> Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, signal as u64)
+}
+
+/// Puts a filter program on this process.
+pub(super) fn seccomp(program: &[u64]) -> Result<()> {
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        code: *const u64,
+    }
+    const SET_MODE_FILTER: u64 = 1;
+    const ALL_THREADS: u64 = 1;
+    let program = Program { len: program.len() as u16, code: program.as_ptr() };
+    // SAFETY: the program lives for the call.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, ALL_THREADS, &raw const program) })
+}

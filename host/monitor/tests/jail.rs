@@ -1,0 +1,218 @@
+//! The monitor's jail and the guest's process, looked at from outside and tried from inside, as root and as an ordinary user.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{Ran, Spec, first_line, image, launcher, pack, write};
+use donjon_abi::manifest::Egress;
+use donjon_monitor::jail::rules;
+
+/// A user without a name, for tests that root runs.
+const SOMEBODY: &str = "54321";
+
+/// The launcher as root, if we are, and as an ordinary user.
+fn as_users(options: &[&str], args: &[&str]) -> Vec<(&'static str, Command)> {
+    let plain = launcher(image(), options, args);
+    if !rustix::process::geteuid().is_root() {
+        return vec![("user", plain)];
+    }
+    let mut user = Command::new("setpriv");
+    user.args(["--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups", "--bounding-set=-all"]);
+    user.arg(plain.get_program()).args(plain.get_args());
+    user.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    vec![("root", plain), ("user", user)]
+}
+
+/// A field of `/proc/PID/status`.
+fn status(pid: &str, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field} in {text}")).trim().to_owned()
+}
+
+fn children(pid: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn monitor_and_guest_have_no_rights_while_the_guest_runs() {
+    for (user, mut command) in as_users(&[], &["echo", "0"]) {
+        let mut child = command.spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        let mut processes = children(child.id());
+        assert_eq!(processes.len(), 1, "one guest");
+        processes.push(child.id().to_string());
+        for pid in &processes {
+            let of = |field| status(pid, field);
+            assert_eq!(
+                (of("Seccomp"), of("NoNewPrivs"), of("Threads")),
+                ("2".into(), "1".into(), "1".into()),
+                "{user}"
+            );
+            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(of(set), "0000000000000000", "{set} of {user}'s {pid}");
+            }
+            assert!(!of("Uid").split_whitespace().any(|id| id == "0"), "{user}: {}", of("Uid"));
+        }
+        let monitor = child.id().to_string();
+        assert_eq!(status(&monitor, "CapBnd"), "0000000000000000", "{user}");
+        let own = |name: &str| std::fs::read_link(format!("/proc/{monitor}/ns/{name}")).unwrap();
+        let ours = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            for name in ["mnt", "net", "ipc", "uts", "cgroup"] {
+                assert_ne!(own(name), ours(name), "{user}: {name}");
+            }
+            let root = std::fs::read_dir(format!("/proc/{monitor}/root")).unwrap();
+            assert_eq!(root.count(), 0, "{user}: an empty root");
+        }
+        end(child);
+    }
+}
+
+#[test]
+fn nothing_can_be_done_from_inside() {
+    for (user, mut command) in as_users(&["--in-jail"], &["hello"]) {
+        let r: Ran = command.output().unwrap().into();
+        assert_eq!(r.out.matches(": refused, ").count(), 10, "{user}: {r:?}");
+        assert!(!r.out.contains("FAILURE") && r.out.ends_with("hello from test-guest\n"), "{user}: {r:?}");
+    }
+    assert!(!std::path::Path::new("/tmp/donjon-jail-test").exists());
+}
+
+/// Even for a guest that may connect, the monitor can reach declared ports only, and open nothing else.
+#[test]
+fn a_dialling_monitor_reaches_declared_ports_only() {
+    let addr = std::net::Ipv4Addr::new(10, 0, 2, 2).to_ipv6_mapped().octets();
+    let egress = vec![Egress { protocol: 6, prefix: 128, port: 9, addr }];
+    let image = write("dials", &pack(&Spec { egress, ..Spec::default() }));
+    let r: Ran = launcher(&image, &["--in-jail"], &["hello"]).output().unwrap().into();
+    assert_eq!(r.out.matches(": refused, ").count(), 10, "{r:?}");
+    // By Landlock, as the call itself is listed: to a port that is not declared.
+    assert!(!rules_have_landlock() || r.out.contains("connect: refused, Permission denied"), "{r:?}");
+}
+
+/// Whether this kernel has Landlock, which the explanation says.
+fn rules_have_landlock() -> bool {
+    let r: Ran = launcher(image(), &["--explain-jail"], &["hello"]).output().unwrap().into();
+    r.out.lines().any(|l| l.trim_start().starts_with("yes  Landlock"))
+}
+
+#[test]
+fn the_jail_explains_itself() {
+    for (user, mut command) in as_users(&["--explain-jail"], &["hello"]) {
+        let r: Ran = command.output().unwrap().into();
+        assert_eq!(r.code, Some(0), "{user}: {r:?}");
+        for layer in ["the guest's process", "the monitor", "seccomp", "Landlock", "capabilities", "mount namespace"] {
+            assert!(r.out.contains(layer), "{user}: {layer}: {r:?}");
+        }
+        assert!(!r.out.contains("hello from test-guest"), "{user}: it does not start: {r:?}");
+    }
+    let r: Ran = launcher(image(), &["--explain-jail-json"], &["hello"]).output().unwrap().into();
+    assert!(r.out.starts_with("[{\"process\":") && r.out.contains("\"applied\":true"), "{r:?}");
+}
+
+/// Runs everything that the monitor does, without one of its rules; true if it ended for that.
+fn needs(rule: &str) -> bool {
+    ["crash", "dial", "serve"].iter().any(|scenario| match *scenario {
+        "crash" => killed(launcher(image(), &["--monitor-without-rule", rule], &["panic"]).spawn().unwrap()),
+        "dial" => {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let to = format!("10.0.2.2:{}", listener.local_addr().unwrap().port());
+            let child =
+                launcher(image(), &["--egress-any", "--monitor-without-rule", rule], &["connect", &to, "3000000"]);
+            let child = { child }.spawn().unwrap();
+            let server = std::thread::spawn(move || {
+                listener.set_nonblocking(true).unwrap();
+                for _ in 0..300 {
+                    if let Ok((mut s, _)) = listener.accept() {
+                        s.set_nonblocking(false).unwrap();
+                        s.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+                        let mut buffer = vec![0; 65536];
+                        while let Ok(n @ 1..) = s.read(&mut buffer) {
+                            if s.write_all(&buffer[..n]).is_err() {
+                                break;
+                            }
+                        }
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let killed = killed(child);
+            drop(server);
+            killed
+        }
+        _ => {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let publish = [format!("{port}:7"), format!("{port}:7/udp")];
+            let options = ["-p", &publish[0], "-p", &publish[1], "--monitor-without-rule", rule];
+            let mut child = launcher(image(), &options, &["echo", "0"]).spawn().unwrap();
+            if first_line(&mut child) == "ready" {
+                serve(port);
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_child(&child),
+                    rustix::process::Signal::TERM,
+                );
+            }
+            killed(child)
+        }
+    })
+}
+
+/// A few connections and a datagram. Errors are what the monitor's end looks like from here.
+fn serve(port: u16) {
+    let talk = || -> std::io::Result<()> {
+        let timeout = Some(Duration::from_secs(3));
+        let mut s = TcpStream::connect(("127.0.0.1", port))?;
+        s.set_read_timeout(timeout)?;
+        let mut writer = s.try_clone()?;
+        let writing = std::thread::spawn(move || {
+            let _ = writer.write_all(&vec![b'x'; 2_000_000]);
+            let _ = writer.shutdown(Shutdown::Write);
+        });
+        let mut all = Vec::new();
+        let read = s.read_to_end(&mut all);
+        let _ = writing.join();
+        read?;
+        let mut s = TcpStream::connect(("127.0.0.1", port))?;
+        s.set_read_timeout(timeout)?;
+        s.write_all(b"R")?;
+        let _ = s.read(&mut [0]);
+        let u = UdpSocket::bind("127.0.0.1:0")?;
+        u.set_read_timeout(timeout)?;
+        u.send_to(b"datagram", ("127.0.0.1", port))?;
+        u.recv(&mut [0; 16]).map(drop)
+    };
+    let _ = talk();
+}
+
+/// Whether the monitor was ended by its filter.
+fn killed(mut child: Child) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while let Some(Ok(_)) = lines.next() {}
+    child.wait().unwrap().signal() == Some(SIGSYS)
+}
+
+/// The number of SIGSYS on x86-64.
+const SIGSYS: i32 = 31;
+
+#[test]
+fn no_rule_of_the_monitor_is_redundant() {
+    // Without any rule missing, nothing is ended.
+    assert!(!needs("none of them"));
+    let all = rules::ALWAYS.iter().chain(&rules::FRAMES).chain(&rules::USERNET).chain(&rules::DIAL);
+    let names = all.map(|r| r.name).filter(|name| !rules::RARE.contains(name));
+    let redundant: Vec<_> = names.filter(|name| !needs(name)).collect();
+    assert!(redundant.is_empty(), "{redundant:?}");
+}
