@@ -86,9 +86,12 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         jailed.skip("its own seccomp", "extra arguments (--qemu-arg) may need more");
     }
     let plan = jail::Plan { network: link.needs(), without_rule: options.monitor_without_rule };
-    let (gate, failure, child) =
-        start(command, inherited.into_iter().flatten().chain(secrets.iter().map(|s| s.1.as_fd())).map(|fd| fd.as_raw_fd()).collect(), confinement)
-            .map_err(Error::host("cannot start QEMU"))?;
+    let (gate, failure, child) = start(
+        command,
+        inherited.into_iter().flatten().chain(secrets.iter().map(|s| s.1.as_fd())).map(|fd| fd.as_raw_fd()).collect(),
+        confinement,
+    )
+    .map_err(Error::host("cannot start QEMU"))?;
     drop((guest_status, image, secrets));
     let mut link = link.into_running(NETWORK, &reactor)?;
 
