@@ -76,6 +76,12 @@ fn script() {
 }
 
 fn build_all(place: &Path) {
+    // Another cargo (an editor's, say) may have started the same: the programs of a lane follow each other under one name.
+    let lock = fs::File::create(place.join("lock")).unwrap();
+    lock.lock().unwrap();
+    if !place.join("tls.br").exists() {
+        tell("in all its variants: takes some minutes, once");
+    }
     thread::scope(|scope| {
         for lane in 0..LANES {
             scope.spawn(move || {

@@ -20,9 +20,15 @@ pub fn guests_target_dir() -> PathBuf {
     target_dir().join("guests")
 }
 
+static BIN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes this `donjon` program from now on; nothing is built. Without effect after the first use.
+pub fn choose_donjon(program: PathBuf) {
+    _ = BIN.set(program);
+}
+
 /// The `donjon` program: what `DONJON_BIN` names, else `target/release/donjon`, built at the first call.
 pub fn donjon() -> &'static Path {
-    static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| {
         if let Some(bin) = std::env::var_os("DONJON_BIN") {
             return bin.into();

@@ -36,7 +36,9 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
     }
 
     say("building the donjon command");
-    process::run(cargo().args(["build", "--release", "--package", "donjon-cli"]))?;
+    // Without the web server that it carries, which takes minutes to build and is not shown here.
+    process::run(cargo().args(["build", "--release", "--package", "donjon-cli", "--no-default-features"]))?;
+    donjon_tests::choose_donjon(donjon_tests::target_dir().join("release/donjon"));
 
     say(&format!("building examples/{EXAMPLE}, an ordinary axum program, into an image"));
     let image = donjon_tests::target_dir().join("images").join(format!("{EXAMPLE}.img"));
