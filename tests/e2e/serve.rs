@@ -178,3 +178,14 @@ fn what_is_wrong_is_said_before_anything_starts() {
     }
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+/// HTTP/1.1 and HTTP/2, and no TLS, proxy or passwords.
+#[test]
+fn a_small_site_is_below_a_million_bytes() {
+    let dir = site("small");
+    let image = dir.join("site.img");
+    let built = donjon(&["build", "--web", text(&dir.join("public")), "-o", text(&image)]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let bytes = std::fs::metadata(&image).unwrap().len();
+    assert!(bytes < 1_000_000, "{bytes} bytes");
+}
