@@ -45,6 +45,7 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     }
 }
 
+#[cfg(any(not(feature = "tls"), test))]
 impl Socket for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)

@@ -7,6 +7,8 @@ use crate::metrics::{Held, Metrics};
 use crate::progress::State;
 use crate::respond::{self, Scheme};
 use crate::site::Site;
+#[cfg(feature = "tls")]
+use crate::tls::Link;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode, header};
 use std::net::SocketAddr;
@@ -91,10 +93,12 @@ async fn connection(server: &Arc<Server>, stream: TcpStream, client: Client) {
     if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
         let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
         if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
-            talk(server, stream, client).await;
+            talk(server, Link::Tls(Box::new(stream)), client).await;
         }
         return;
     }
+    #[cfg(feature = "tls")]
+    let stream = Link::Plain(stream);
     talk(server, stream, client).await;
 }
 

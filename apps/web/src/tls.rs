@@ -2,8 +2,12 @@
 
 use donjon_web_format::{Certificate, Config};
 use ring::rand::SecureRandom as _;
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{self, CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, ring as suites};
@@ -11,19 +15,81 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObj
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey};
 use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::server::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
 
-impl crate::connection::Socket for tokio_rustls::server::TlsStream<TcpStream> {
+/// A connection, over TLS or not. One type for both, so that HTTP is compiled once.
+pub enum Link {
+    /// Not.
+    Plain(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl crate::connection::Socket for Link {
     fn tcp(&self) -> Option<&TcpStream> {
-        Some(self.get_ref().0)
+        match self {
+            Link::Plain(stream) => Some(stream),
+            Link::Tls(stream) => Some(stream.get_ref().0),
+        }
     }
 
     fn http2(&self) -> bool {
-        self.get_ref().1.alpn_protocol() == Some(b"h2")
+        matches!(self, Link::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
     }
 
     fn buffered(&self) -> bool {
-        true
+        matches!(self, Link::Tls(_))
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Link::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Link::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Link::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Link::Plain(stream) => stream.is_write_vectored(),
+            Link::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Link::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Link::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
