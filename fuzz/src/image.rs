@@ -33,6 +33,10 @@ pub fn run(data: &[u8]) {
         let len = (file.len() as u64).to_le_bytes();
         file[FILE_LEN..FILE_LEN + 8].copy_from_slice(&len);
     }
+    if flags & 8 == 0 {
+        // The corpus outlives a version.
+        file[ELF + 8..ELF + 12].copy_from_slice(&VERSION.to_le_bytes());
+    }
     if flags & 2 == 0 {
         let hash = hash(&file);
         file[HASH..HASH + 32].copy_from_slice(hash.as_bytes());

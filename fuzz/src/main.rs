@@ -27,4 +27,10 @@ fn choose() -> &'static Target {
     target
 }
 
-fuzz_target!(|data: &[u8]| (TARGET.get_or_init(choose).run)(data));
+fuzz_target!(
+    // Before the engine watches over the end of the process.
+    init: {
+        TARGET.get_or_init(choose);
+    },
+    |data: &[u8]| (TARGET.get_or_init(choose).run)(data)
+);

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 const GUEST: [u8; 4] = [10, 0, 2, 15];
 const GATEWAY: [u8; 4] = [10, 0, 2, 2];
+const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
 
 /// A server on the namespace's loopback, for the one port that the guest may reach.
@@ -26,6 +27,14 @@ fn server() -> Option<TcpListener> {
     Some(listener)
 }
 
+/// The frame, from the guest's own Ethernet address: any other comes no further than the filter.
+fn own(mut frame: Vec<u8>) -> Vec<u8> {
+    if let Some(from) = frame.get_mut(6..12) {
+        from.copy_from_slice(&GUEST_MAC);
+    }
+    frame
+}
+
 pub fn run(data: &[u8]) {
     let Some(server) = SERVER.get_or_init(server) else { return };
     let mut input = Input::new(data);
@@ -41,13 +50,14 @@ pub fn run(data: &[u8]) {
         match op % 8 {
             0 => {
                 let len = usize::from(input.u16() % 2000);
-                net.frame(&[0; 12], input.take(len));
+                let frame = input.take(len).to_vec();
+                net.frame(&[0; 12], &if op & 64 == 0 { own(frame) } else { frame });
             }
             1 => {
                 let header: Vec<u8> = input.take(12).to_vec();
                 let header = std::array::from_fn(|i| header.get(i).copied().unwrap_or(0));
                 let len = usize::from(input.u16() % 4000);
-                net.frame(&header, input.take(len));
+                net.frame(&header, &own(input.take(len).to_vec()));
             }
             2..=4 => {
                 let (flags, to) = (input.u8() & 0x3f, input.u8());
@@ -70,7 +80,7 @@ pub fn run(data: &[u8]) {
                 let pair = Pair::V4(GUEST, destination);
                 let mut bytes = segment.bytes();
                 packet::seal(pair, 6, &mut bytes);
-                net.frame(&[0; 12], &packet::ip(GATEWAY_MAC, pair, 6, None, &bytes));
+                net.frame(&[0; 12], &own(packet::ip(GATEWAY_MAC, pair, 6, None, &bytes)));
                 seq = seq.wrapping_add(len as u32 + u32::from(flags & 1) + u32::from(flags >> 1 & 1));
             }
             5 => {
@@ -82,7 +92,7 @@ pub fn run(data: &[u8]) {
                 datagram.extend([0, 0]);
                 datagram.extend_from_slice(payload);
                 packet::seal(pair, 17, &mut datagram);
-                net.frame(&[0; 12], &packet::ip(GATEWAY_MAC, pair, 17, None, &datagram));
+                net.frame(&[0; 12], &own(packet::ip(GATEWAY_MAC, pair, 17, None, &datagram)));
             }
             6 => {
                 while let Ok((client, _)) = server.accept() {
@@ -93,7 +103,9 @@ pub fn run(data: &[u8]) {
                 }
             }
             _ => {
-                net.frame(&[0; 12], &packet::arp(1 + (op >> 7), [10, 0, 2, input.u8()], GATEWAY));
+                let mut frame = own(packet::arp(1 + (op >> 7), [10, 0, 2, input.u8()], GATEWAY));
+                frame[22..28].copy_from_slice(&GUEST_MAC);
+                net.frame(&[0; 12], &frame);
             }
         }
         for frame in net.turn() {
