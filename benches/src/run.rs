@@ -80,8 +80,8 @@ fn one(subject: Subject, options: &Options, path: &str) -> Figures {
     if have(Need::Program("wrk")) {
         for connections in CONNECTIONS {
             // A short warm-up, not measured.
-            let _ = wrk::run(&guest, path, *connections, 1);
-            match wrk::run(&guest, path, *connections, options.seconds) {
+            let _ = wrk::run(&guest, &guest.url(path), &[], *connections, 1);
+            match wrk::run(&guest, &guest.url(path), &[], *connections, options.seconds) {
                 Ok(load) => loads.push(load),
                 Err(e) => notes.push(e),
             }

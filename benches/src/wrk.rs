@@ -20,12 +20,14 @@ pub struct Load {
     pub errors: String,
 }
 
-/// `wrk` with one thread on core 1.
-pub fn run(guest: &Guest, path: &str, connections: u32, seconds: u32) -> Result<Load, String> {
+/// `wrk` with one thread on core 1, and these further arguments.
+pub fn run(guest: &Guest, url: &str, more: &[&str], connections: u32, seconds: u32) -> Result<Load, String> {
     let output = guest
         .command("taskset")
         .args(["-c", "1", "wrk", "--latency", "--timeout", "10s", "-t1"])
-        .args([format!("-c{connections}"), format!("-d{seconds}s"), guest.url(path)])
+        .args([format!("-c{connections}"), format!("-d{seconds}s")])
+        .args(more)
+        .arg(url)
         .output()
         .map_err(|e| format!("cannot run wrk: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

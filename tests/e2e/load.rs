@@ -78,7 +78,7 @@ fn syn_while_booting(engine: Engine) {
 }
 
 /// Each of a thousand connections is an open file here.
-fn raise_file_limit() {
+pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).expect("raise own limit");

@@ -12,6 +12,7 @@ mod security;
 mod serve;
 mod stdlib;
 mod transfer;
+mod web;
 
 /// For each engine that this machine has: a test of the given function, with the engine's name.
 #[macro_export]

@@ -4,6 +4,7 @@
 //! client. Dropping the [`Guest`] ends it, by process id. Nothing here sleeps in order to synchronise: every wait polls a
 //! condition and has a deadline far above anything that a healthy run needs.
 
+mod certificate;
 mod guest;
 pub mod http;
 pub mod measure;
@@ -13,6 +14,7 @@ pub mod qemu;
 mod repo;
 mod skip;
 
+pub use certificate::Certificate;
 pub use guest::{Builder, Engine, Exit, Guest, PATIENCE, poll_until};
 pub use netns::{GUEST_IP, HOST_IP, Netns};
 pub use repo::{

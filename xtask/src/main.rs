@@ -7,6 +7,7 @@ mod process;
 mod setup;
 mod test;
 mod tokio;
+mod web_clients;
 
 use std::process::ExitCode;
 
@@ -19,8 +20,10 @@ cargo xtask TASK
   drill [--short] [--only KIND] [--attempt WORD] [--json]
                                      the breach drill: the same exploits against a container and an image
   fuzz [TARGET...] [--seconds N]     run fuzz targets, each N seconds (60); --keep adds what is new to the corpus
+  web-clients                        the web server against Chromium and testssl.sh (too big for `test`)
   tokio [--engine ENGINE] [FILE...]  tokio's own integration tests, each as a guest
   bench [OPTION...]                  measure; `cargo xtask bench --help`
+  bench web [OPTION...]              the stock web server against nginx; `cargo xtask bench web --help`
 ";
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Some("drill") => drill::main(words),
         Some("fuzz") => fuzz::main(words),
         Some("tokio") => tokio::main(words),
+        Some("web-clients") => web_clients::main(words),
         Some("bench") => process::bench(words),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");

@@ -55,7 +55,10 @@ pub fn show(command: &Command) -> String {
         .join(" ")
 }
 
-/// `cargo xtask bench`: the program in `benches/`, built for release.
+/// `cargo xtask bench`: the programs in `benches/`, built for release; `bench web` is one of its own.
 pub fn bench<'a>(args: impl Iterator<Item = &'a str>) -> Result {
-    run(cargo().args(["run", "--quiet", "--release", "--package", "donjon-benches", "--"]).args(args))
+    let mut args = args.peekable();
+    let bin = if args.next_if_eq(&"web").is_some() { "donjon-bench-web" } else { "donjon-benches" };
+    let cargo_args = ["run", "--quiet", "--release", "--package", "donjon-benches", "--bin", bin, "--"];
+    run(cargo().args(cargo_args).args(args))
 }

@@ -24,11 +24,16 @@ const PROGRAMS: &[(&str, &str)] = &[
     // The drill's containers, and the symbols that its attacker reads.
     ("bwrap", "bubblewrap"),
     ("readelf", "binutils"),
+    ("h2load", "nghttp2-client"),
+    ("openssl", "openssl"),
+    ("slowhttptest", "slowhttptest"),
     // libFuzzer is C++.
     ("c++", "g++"),
     ("qemu-system-x86_64", QEMU),
 ];
 const QEMU: &str = "qemu-system-x86";
+/// What only `cargo xtask web-clients` uses: hundreds of megabytes.
+const WEB_CLIENTS: &[(&str, &str)] = &[("chromium", "chromium"), ("testssl", "testssl.sh")];
 
 /// The task.
 pub fn main<'a>(args: impl Iterator<Item = &'a str>) -> Result {
@@ -52,7 +57,16 @@ pub fn main<'a>(args: impl Iterator<Item = &'a str>) -> Result {
 
 /// Installs what is missing and returns the packages that could not be installed. Fails only if an installation was tried and failed.
 pub fn ensure() -> Result<Vec<&'static str>> {
-    let missing = missing_packages();
+    ensure_all(PROGRAMS)
+}
+
+/// The same for what `cargo xtask web-clients` needs beyond that.
+pub fn ensure_web_clients() -> Result<Vec<&'static str>> {
+    ensure_all(WEB_CLIENTS)
+}
+
+fn ensure_all(programs: &[(&str, &'static str)]) -> Result<Vec<&'static str>> {
+    let missing = missing_packages(programs);
     if missing.is_empty() {
         return Ok(missing);
     }
@@ -75,17 +89,17 @@ pub fn ensure() -> Result<Vec<&'static str>> {
         let plan = qemu_plan(&apt, |suite| add_backports(&apt, suite))?;
         apt.install(&plan.iter().map(String::as_str).collect::<Vec<_>>())?;
     }
-    Ok(missing_packages())
+    Ok(missing_packages(programs))
 }
 
-fn missing_packages() -> Vec<&'static str> {
-    PROGRAMS.iter().filter(|(program, _)| !have_program(program)).map(|(_, package)| *package).collect()
+fn missing_packages(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !have_program(program)).map(|(_, package)| *package).collect()
 }
 
 /// Prints what would be done for QEMU, by simulation only, as any user, whether or not it is installed. `APT_CONFIG` can name a configuration with
 /// another package database, which is how the plans are tried on one machine.
 fn dry() -> Result {
-    println!("missing: {:?}", missing_packages());
+    println!("missing: {:?}", missing_packages(PROGRAMS));
     let apt = Apt { sudo: false };
     let plan = qemu_plan(&apt, |suite| {
         println!("would add the suite {suite} from:\n{}", backports_source(suite)?.1);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use donjon_tests::{Need, have, have_program, repo_root, target_dir};
 
 use crate::process::{Error, Result, cargo, failed, show, usage};
-use crate::{drill, fuzz, setup, tokio};
+use crate::{drill, fuzz, setup, tokio, web_clients};
 
 /// What a step's runners reported.
 #[derive(Clone, Copy, Default)]
@@ -104,6 +104,9 @@ fn summary(rows: Vec<(&str, Result, Counts, Duration)>, skipped: &str) -> Result
     }
     let skips = skipped.lines().count();
     skipped.lines().for_each(|line| println!("{line}"));
+    if rows.iter().any(|(name, ..)| *name == "e2e") {
+        println!("{}", web_clients::NOT_RUN);
+    }
     println!(
         "{} passed, {} failed, {} known failures, {} ignored, {skips} skipped",
         total.passed, total.failed, total.known, total.ignored
@@ -180,10 +183,15 @@ fn build(counts: &mut Counts) -> Result {
 }
 
 fn e2e(counts: &mut Counts) -> Result {
+    stream(e2e_command().env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+}
+
+/// The end-to-end tests; arguments that are added are for the test runner.
+pub fn e2e_command() -> Command {
     let mut command = cargo();
     // Guests are processes of their own; two at a time fit the two cores that the smallest machine has.
     command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "2"]);
-    stream(command.env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+    command
 }
 
 fn drill_short(counts: &mut Counts) -> Result {

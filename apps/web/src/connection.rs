@@ -86,7 +86,7 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
                 End::Done => {
                     #[cfg(feature = "proxy")]
                     if let Some(upstream) = state.take_upstream() {
-                        let stream = Watched::new(stream, rest, state);
+                        let stream = Watched::new(stream, rest, state).closing();
                         return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
                     }
                     return close(stream, &state).await;

@@ -10,7 +10,7 @@ use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
 use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -148,6 +148,12 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
             response
         }
     };
+    let len = response.body().len();
+    if parts.method == Method::HEAD && len > 0 {
+        // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
+        response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+        *response.body_mut() = Content::default();
+    }
     server.metrics.response(response.status().as_u16(), response.body().len());
     response.body_mut().keep(busy);
     response

@@ -112,6 +112,8 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
         .map_err(|e| format!("TLS: {e}"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Names(names)));
+    // Which cipher is used is ours to say (testssl.sh: cipher_order).
+    tls.ignore_client_order = true;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     tls.ticketer = suites::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
     Ok(TlsAcceptor::from(Arc::new(tls)))

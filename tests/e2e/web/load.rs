@@ -1,0 +1,148 @@
+//! Many requests, many connections, slow clients; memory and size.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use donjon_tests::{Engine, Guest, Need, PATIENCE, http, measure, missing, poll_until};
+
+use super::Site;
+
+crate::under_engines! {
+    h2load_plain: ProcessUser ProcessTap QemuMicrovm;
+    h2load_tls: ProcessUser QemuMicrovm;
+    memory: ProcessUser ProcessTap;
+    slow_heads_time_out: ProcessUser QemuMicrovm;
+    slow_clients_keep_nobody_out: ProcessUser;
+}
+
+/// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
+const MEMORY_MAX: u64 = 12_000_000;
+/// The same at any moment: what the project promises.
+const PROMISE: u64 = 25_000_000;
+/// Bytes of the image of a site of one page, without TLS.
+const PLAIN_MAX: u64 = 1_000_000;
+
+/// Runs `h2load` and checks that every request was answered with 2xx.
+#[track_caller]
+fn h2load(guest: &Guest, requests: u32, args: &[&str], url: &str) {
+    if missing("h2load", &[Need::Program("h2load")]) {
+        return;
+    }
+    let output =
+        guest.command("timeout").args(["120", "h2load", "-n", &requests.to_string()]).args(args).arg(url).output();
+    let output = output.expect("run h2load");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let all = format!("{requests} done, {requests} succeeded, 0 failed, 0 errored, 0 timeout");
+    assert!(text.contains(&all), "{args:?}: {text}\n{}", guest.log());
+    assert!(text.contains(&format!("{requests} 2xx, 0 3xx, 0 4xx, 0 5xx")), "{text}");
+}
+
+fn h2load_plain(engine: Engine) {
+    let mut guest = Site::Plain.start(engine);
+    let n = if engine.is_qemu() { 500 } else { 20_000 };
+    for args in
+        [&["-c", "1", "-m", "1"][..], &["-c", "10", "-m", "32"], &["-c", "50", "-m", "10"], &["--h1", "-c", "20"]]
+    {
+        h2load(&guest, n, args, &guest.url("/"));
+    }
+    // Windows fill up and are opened again.
+    h2load(&guest, n / 50, &["-c", "4", "-m", "8", "-w", "16", "-W", "17"], &guest.url("/data.bin"));
+    guest.expect_alive();
+}
+
+fn h2load_tls(engine: Engine) {
+    let mut guest = Site::Secure.start(engine);
+    let url = format!("https://{}/", guest.addr_of(1));
+    let n = if engine.is_qemu() { 200 } else { 5000 };
+    for args in [&["-c", "10", "-m", "10"][..], &["-c", "10", "--npn-list", "http/1.1"]] {
+        h2load(&guest, n, args, &url);
+    }
+    h2load(&guest, n / 50, &["-c", "2", "-m", "4"], &format!("{url}data.bin"));
+    guest.expect_alive();
+}
+
+fn memory(engine: Engine) {
+    crate::load::raise_file_limit();
+    // Not `Site::Plain`: a connection must be able to wait for its turn.
+    let image = super::pack(
+        &format!("memory-{engine:?}"),
+        &[super::content().display().to_string(), "--header-seconds=120".into()],
+    );
+    let guest = Guest::builder(&image, engine).port(80).start_http("/healthz");
+    let total = || measure::tree_pss(guest.pid()).unwrap();
+    let idle = total();
+    assert!(idle < MEMORY_MAX, "idle: {:?}", measure::tree(guest.pid()));
+    let ask = |stream: &mut TcpStream| {
+        http::send_get_keep_alive(stream, "/").unwrap();
+        assert_eq!(http::read_response(&mut BufReader::new(stream)).unwrap().status, 200);
+    };
+    let mut connections: Vec<TcpStream> = (0..1000).map(|_| guest.connect().unwrap()).collect();
+    connections.iter_mut().for_each(ask);
+    let busy = total();
+    // Buffers of connections that have nothing to do are given back after a second or so.
+    let open = poll_until(PATIENCE, || Some(total()).filter(|bytes| *bytes < MEMORY_MAX));
+    let all = measure::tree(guest.pid());
+    println!("{engine}: {idle} bytes idle, {busy} with 1,000 connections just used, {open:?} a little later");
+    assert!(open.is_some() && busy < PROMISE, "{busy} just used; later {all:?}");
+    // They are all still there.
+    connections.iter_mut().for_each(ask);
+}
+
+#[test]
+fn size() {
+    // Only a page: what the server itself takes.
+    let dir = super::scratch().join("one-page");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("index.html"), "<!doctype html><title>Hello</title><p>Hello from a page\n").unwrap();
+    let size = |name: &str, more: &[String]| {
+        let image = super::pack(name, &[&[dir.display().to_string()], more].concat());
+        std::fs::metadata(image).unwrap().len()
+    };
+    let plain = size("size-plain", &[]);
+    println!("a page over HTTP/1.1 and HTTP/2: {plain} bytes");
+    assert!(plain < PLAIN_MAX, "{plain} bytes");
+    let c = super::certificate("one.test");
+    let tls = size("size-tls", &["--tls".into(), c.cert.display().to_string(), c.key.display().to_string()]);
+    println!("the same with TLS: {tls} bytes");
+    assert!(plain < tls, "TLS is in it only when it is asked for");
+}
+
+/// `--header-seconds 5` is what [`Site::Plain`] says.
+fn slow_heads_time_out(engine: Engine) {
+    let guest = Site::Plain.start(engine);
+    let started = Instant::now();
+    let mut stream = guest.connect().unwrap();
+    let mut other = stream.try_clone().unwrap();
+    // A byte now and then does not put the deadline off.
+    let dripping = std::thread::spawn(move || {
+        other.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nX: ").unwrap();
+        while other.write_all(b"x").is_ok() && started.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let mut answer = Vec::new();
+    // A reset after the answer is a close as well.
+    let _ = stream.read_to_end(&mut answer);
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    assert!(started.elapsed() < PATIENCE && (text.is_empty() || text.starts_with("HTTP/1.1 408")), "{text}");
+    drop(stream);
+    dripping.join().unwrap();
+}
+
+/// As many connections as there may be, none of which asks for anything: whoever comes then is served all the same, if not at once.
+fn slow_clients_keep_nobody_out(_: Engine) {
+    let dir = super::scratch().join("few-places");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("index.html"), "<p>there is a place\n").unwrap();
+    let image =
+        super::pack("few-places", &[dir.display().to_string(), "--connections=50".into(), "--header-seconds=3".into()]);
+    let mut guest = Guest::builder(&image, Engine::ProcessUser).port(80).start_http("/");
+    let mut silent: Vec<TcpStream> = (0..120).map(|_| guest.connect().unwrap()).collect();
+    for stream in &mut silent {
+        // Those beyond the limit wait in the backlog, where this goes nowhere.
+        let _ = stream.write_all(b"GET / HTT");
+    }
+    assert_eq!(guest.get("/").unwrap().status, 200);
+    guest.expect_alive();
+}
