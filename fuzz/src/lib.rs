@@ -5,6 +5,7 @@
 mod answers;
 mod boot;
 mod dhcp;
+mod filter;
 mod firmware;
 mod frames;
 mod gate;
@@ -63,5 +64,11 @@ pub const TARGETS: &[Target] = &[
         about: "the guest's frames into the monitor's network",
         run: usernet::run,
         seeds: frames::seeds,
+    },
+    Target {
+        name: "filter",
+        about: "a guest's frames at the monitor's filter",
+        run: filter::run,
+        seeds: filter::seeds,
     },
 ];

@@ -10,8 +10,8 @@ use donjon_tests::{is_root, repo_root, target_dir};
 use crate::process::{Result, cargo, failed, show, usage};
 
 /// The targets; `fuzz/src/lib.rs` says what each is.
-const TARGETS: [&str; 10] =
-    ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet"];
+const TARGETS: [&str; 11] =
+    ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet", "filter"];
 /// Seconds for each target in `cargo xtask test`, after the corpus.
 const SMOKE: u64 = 3;
 

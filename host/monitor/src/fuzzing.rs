@@ -3,8 +3,10 @@
 use crate::options::RunOptions;
 use crate::reactor::Reactor;
 use crate::usernet::{Prepared, UserNet, Wire};
+use donjon_abi::boot;
 use donjon_abi::manifest::Egress;
 use donjon_image::Manifest;
+use donjon_net::NetHdr;
 use rustix::net::{RecvFlags, SendFlags};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -20,6 +22,34 @@ pub fn open(path: &Path) -> Result<(), String> {
 pub fn loopback_up() -> std::io::Result<()> {
     let status = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     if status.success() { Ok(()) } else { Err(std::io::Error::other("ip link set lo up")) }
+}
+
+/// The frame filter of a guest at 10.0.2.15 and fd00::15 that serves TCP and UDP port 80 and may reach 9.9.9.0/24 by TCP, port 443.
+pub struct Filter(crate::filter::Filter);
+
+impl Filter {
+    /// A filter that has seen nothing.
+    pub fn new() -> Filter {
+        let addr = Ipv4Addr::new(9, 9, 9, 0).to_ipv6_mapped().octets();
+        let manifest = Manifest {
+            egress: vec![Egress { protocol: 6, prefix: 120, port: 443, addr }],
+            listen: ["80/tcp", "80/udp"].into_iter().filter_map(|p| p.parse().ok()).collect(),
+            ..Manifest::default()
+        };
+        // Without resolvers: nothing but what the manifest says.
+        let net = boot::Net { ipv4_dns: [[0; 4]; 2], ipv6_dns: [0; 16], ..Prepared::boot(Wire::Offload) };
+        Filter(crate::filter::Filter::new(crate::filter::rules::Rules::new(&manifest, &net, &RunOptions::default())))
+    }
+
+    /// Whether a frame of the guest passes.
+    pub fn outbound(&mut self, header: &[u8; 12], frame: &[u8]) -> bool {
+        self.0.outbound(NetHdr::from_bytes(*header), frame.into()).is_ok()
+    }
+
+    /// Whether a frame for the guest passes.
+    pub fn inbound(&mut self, frame: &[u8]) -> bool {
+        self.0.inbound(frame.into())
+    }
 }
 
 /// User-mode networking with nobody but the fuzzer at the guest's end.
