@@ -36,7 +36,9 @@ impl Frames {
     /// Adds `[start, end)` rounded inwards to whole pages, without the parts that `taken` names. What no
     /// longer fits into the table is left unused.
     pub fn add(&mut self, start: u64, end: u64, taken: &[Span]) {
-        let start = start.next_multiple_of(PAGE).max(PAGE);
+        // In the last page of all there is no whole one.
+        let Some(start) = start.checked_next_multiple_of(PAGE) else { return };
+        let start = start.max(PAGE);
         let end = end & !(PAGE - 1);
         if start >= end {
             return;
@@ -100,6 +102,14 @@ impl Default for Frames {
 mod tests {
     use super::*;
     use crate::phys::Fake;
+
+    /// Found by the fuzz target `firmware`: rounding up wrapped around, and all of the address space was free memory.
+    #[test]
+    fn a_range_at_the_very_end_is_none() {
+        let mut f = Frames::new();
+        f.add(u64::MAX - 4, u64::MAX, &[]);
+        assert_eq!(f.free(), 0);
+    }
 
     #[test]
     fn taken_ranges_are_never_handed_out() {
