@@ -16,7 +16,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -294,30 +294,44 @@ where
     }
 }
 
+/// Moves bytes both ways, each without waiting for the other, until both have ended or nothing has moved for `idle` to twice that.
 async fn splice<A, B>(a: A, b: B, idle: Duration)
 where
     A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     B: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let ((mut ar, mut aw), (mut br, mut bw)) = (tokio::io::split(a), tokio::io::split(b));
-    let (mut to_b, mut to_a) = (vec![0; 8192], vec![0; 8192]);
-    let (mut a_open, mut b_open) = (true, true);
-    while a_open || b_open {
-        let step = async {
-            tokio::select! {
-                n = ar.read(&mut to_b), if a_open => match n? {
-                    0 => { a_open = false; bw.shutdown().await }
-                    n => bw.write_all(&to_b[..n]).await,
-                },
-                n = br.read(&mut to_a), if b_open => match n? {
-                    0 => { b_open = false; aw.shutdown().await }
-                    n => aw.write_all(&to_a[..n]).await,
-                },
+    let ((ar, aw), (br, bw)) = (tokio::io::split(a), tokio::io::split(b));
+    let moved = AtomicBool::new(false);
+    let both = async { tokio::try_join!(pump(ar, bw, &moved), pump(br, aw, &moved)) };
+    let stalled = async {
+        loop {
+            tokio::time::sleep(idle).await;
+            if !moved.swap(false, Relaxed) {
+                return;
             }
-        };
-        if !matches!(timeout(idle, step).await, Ok(Ok(()))) {
-            return;
+        }
+    };
+    tokio::select! {
+        // An error ends both directions, as it ends the tunnel.
+        _ = both => {}
+        () = stalled => {}
+    }
+}
+
+/// One direction.
+async fn pump(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    moved: &AtomicBool,
+) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; 8192];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        moved.store(true, Relaxed);
+        match n {
+            0 => return to.shutdown().await,
+            n => to.write_all(&buffer[..n]).await?,
         }
     }
 }
@@ -444,6 +458,7 @@ impl Body for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
     fn the_longest_prefix_wins_at_boundaries() {
@@ -484,5 +499,40 @@ mod tests {
         }
         strip(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
+
+    /// Both ends have more to say than any buffer holds, and the client reads only when it has said it.
+    #[tokio::test]
+    async fn tunnel_directions_do_not_wait_for_each_other() {
+        const LEN: usize = 1 << 20;
+        let (client, inner) = tokio::io::duplex(1024);
+        let (outer, upstream) = tokio::io::duplex(1024);
+        let client = async {
+            let (mut read, mut write) = tokio::io::split(client);
+            write.write_all(&vec![1; LEN]).await.unwrap();
+            write.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            read.read_to_end(&mut got).await.unwrap();
+            got.len()
+        };
+        let upstream = async {
+            let (mut read, mut write) = tokio::io::split(upstream);
+            let mut got = Vec::new();
+            let send = async {
+                write.write_all(&vec![2; LEN]).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let ((), n) = tokio::join!(send, async { read.read_to_end(&mut got).await.unwrap() });
+            n
+        };
+        let ((), sent, received) = tokio::join!(splice(inner, outer, Duration::from_secs(60)), client, upstream);
+        assert_eq!((sent, received), (LEN, LEN));
+    }
+
+    #[tokio::test]
+    async fn silent_tunnels_end() {
+        let (_client, inner) = tokio::io::duplex(1024);
+        let (outer, _upstream) = tokio::io::duplex(1024);
+        splice(inner, outer, Duration::from_millis(10)).await;
     }
 }

@@ -183,7 +183,7 @@ async fn site(
         }
     };
     #[cfg(feature = "auth")]
-    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path) {
+    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path).await {
         respond::dress(site, scheme, "", &mut response);
         return *response;
     }
