@@ -30,6 +30,8 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         verbose: args.verbose,
         ..RunOptions::default()
     };
+    // The content is in the image; the server's life long nobody needs it here.
+    drop(site);
     run::to_the_end(&image, &options)
 }
 
