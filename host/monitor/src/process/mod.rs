@@ -135,6 +135,9 @@ fn describe(guest: &Guest) -> jail::Report {
     report
 }
 
+/// How long a guest's process that still has its rights is asked to end, before it is left to the end of its pipe.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A started guest.
 struct Guest {
     pidfd: OwnedFd,
@@ -151,8 +154,16 @@ struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // On every way out, the early ones too: no guest outlives its run.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        // On every way out, the early ones too: no guest outlives its run. Where the monitor has become nobody before the guest's
+        // process has, it is refused until that one has, too.
+        let patience = Instant::now() + KILL_PATIENCE;
+        let kill = || rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        while kill() == Err(rustix::io::Errno::PERM) {
+            if Instant::now() > patience {
+                return;
+            }
+            std::thread::yield_now();
+        }
         let _ = wait(&self.pidfd);
     }
 }
