@@ -150,6 +150,6 @@ mod tests {
             assert!(source.contains(&format!("name: \"{target}\"")), "{target}");
             assert!(std::fs::read_dir(corpus(target)).is_ok_and(|mut d| d.next().is_some()), "{target}");
         }
-        assert_eq!(source.matches("Target { name: ").count(), TARGETS.len());
+        assert_eq!(source.matches("name: \"").count(), TARGETS.len());
     }
 }
