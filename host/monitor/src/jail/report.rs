@@ -1,5 +1,7 @@
 //! What the jail is made of on this machine.
 
+use crate::exit::ExitStatus;
+use crate::options::RunOptions;
 use std::fmt::Write as _;
 use std::io::Result;
 
@@ -61,6 +63,19 @@ impl Report {
     pub(crate) fn after(mut self, mut others: Report) -> Report {
         others.layers.append(&mut self.layers);
         others
+    }
+
+    /// Does what the options want done in the jail before the guest starts: explains it, which ends the run with this status, or has a
+    /// test try to get out.
+    pub(crate) fn before_the_guest(&self, options: &RunOptions) -> Option<ExitStatus> {
+        if let Some(how) = options.explain_jail {
+            print!("{}", self.show(how));
+            return Some(ExitStatus::Exited(0));
+        }
+        if let Some(attempt) = options.in_jail {
+            attempt();
+        }
+        None
     }
 
     /// The layers.

@@ -89,13 +89,8 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
     drop(source);
     let guests = describe(&run.guest);
-    let jailed = jail::enter(&plan).after(guests);
-    if let Some(how) = options.explain_jail {
-        print!("{}", jailed.show(how));
-        return Ok(ExitStatus::Exited(0));
-    }
-    if let Some(attempt) = options.in_jail {
-        attempt();
+    if let Some(status) = jail::enter(&plan).after(guests).before_the_guest(options) {
+        return Ok(status);
     }
     gate.open();
     let mut ready = Vec::new();

@@ -107,13 +107,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let mut names = Names::new(&source.path);
 
     let mut stop = Stop::new(options.stop_timeout);
-    let jailed = jail::enter(&plan).after(jailed);
-    if let Some(how) = options.explain_jail {
-        print!("{}", jailed.show(how));
-        return Ok(ExitStatus::Exited(0));
-    }
-    if let Some(attempt) = options.in_jail {
-        attempt();
+    if let Some(status) = jail::enter(&plan).after(jailed).before_the_guest(options) {
+        return Ok(status);
     }
     gate.open();
     failed(&failure).map_err(Error::host("cannot start QEMU"))?;
