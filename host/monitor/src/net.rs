@@ -68,12 +68,17 @@ impl Link {
         matches!(self.end, End::Kernel(_))
     }
 
-    /// Descriptors that the guest's process keeps open, so that the filter is there as long as it is.
-    pub fn filter_fds(&self) -> [Option<BorrowedFd<'_>>; 2] {
+    /// The descriptor that the guest's process keeps open, so that the filter is there as long as it is.
+    pub fn filter_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.end {
-            End::Kernel(filter) => filter.links().map(Some),
-            _ => [None; 2],
+            End::Kernel(filter) => filter.hold(),
+            _ => None,
         }
+    }
+
+    /// The jail of the process that keeps the filter in the kernel, if there is one.
+    pub fn describe(&self) -> Option<jail::Report> {
+        matches!(self.end, End::Kernel(_)).then(jail::describe_keeper)
     }
 
     /// What the monitor still has to do with the network.
@@ -121,7 +126,7 @@ fn filtered_tap(
     let attached = if options.relay_tap {
         Err(std::io::Error::other("the monitor was told to filter itself"))
     } else {
-        KernelFilter::attach(&rules, number)
+        KernelFilter::attach(&rules, number, fd.as_fd(), options.monitor_without_rule)
     };
     match attached {
         Ok(filter) => Ok((fd, End::Kernel(filter))),
@@ -200,7 +205,12 @@ impl RunningLink {
                 relay.finish();
                 report(|way| relay.dropped(way), self.verbose);
             }
-            RunningEnd::Kernel(filter) => report(|way| filter.dropped(way), self.verbose),
+            RunningEnd::Kernel(filter) => {
+                report(|way| filter.dropped(way), self.verbose);
+                if !filter.finish() {
+                    eprintln!("donjon: the filter is still on the TAP device; the next run replaces it");
+                }
+            }
             RunningEnd::None => {}
         }
     }

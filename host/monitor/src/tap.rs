@@ -8,6 +8,7 @@ use std::io::{Error, Result};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use donjon_abi::boot;
 
@@ -20,6 +21,9 @@ const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const TUN_F_CSUM: u64 = 1;
 const TUN_F_TSO4: u64 = 2;
 const TUN_F_TSO6: u64 = 4;
+
+/// How long to wait for a device that somebody else has open: a run that has just been killed takes a moment to let go of it.
+const BUSY_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Opens the device: one frame per read and write, with the 12-byte virtio header in front, checksum and segmentation offload both ways.
 pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
@@ -36,7 +40,13 @@ pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
     unsafe {
         let mut request = named(&options.name);
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        ioctl(&file, TUNSETIFF, (&raw mut request) as u64)?;
+        let until = Instant::now() + BUSY_PATIENCE;
+        while let Err(e) = ioctl(&file, TUNSETIFF, (&raw mut request) as u64) {
+            if e.raw_os_error() != Some(libc::EBUSY) || Instant::now() > until {
+                return Err(e);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let size = donjon_abi::NET_HDR_LEN as i32;
         ioctl(&file, TUNSETVNETHDRSZ, (&raw const size) as u64)?;
         ioctl(&file, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)?;

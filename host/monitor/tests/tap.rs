@@ -4,8 +4,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use common::{Ran, first_line, image, launcher};
 
@@ -135,6 +137,148 @@ fn received() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
     let values = text.lines().filter(|l| l.starts_with("Ip:")).nth(1).unwrap();
     values.split(' ').nth(3).unwrap().parse().unwrap()
+}
+
+/// What `tc` shows of the classifiers on the device, both ways.
+fn classifiers() -> String {
+    let show = |way: &str| Command::new("tc").args(["filter", "show", "dev", "tap0", way]).output().unwrap().stdout;
+    String::from_utf8([show("ingress"), show("egress")].concat()).unwrap()
+}
+
+/// `bytecode` takes the rest as one word.
+fn tc(words: &str) {
+    let (words, program) = words.split_once(" bytecode ").map_or((words, None), |(w, p)| (w, Some(p)));
+    let mut command = Command::new("tc");
+    command.args(words.split(' '));
+    if let Some(program) = program {
+        command.args(["bytecode", program]);
+    }
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "tc {words}: {out:?}");
+}
+
+/// Waits until it holds.
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("waited for {what} in vain: {}", classifiers());
+}
+
+fn started() -> Child {
+    let mut child = launcher(image(), &["--net", NET], &["echo", "0"]).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    assert_eq!(classifiers().matches("donjon direct-action").count(), 2);
+    child
+}
+
+fn send(pid: &str, signal: Signal) {
+    kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// The filter's own process: its number.
+fn keeper(child: &Child) -> String {
+    let named = |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() == "donjon-filter\n";
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    children.split_whitespace().find(named).expect("a keeper").to_owned()
+}
+
+/// The filter is there as long as the guest, and not longer: whether the run ends by itself, is killed, or loses the keeper.
+#[test]
+fn the_filter_goes_with_the_guest() {
+    let Some(ns) = Namespace::new("keeper") else { return };
+    ns.enter();
+    let mut child = started();
+    send(&child.id().to_string(), Signal::TERM);
+    child.wait().unwrap();
+    assert_eq!(classifiers(), "", "gone before the run ends");
+
+    let mut child = started();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("no filter", || classifiers().is_empty());
+
+    // A keeper cannot be asked to go, and if it is killed the filter stays for the guest.
+    let mut child = started();
+    let pid = keeper(&child);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        send(&pid, signal);
+    }
+    assert_eq!(keeper(&child), pid);
+    send(&pid, Signal::KILL);
+    wait_until("the keeper's end", || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "))
+    });
+    assert_eq!(classifiers().matches("donjon direct-action").count(), 2);
+    TcpStream::connect("10.77.0.2:7").unwrap();
+    send(&child.id().to_string(), Signal::TERM);
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child.wait().unwrap();
+    assert!(said.contains("the filter is still on the TAP device"), "{said}");
+    // The next run replaces what was left.
+    let mut child = started();
+    send(&child.id().to_string(), Signal::TERM);
+    child.wait().unwrap();
+    assert_eq!(classifiers(), "");
+}
+
+/// Others' classifiers stay; where one of them is in our place, the monitor filters itself.
+#[test]
+fn others_classifiers_are_left_alone() {
+    let Some(ns) = Namespace::new("others") else { return };
+    ns.enter();
+    tc("qdisc add dev tap0 clsact");
+    tc("filter add dev tap0 ingress pref 7 bpf bytecode 1,6 0 0 0");
+    let theirs = classifiers();
+    let mut child = started();
+    TcpStream::connect("10.77.0.2:7").unwrap();
+    send(&child.id().to_string(), Signal::TERM);
+    child.wait().unwrap();
+    assert_eq!(classifiers(), theirs);
+    tc("filter add dev tap0 ingress protocol ip pref 1 bpf bytecode 1,6 0 0 0");
+    let theirs = classifiers();
+    let r: Ran = launcher(image(), &["--net", NET, "-v"], &["forge"]).output().unwrap().into();
+    assert!(r.err.contains("frames pass through the monitor") && r.err.contains("neither IP nor ARP"), "{r:?}");
+    assert_eq!(classifiers(), theirs);
+}
+
+/// The keeper of the filter has one right and no more descriptors than it needs, and each of its rules is needed.
+#[test]
+fn the_keeper_is_jailed() {
+    let Some(ns) = Namespace::new("jailed") else { return };
+    ns.enter();
+    let mut child = started();
+    let pid = keeper(&child);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let is = |field: &str, value: &str| {
+        let found = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(":\t"));
+        assert_eq!(found, Some(value), "{field}");
+    };
+    let (net_admin, none) = ("0000000000001000", "0000000000000000");
+    for (field, value) in
+        [("CapEff", net_admin), ("CapPrm", net_admin), ("CapInh", none), ("CapBnd", none), ("CapAmb", none)]
+    {
+        is(field, value);
+    }
+    is("NoNewPrivs", "1");
+    is("Seccomp", "2");
+    is("Uid", "65534\t65534\t65534\t65534");
+    // The pipes' ends, the device, and the socket.
+    assert_eq!(std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 4);
+    send(&child.id().to_string(), Signal::TERM);
+    child.wait().unwrap();
+
+    for rule in donjon_monitor::jail::rules::KEEPER {
+        let without = format!("keeper:{}", rule.name);
+        let options = ["--net", NET, "-v", "--monitor-without-rule", &without];
+        let r: Ran = launcher(image(), &options, &["hello"]).output().unwrap().into();
+        let missed = ["frames pass through the monitor", "the filter is still on the TAP device"];
+        assert!(missed.iter().any(|m| r.err.contains(m)), "{}: {r:?}", rule.name);
+    }
 }
 
 #[test]

@@ -235,6 +235,39 @@ fn program_ruleset(files: &[&std::path::Path]) -> Result<RulesetCreated> {
     build().map_err(Error::other)
 }
 
+/// Jails the process that keeps a filter on a TAP ([`crate::filter::kernel`]). It has no input, so what it needs for its only task is left to it.
+/// `without_rule` leaves the rule `keeper:NAME` out: for the test that none is redundant.
+pub(crate) fn keeper(without_rule: Option<&str>) -> Result<()> {
+    const NET_ADMIN: u32 = 1 << 12;
+    sys::not_dumpable()?;
+    sys::limit(libc::RLIMIT_CORE, 0)?;
+    sys::limit(libc::RLIMIT_NPROC, 0)?;
+    sys::only_capabilities(NET_ADMIN)?;
+    if rustix::process::geteuid().is_root() {
+        sys::become_user_with(NOBODY, NET_ADMIN)?;
+    }
+    sys::no_new_privileges()?;
+    let left_out = without_rule.and_then(|name| name.strip_prefix("keeper:"));
+    let rules: Vec<_> = rules::KEEPER.into_iter().filter(|r| left_out != Some(r.name)).collect();
+    sys::seccomp(&seccomp::program(&rules, donjon_abi::boot::Range::default(), Otherwise::Kill))
+}
+
+/// What [`keeper`] has done: all of it, or there is no such process.
+pub(crate) fn describe_keeper() -> Report {
+    let mut report = Report::new("the keeper of the TAP's filter");
+    for (layer, what) in [
+        ("user", "nobody, or the ordinary user"),
+        ("descriptors", "a pipe, the device, a socket to the kernel's routing service"),
+        ("resource limits", "no processes, no core dumps"),
+        ("capabilities", "CAP_NET_ADMIN only, to take the filter away at the end"),
+        ("no new privileges", "no program can give rights back"),
+    ] {
+        report.add(layer, Ok(what.into()));
+    }
+    report.add("seccomp", Ok(format!("{} system calls; any other one ends it", rules::KEEPER.len())));
+    report
+}
+
 /// Waits until the monitor is jailed: the guest's side reads a byte from this pipe before it goes on.
 #[derive(Debug)]
 pub(crate) struct Gate(OwnedFd);

@@ -69,6 +69,19 @@ pub const DIAL: [Rule; 2] = [
     rule("connect", 42, Check::Any, "the same"),
 ];
 
+/// For the process that keeps the filter on a TAP.
+pub const KEEPER: [Rule; 4] = [
+    rule(
+        "write",
+        1,
+        Check::Any,
+        "tells the monitor that it is jailed; of its descriptors only this pipe and the device can be written",
+    ),
+    rule("ppoll", 271, Check::Any, "waits for the end of the guest"),
+    rule("sendto", 44, Check::Any, "takes the filter away, over the one socket that it has"),
+    rule("exit_group", 231, Check::Any, "the end"),
+];
+
 /// Rules that a short test run does not come to need: they depend on the moment, on how much is to be done, on the host's clock, or on the kernel.
 pub const RARE: [&str; 8] =
     ["epoll_pwait2", "rt_sigreturn", "restart_syscall", "clock_gettime", "getrandom", "pread64", "mmap", "mremap"];

@@ -64,16 +64,19 @@ fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: u64) -> Result<()> {
 /// Empties all capability sets. The bounding and ambient sets need CAP_SETPCAP, which whoever has capabilities to lose has, or the set is
 /// without force (an ordinary user cannot gain from it once it has no new privileges).
 pub(super) fn no_capabilities() -> Result<()> {
+    only_capabilities(0)
+}
+
+/// The same but for these (a set of bits).
+pub(super) fn only_capabilities(keep: u32) -> Result<()> {
+    // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.
+    const BECOME: u32 = 1 << 6 | 1 << 7;
     for capability in 0..64 {
         // EINVAL: beyond the last one. EPERM: see above.
         let _ = prctl(libc::PR_CAPBSET_DROP, capability);
     }
     let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
-    if rustix::process::geteuid().is_root() {
-        // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.
-        return capset(1 << 6 | 1 << 7);
-    }
-    capset(0)
+    capset(if rustix::process::geteuid().is_root() { keep | BECOME } else { keep })
 }
 
 fn capset(keep: u32) -> Result<()> {
@@ -86,14 +89,20 @@ fn capset(keep: u32) -> Result<()> {
 
 /// Root becomes somebody without rights.
 pub(super) fn become_user(id: u32) -> Result<()> {
+    become_user_with(id, 0)
+}
+
+/// Root becomes somebody whose only rights are these (a set of bits), of those that it has.
+pub(super) fn become_user_with(id: u32, keep: u32) -> Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, (keep != 0).into())?;
     // SAFETY: numbers, and a null pointer to no groups. The raw calls change this thread, which is the only one.
     unsafe {
         check(libc::syscall(libc::SYS_setgroups, 0, 0))?;
         check(libc::syscall(libc::SYS_setresgid, id, id, id))?;
         check(libc::syscall(libc::SYS_setresuid, id, id, id))?;
     }
-    // The change of user makes it so anyway, except after PR_SET_KEEPCAPS.
-    capset(0)?;
+    prctl(libc::PR_SET_KEEPCAPS, 0)?;
+    capset(keep)?;
     not_dumpable()
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let (guest, pipes) = start(&source, options, &link, wait)?;
     let names = Names::new(&source.path);
+    let keeper = link.describe();
     let mut run = Running {
         output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
             .map_err(Error::host("cannot watch the console"))?,
@@ -88,7 +89,10 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     };
     reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
     drop(source);
-    let guests = describe(&run.guest);
+    let mut guests = describe(&run.guest);
+    if let Some(keeper) = keeper {
+        guests = keeper.after(guests);
+    }
     if let Some(status) = jail::enter(&plan).after(guests).before_the_guest(options) {
         return Ok(status);
     }
@@ -380,7 +384,6 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
     let text = source.manifest.name.as_bytes();
     let n = text.len().min(15);
     name[..n].copy_from_slice(&text[..n]);
-    let filter_fds = link.filter_fds().map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd()));
     let mut plan = Plan {
         header: &source.header,
         relocations: &source.relocations,
@@ -396,8 +399,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
             guest_errors.as_raw_fd(),
             guest_report.as_raw_fd(),
             link.guest_fd().map_or(-1, |fd| fd.as_raw_fd()),
-            filter_fds[0],
-            filter_fds[1],
+            link.filter_fd().map_or(-1, |fd| fd.as_raw_fd()),
         ],
         gate_fd: wait.as_raw_fd(),
         parent: u64::from(std::process::id()),

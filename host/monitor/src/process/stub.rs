@@ -23,8 +23,8 @@ use donjon_abi::{FAULT_MAX, PAGE};
 pub const REPORT_FD: i32 = 3;
 /// Descriptor of the network device in the child.
 pub const NET_FD: i32 = 4;
-/// The last descriptor: two more keep the kernel's network filter where it is. They can be neither read nor written.
-pub const LAST_FD: i32 = NET_FD + 2;
+/// The last descriptor: it keeps the kernel's network filter where it is. There is nothing to read from it, and it cannot be written.
+pub const LAST_FD: i32 = NET_FD + 1;
 /// Pages of the stub: text, config, state.
 pub const PAGES: u64 = 3;
 /// Most ranges that `launch` unmaps.

@@ -75,8 +75,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     command.args(&arguments).stdin(input_end).stdout(output_end).stderr(errors_end);
     // Out of the terminal's process group: Ctrl-C is for the monitor.
     command.process_group(0);
-    let [from, to] = link.filter_fds();
-    let inherited = [Some(guest_status.as_fd()), Some(image.as_fd()), link.guest_fd(), from, to];
+    let inherited = [Some(guest_status.as_fd()), Some(image.as_fd()), link.guest_fd(), link.filter_fd()];
     let mut jailed = jail::Report::new("QEMU");
     let files = [source.path.as_path(), program.as_path()];
     let confinement = Confinement::new(qemu.extra.is_empty().then_some(&files[..]), &mut jailed);
@@ -93,6 +92,9 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     )
     .map_err(Error::host("cannot start QEMU"))?;
     drop((guest_status, image, secrets));
+    if let Some(keeper) = link.describe() {
+        jailed = keeper.after(jailed);
+    }
     let mut link = link.into_running(NETWORK, &reactor)?;
 
     let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");

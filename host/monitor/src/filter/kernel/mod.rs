@@ -1,32 +1,33 @@
 //! The filter in the kernel, on the TAP device itself: the guest, or QEMU, reads and writes the TAP without the monitor in between, and still no frame
 //! passes that the manifest does not allow.
 //!
-//! Two eBPF programs ([`program`]) are attached to the device with links (`tcx`, Linux 6.6): they stay as long as a descriptor of their link
-//! is open. The monitor and the guest's process hold one each, so that the filter ends after the guest, not before it, and is never left behind.
+//! Two eBPF programs ([`program`]) are the first classifiers of the device, one per direction ([`tc`]). A process of its own ([`keeper`]) takes them away when
+//! neither the monitor nor the guest's process is there any more: not before the guest's end, and never left behind.
 
 #![expect(unsafe_code, reason = "the bpf system call and a shared page")]
 // UNSAFETY: bpf(2) with pointers to locals, and reads of a page that the kernel writes.
 
 mod asm;
+mod keeper;
 mod program;
+mod tc;
 
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::rules::{ENTRIES_MAX, Rules};
 use super::{Reason, Way};
+use keeper::Keeper;
 use program::{KEY_LEN, Maps, STATE_LEN};
+use tc::{Hook, Message, Netlink};
 
 // linux/bpf.h
 const MAP_CREATE: u64 = 0;
 const PROG_LOAD: u64 = 5;
-const LINK_CREATE: u64 = 28;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_LRU_HASH: u32 = 9;
 const MAP_FLAG_MMAPABLE: u32 = 1 << 10;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
 
 /// Flows that the kernel remembers.
 const FLOWS: u32 = 64 * 1024;
@@ -34,29 +35,62 @@ const FLOWS: u32 = 64 * 1024;
 /// The programs, attached.
 #[derive(Debug)]
 pub(crate) struct KernelFilter {
-    /// From and to the guest.
-    links: [OwnedFd; 2],
+    keeper: Keeper,
     counters: Counters,
 }
 
 impl KernelFilter {
-    /// Puts the filter on the device of that number. Errors: the kernel is too old, or the caller lacks CAP_BPF and CAP_NET_ADMIN.
-    pub fn attach(rules: &Rules, interface: u32) -> Result<KernelFilter> {
-        let loaded = Loaded::new(rules)?;
-        let [from, to] = &loaded.programs;
+    /// Puts the filter on the device of that number, whose open descriptor is `tap`. Errors: the kernel is too old, the caller lacks CAP_BPF and
+    /// CAP_NET_ADMIN, or the device has a first classifier that is somebody else's.
+    /// `without_rule`: see [`crate::jail::keeper`].
+    pub fn attach(
+        rules: &Rules,
+        interface: u32,
+        tap: BorrowedFd<'_>,
+        without_rule: Option<&str>,
+    ) -> Result<KernelFilter> {
         // What the guest writes is what the device "receives".
-        let links = [link(from, interface, TCX_INGRESS)?, link(to, interface, TCX_EGRESS)?];
-        Ok(KernelFilter { links, counters: Counters::new(&loaded.state)? })
+        const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
+        let loaded = Loaded::new(rules)?;
+        let netlink = Netlink::new()?;
+        let ours = HOOKS.map(|hook| Message::remove(interface, hook));
+        let undo = match netlink.ask(&Message::add_place(interface)) {
+            Ok(()) => vec![Message::remove_place(interface)],
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                // Somebody else's, or left by a keeper that was killed; then our classifiers are still in it.
+                for message in &ours {
+                    let _ = netlink.ask(message);
+                }
+                ours.to_vec()
+            }
+            Err(e) => return Err(e),
+        };
+        let added = HOOKS
+            .into_iter()
+            .zip(&loaded.programs)
+            .try_for_each(|(hook, program)| netlink.ask(&Message::add(interface, hook, program.as_fd())));
+        let kept = added.and_then(|()| Keeper::start(&netlink, &undo, tap, without_rule));
+        if kept.is_err() {
+            for message in &undo {
+                let _ = netlink.ask(message);
+            }
+        }
+        Ok(KernelFilter { keeper: kept?, counters: Counters::new(&loaded.state)? })
     }
 
-    /// Descriptors that keep the filter where it is.
-    pub fn links(&self) -> [BorrowedFd<'_>; 2] {
-        self.links.each_ref().map(AsFd::as_fd)
+    /// Whoever keeps a copy of this open has the filter stay where it is.
+    pub fn hold(&self) -> Option<BorrowedFd<'_>> {
+        self.keeper.hold()
     }
 
     /// How many frames were dropped that went this way, by reason.
     pub fn dropped(&self, way: Way) -> [u64; Reason::ALL.len()] {
         Reason::ALL.map(|r| self.counters.read(way, r))
+    }
+
+    /// Nobody uses the device any more: waits until the filter is gone. False if it is still there; the next run replaces it.
+    pub fn finish(&mut self) -> bool {
+        self.keeper.finish()
     }
 }
 
@@ -157,11 +191,6 @@ fn load(code: &[u64]) -> Result<OwnedFd> {
         flags: 0,
     };
     bpf(PROG_LOAD, &attribute).map(descriptor)
-}
-
-fn link(program: &OwnedFd, interface: u32, place: u32) -> Result<OwnedFd> {
-    let attribute = [program.as_raw_fd() as u32, interface, place, 0];
-    bpf(LINK_CREATE, &attribute).map(descriptor)
 }
 
 #[cfg(test)]

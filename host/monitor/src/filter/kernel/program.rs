@@ -14,7 +14,7 @@ pub(super) const STATE_LEN: usize = 8 + 16 * Reason::ALL.len();
 /// Bytes of a key of the flow map: peer's address, its port, the guest's port (network order), protocol (`u32`).
 pub(super) const KEY_LEN: usize = 24;
 
-/// What a program returns: go on with the next one, and drop (linux/bpf.h, `enum tcx_action_base`).
+/// What a program returns: go on with the next one (`TC_ACT_UNSPEC`), and drop (`TC_ACT_SHOT`, linux/pkt_cls.h).
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
