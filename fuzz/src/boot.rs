@@ -69,6 +69,7 @@ fn addresses(input: &mut Input<'_>) {
             offload: Offload::from_boot_flags(net.flags),
             key: [7; 32],
             limits: Limits::for_memory(input.u64()),
+            lasting: &[],
             any_ip: false,
             dhcp: net.flags & 1 != 0,
             slaac: net.flags & 32 != 0,

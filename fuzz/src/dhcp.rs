@@ -16,6 +16,7 @@ pub fn run(data: &[u8]) {
         offload: Offload::default(),
         key: [3; 32],
         limits: Limits::for_memory(1 << 24),
+        lasting: &[],
         any_ip: false,
         dhcp: true,
         slaac: true,

@@ -16,6 +16,8 @@ const STACK4: [u8; 4] = [10, 0, 0, 2];
 const PEER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const STACK6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 const SECOND: u64 = 1_000_000_000;
+/// What the application sends without a copy.
+static LASTING: [u8; 100_000] = [1; 100_000];
 /// Most of what one input may do: enough for every state, and an end.
 const OPS_MAX: u32 = 400;
 
@@ -81,8 +83,17 @@ impl World {
         };
         let offload = Offload { tx_csum: flags & 1 != 0, tso4: flags & 3 == 3, tso6: flags & 3 == 3 };
         let mtu = if flags & 4 == 0 { 1500 } else { 1280 };
-        let config =
-            Config { mac: STACK_MAC, mtu, offload, key: [flags; 32], limits, any_ip: false, dhcp: false, slaac: false };
+        let config = Config {
+            mac: STACK_MAC,
+            mtu,
+            offload,
+            key: [flags; 32],
+            limits,
+            lasting: &LASTING,
+            any_ip: false,
+            dhcp: false,
+            slaac: false,
+        };
         let mut stack = Stack::new(config, 0);
         stack.add_address(STACK4.into(), 24).expect("an address");
         stack.add_address(STACK6.into(), 64).expect("an address");
@@ -211,7 +222,7 @@ impl World {
                 let sent = if op & 1 == 0 {
                     self.stack.send(o.handle, &[&data])
                 } else {
-                    self.stack.send_more(o.handle, &[&data[..len / 2], &data[len / 2..]])
+                    self.stack.send_more(o.handle, &[&data[..len / 2], &LASTING[len / 2..len]])
                 };
                 assert!(sent.map_or(true, |n| n <= len));
             }

@@ -49,6 +49,7 @@ fn main() {
             offload: Offload { tx_csum: true, tso4: true, tso6: true },
             key: [n; 32],
             limits: Limits::for_memory(1 << 30),
+            lasting: &[],
             any_ip: false,
             dhcp: false,
             slaac: false,

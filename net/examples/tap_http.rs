@@ -46,6 +46,7 @@ fn main() {
             offload: Offload { tx_csum: gso, tso4: gso, tso6: gso },
             key,
             limits: Limits::for_memory(256 << 20),
+            lasting: &[],
             any_ip: false,
             dhcp: false,
             slaac: false,

@@ -1,4 +1,5 @@
-//! The byte queue behind every socket: a list of chunks that exist only while they hold data.
+//! The byte queue behind every socket: a list of chunks that exist only while they hold data. A chunk is memory of its own, or a place in
+//! memory that lasts, to which the queue only refers.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -9,12 +10,47 @@ const CHUNK_MAX: usize = 64 << 10;
 /// Largest chunk that is allocated in the hope that more data follows.
 const AHEAD_MAX: usize = 16 << 10;
 
+enum Chunk {
+    Owned(Vec<u8>),
+    Lasting(&'static [u8]),
+}
+
+// As small as its larger half: an idle connection has two.
+const _: () = assert!(size_of::<Chunk>() == size_of::<Vec<u8>>());
+
+impl Chunk {
+    const NONE: Chunk = Chunk::Owned(Vec::new());
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Chunk::Owned(v) => v,
+            Chunk::Lasting(s) => s,
+        }
+    }
+
+    /// Bytes allocated.
+    fn held(&self) -> u32 {
+        match self {
+            Chunk::Owned(v) => v.capacity() as u32,
+            Chunk::Lasting(_) => 0,
+        }
+    }
+
+    /// Room behind the bytes.
+    fn room(&mut self) -> Option<(&mut Vec<u8>, usize)> {
+        match self {
+            Chunk::Owned(v) => Some(v.capacity() - v.len()).filter(|n| *n > 0).map(|n| (v, n)),
+            Chunk::Lasting(_) => None,
+        }
+    }
+}
+
 /// A queue of bytes. The first chunk stands apart so that a queue of one chunk needs one allocation.
 pub(crate) struct ByteQueue {
-    first: Vec<u8>,
+    first: Chunk,
     /// Boxed, since an idle connection has none, and there are many idle connections.
     #[expect(clippy::box_collection, reason = "size of an idle connection")]
-    rest: Option<Box<VecDeque<Vec<u8>>>>,
+    rest: Option<Box<VecDeque<Chunk>>>,
     /// Bytes of `first` that are gone.
     head: u32,
     len: u32,
@@ -26,7 +62,7 @@ pub(crate) struct ByteQueue {
 
 impl ByteQueue {
     pub const fn new() -> ByteQueue {
-        ByteQueue { first: Vec::new(), rest: None, head: 0, len: 0, held: 0, cursor: (0, 0) }
+        ByteQueue { first: Chunk::NONE, rest: None, head: 0, len: 0, held: 0, cursor: (0, 0) }
     }
 
     /// Bytes in the queue.
@@ -47,17 +83,16 @@ impl ByteQueue {
     pub fn push(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         let tail = self.rest.as_mut().and_then(|r| r.back_mut()).unwrap_or(&mut self.first);
-        let room = (tail.capacity() - tail.len()).min(rest.len());
-        if room > 0 {
-            let (now, later) = rest.split_at(room);
+        if let Some((tail, room)) = tail.room() {
+            let (now, later) = rest.split_at(room.min(rest.len()));
             tail.extend_from_slice(now);
             rest = later;
         }
         while !rest.is_empty() {
             let want = rest.len().min(CHUNK_MAX);
-            // Alone, a chunk is exact; behind others it grows with the queue, so that many small pieces end in few chunks.
+            // Alone, a chunk is exact; behind others it grows with them, so that many small pieces end in few chunks.
             let queued = self.len() + (data.len() - rest.len());
-            let capacity = if queued == 0 { want } else { want.max(queued.clamp(512, AHEAD_MAX)) };
+            let capacity = if queued == 0 { want } else { want.max(self.held().clamp(512, AHEAD_MAX)) };
             let mut chunk = Vec::new();
             let mut now = rest.get(..want).unwrap_or(rest);
             if chunk.try_reserve_exact(capacity).is_err() {
@@ -69,7 +104,7 @@ impl ByteQueue {
             }
             chunk.extend_from_slice(now);
             let taken = now.len();
-            if !self.append(chunk) {
+            if !self.append(Chunk::Owned(chunk)) {
                 break;
             }
             rest = rest.get(taken..).unwrap_or(&[]);
@@ -79,9 +114,9 @@ impl ByteQueue {
         taken
     }
 
-    fn append(&mut self, chunk: Vec<u8>) -> bool {
-        let held = chunk.capacity() as u32;
-        if self.first.capacity() == 0 {
+    fn append(&mut self, chunk: Chunk) -> bool {
+        let held = chunk.held();
+        if self.first.bytes().is_empty() {
             self.first = chunk;
         } else {
             let rest = self.rest.get_or_insert_default();
@@ -97,11 +132,20 @@ impl ByteQueue {
     /// Appends a whole buffer without copying it.
     pub fn push_owned(&mut self, chunk: Vec<u8>) -> usize {
         let len = chunk.len();
-        if len == 0 || !self.append(chunk) {
+        if len == 0 || !self.append(Chunk::Owned(chunk)) {
             return 0;
         }
         self.len += len as u32;
         len
+    }
+
+    /// Appends memory that lasts, without copying it; returns how many bytes were taken: all, or none if there is no memory for the reference.
+    pub fn push_lasting(&mut self, data: &'static [u8]) -> usize {
+        if data.is_empty() || !self.append(Chunk::Lasting(data)) {
+            return 0;
+        }
+        self.len += data.len() as u32;
+        data.len()
     }
 
     /// Drops the first `n` bytes (or all).
@@ -111,20 +155,20 @@ impl ByteQueue {
         self.len -= gone;
         self.cursor = if self.cursor.1 >= gone { (self.cursor.0, self.cursor.1 - gone) } else { (0, 0) };
         if self.len == 0 {
-            self.first = Vec::new();
+            self.first = Chunk::NONE;
             self.rest = None;
             (self.head, self.held, self.cursor) = (0, 0, (0, 0));
             return;
         }
         while n > 0 {
-            let there = self.first.len() - self.head as usize;
+            let there = self.first.bytes().len() - self.head as usize;
             if n < there {
                 self.head += n as u32;
                 return;
             }
             n -= there;
-            self.held -= self.first.capacity() as u32;
-            self.first = self.rest.as_mut().and_then(|r| r.pop_front()).unwrap_or_default();
+            self.held -= self.first.held();
+            self.first = self.rest.as_mut().and_then(|r| r.pop_front()).unwrap_or(Chunk::NONE);
             self.head = 0;
             self.cursor.0 = self.cursor.0.saturating_sub(1);
             if self.cursor.0 == 0 {
@@ -135,9 +179,9 @@ impl ByteQueue {
 
     fn chunk(&self, index: usize) -> &[u8] {
         if index == 0 {
-            self.first.get(self.head as usize..).unwrap_or(&[])
+            self.first.bytes().get(self.head as usize..).unwrap_or(&[])
         } else {
-            self.rest.as_ref().and_then(|r| r.get(index - 1)).map_or(&[], |c| c)
+            self.rest.as_ref().and_then(|r| r.get(index - 1)).map_or(&[], Chunk::bytes)
         }
     }
 
@@ -206,16 +250,35 @@ mod tests {
     use super::*;
     use std::vec;
 
+    static LASTING: [u8; 100_000] = {
+        let mut bytes = [0; 100_000];
+        let mut i = 0;
+        while i < bytes.len() {
+            bytes[i] = ((i * 31) >> 3) as u8;
+            i += 1;
+        }
+        bytes
+    };
+
     #[test]
     fn behaves_as_a_queue() {
         let mut q = ByteQueue::new();
         let mut model = VecDeque::new();
         let mut x = 3u64;
         let mut next = 0u8;
+        let mut lasting = 0;
         for _ in 0..20_000 {
             x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let n = (x >> 40) as usize % if x >> 60 == 0 { 70_000 } else { 700 };
             match (x >> 33) % 4 {
+                0 if x & 3 == 0 && model.len() < 300_000 => {
+                    let from = (x >> 8) as usize % (LASTING.len() - n);
+                    let (data, held) = (&LASTING[from..from + n], q.held());
+                    assert_eq!(q.push_lasting(data), n);
+                    assert_eq!(q.held(), held, "only referred to");
+                    model.extend(data);
+                    lasting += n;
+                }
                 0 | 1 if model.len() < 300_000 => {
                     let data: Vec<u8> = (0..n)
                         .map(|_| {
@@ -252,7 +315,11 @@ mod tests {
                 }
             }
             assert_eq!(q.len(), model.len());
-            assert!(q.held() >= q.len());
+            assert!(q.held() + lasting >= q.len());
+            if q.is_empty() {
+                assert_eq!(q.held(), 0);
+                lasting = 0;
+            }
         }
         q.consume(usize::MAX);
         assert_eq!(q.held(), 0);

@@ -94,6 +94,8 @@ pub struct Config {
     pub key: [u8; 32],
     /// Bounds.
     pub limits: Limits,
+    /// Memory that is neither changed nor freed as long as the program runs: what is sent from there is not copied into the send queue.
+    pub lasting: &'static [u8],
     /// The host's mode: packets to any address are ours (beyond the Ethernet address there is no check), sockets may bind
     /// and send from any address, and [`crate::Stack::listen_any`] and [`crate::Stack::bind_any`] work.
     pub any_ip: bool,

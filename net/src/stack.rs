@@ -207,6 +207,7 @@ macro_rules! cx {
             now: $stack.now,
             memory_free: $stack.config.limits.memory.saturating_sub($stack.memory),
             limits: &$stack.config.limits,
+            lasting: $stack.config.lasting,
         }
     };
 }

@@ -68,7 +68,11 @@ fn chaos(seed: u64, faults: Faults, local: bool) {
                     let most = if rng.chance(100) { 100_000 } else { 3000 };
                     let n = rng.below(most) as usize;
                     let data = pattern(p.out_base + p.sent, n);
-                    match s.send(p.handle, &[&data[..n / 2], &data[n / 2..]]) {
+                    let second = match rng.chance(500) {
+                        true => lasting_pattern(p.out_base + p.sent + n as u64 / 2, n - n / 2),
+                        false => &data[n / 2..],
+                    };
+                    match s.send(p.handle, &[&data[..n / 2], second]) {
                         Ok(k) => {
                             assert!(k <= n && !p.write_shut);
                             p.sent += k as u64;

@@ -662,3 +662,43 @@ fn a_lost_tail_costs_a_probe_and_not_a_timeout() {
         assert!((50..=60).contains(&took), "{lost} lost: {took} ms");
     }
 }
+
+/// Counts payload by where it lies.
+struct Origins {
+    lasting: usize,
+    copied: usize,
+}
+
+impl FrameSink for Origins {
+    fn send(&mut self, _: NetHdr, _: &[u8], payload: &[&[u8]]) -> Sent {
+        let from = config(1).lasting.as_ptr_range();
+        for p in payload {
+            let place = if from.contains(&p.as_ptr()) { &mut self.lasting } else { &mut self.copied };
+            *place += p.len();
+        }
+        Sent::Done
+    }
+}
+
+#[test]
+fn what_lasts_is_sent_from_where_it_lies() {
+    let mut sim = Sim::new(31);
+    let (c, _) = sim.pair(80);
+    let s = &mut sim.stacks[0];
+    // A head, a body, and a piece that is too small to be referred to.
+    let pieces = [&pattern(0, 300)[..], lasting_pattern(300, 8000), lasting_pattern(8300, 200)];
+    assert_eq!(s.send(c, &pieces), Ok(8500));
+    assert_eq!(s.tcp_info(c).unwrap().send_queue, 8500);
+    let mut seen = Origins { lasting: 0, copied: 0 };
+    s.output(sim.now, &mut seen);
+    assert_eq!((seen.lasting, seen.copied), (8000, 500));
+    // Nobody got it. It is sent again from there, and only as far as there is room.
+    assert_eq!(s.send(c, &[lasting_pattern(8500, 200_000)]), Ok((128 << 10) - 8500));
+    assert_eq!(s.send(c, &[lasting_pattern(0, 4000)]), Err(Error::WouldBlock));
+    let mut again = Origins { lasting: 0, copied: 0 };
+    for _ in 0..10 {
+        sim.now = s.deadline().unwrap();
+        s.output(sim.now, &mut again);
+    }
+    assert!(again.lasting > 0, "{}", again.copied);
+}

@@ -143,6 +143,7 @@ impl Net {
                 offload: Offload::from_boot_flags(if present { info.flags } else { 0 }),
                 key,
                 limits: Limits::for_memory(page.memory),
+                lasting: donjon_base::bytes(page.bundle),
                 any_ip: false,
                 dhcp: present && info.flags & net::DHCP != 0,
                 slaac: present && info.flags & net::SLAAC != 0,

@@ -69,6 +69,9 @@ pub(crate) mod is {
     pub const EARLY: u32 = 1 << 27;
 }
 
+/// Pieces of lasting memory from this length on, bytes, are referred to; below, a copy costs less than what a reference takes.
+const REFER_FROM: usize = 2048;
+
 /// A connection. Sequence numbers and windows as in RFC 9293 §3.3.1; times in ns unless they say otherwise.
 pub(crate) struct Conn {
     pub tuple: Tuple,
@@ -377,7 +380,10 @@ impl Conn {
         let mut taken = 0;
         for piece in pieces {
             let part = piece.get(..room).unwrap_or(piece);
-            let n = self.send.push(part);
+            let n = match cx.lasting(part).filter(|_| part.len() >= REFER_FROM) {
+                Some(part) => self.send.push_lasting(part),
+                None => self.send.push(part),
+            };
             taken += n;
             room -= n;
             if n < piece.len() {

@@ -76,6 +76,8 @@ pub(crate) struct Cx<'a> {
     /// Bytes left of the memory budget.
     pub memory_free: usize,
     pub limits: &'a crate::Limits,
+    /// See [`crate::Config::lasting`].
+    pub lasting: &'static [u8],
 }
 
 impl Cx<'_> {
@@ -89,6 +91,12 @@ impl Cx<'_> {
             free if free > all / 8 => (32 << 10).min(all / 64),
             _ => (8 << 10).min(all / 256),
         }
+    }
+
+    /// The same bytes for as long as we please, if they lie in memory that lasts.
+    pub fn lasting(&self, piece: &[u8]) -> Option<&'static [u8]> {
+        let offset = piece.as_ptr().addr().checked_sub(self.lasting.as_ptr().addr())?;
+        self.lasting.get(offset..offset.checked_add(piece.len())?)
     }
 
     /// The clock of the timestamp option.

@@ -4,6 +4,7 @@
 use donjon_net::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
 pub const MS: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000_000_000;
@@ -89,6 +90,7 @@ pub fn config(n: u8) -> Config {
         offload: Offload::default(),
         key: [n.wrapping_mul(37).wrapping_add(1); 32],
         limits: limits(),
+        lasting: lasting(),
         any_ip: false,
         dhcp: false,
         slaac: false,
@@ -288,16 +290,40 @@ pub fn describe(b: &[u8]) -> String {
 }
 
 /// Bytes that are a function of their position.
+/// The pattern's period: a prime, so that no two streams of a test are alike.
+const PERIOD: u64 = 1_000_003;
+/// Longest piece.
+const PIECE_MAX: usize = 200_000;
+
+/// The pattern from `from` on, in memory that lasts.
+pub fn lasting_pattern(from: u64, len: usize) -> &'static [u8] {
+    &lasting()[(from % PERIOD) as usize..][..len]
+}
+
+fn lasting() -> &'static [u8] {
+    static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let one = |i: u64| ((i % PERIOD).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
+        (0..PERIOD + PIECE_MAX as u64).map(one).collect()
+    })
+}
+
+/// The same in memory of its own.
 pub fn pattern(from: u64, len: usize) -> Vec<u8> {
-    (from..from + len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    (0..len)
+        .step_by(PIECE_MAX)
+        .flat_map(|at| lasting_pattern(from + at as u64, (len - at).min(PIECE_MAX)))
+        .copied()
+        .collect()
 }
 
 /// Sends as much of the pattern as fits; returns the new position.
 pub fn feed(s: &mut Stack, h: Handle, position: u64, total: u64) -> u64 {
     let mut position = position;
     while position < total {
-        let chunk = pattern(position, (total - position).min(20_000) as usize);
-        match s.send(h, &[&chunk]) {
+        let len = (total - position).min(20_000) as usize;
+        let chunk = pattern(position, len / 3);
+        match s.send(h, &[&chunk, lasting_pattern(position + len as u64 / 3, len - len / 3)]) {
             Ok(n) => position += n as u64,
             Err(Error::WouldBlock) => break,
             Err(e) => panic!("send: {e:?}"),

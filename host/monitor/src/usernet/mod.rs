@@ -227,6 +227,7 @@ impl UserNet {
                 send_buffer: 1 << 20,
                 receive_buffer: 1 << 20,
             },
+            lasting: &[],
             any_ip: true,
             dhcp: false,
             slaac: false,

@@ -43,6 +43,7 @@ impl Host {
             offload: Offload::from_boot_flags(b.net.flags),
             key,
             limits: Limits::for_memory(b.memory),
+            lasting: &[],
             any_ip: false,
             dhcp: false,
             slaac: false,
