@@ -1,9 +1,9 @@
 //! One connection: which HTTP it speaks, its timeouts, its end.
 //!
 //! hyper's HTTP/1 state costs more than 16 KB of buffers, so a connection has it only while there is something to do: one that has been
-//! quiet for a second gives it back and waits for the socket to become readable, which costs a task and the socket.
+//! quiet for a second (with many connections: at all) gives it back and waits for the socket to become readable, which costs a task and the socket.
 
-use crate::progress::{End, State, Watched};
+use crate::progress::{End, State, Watched, quiet};
 use crate::serve::{Client, Server, answer, stopped};
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -151,7 +152,11 @@ async fn one<S: Socket>(
         if let Poll::Ready(result) = pinned.poll(cx) {
             return Poll::Ready(if result.is_err() { End::Http2 } else { End::Done });
         }
-        let (at, end) = state.due(&limits, false);
+        let quiet = quiet(server.metrics.open.load(Relaxed));
+        let (at, end) = state.due(&limits, false, quiet);
+        if end == End::Idle && quiet == 0 {
+            return Poll::Ready(end);
+        }
         deadline.poll(cx, &state, at).map(|()| end)
     })
     .await;
@@ -192,7 +197,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let (at, end) = state.due(&limits, true);
+        let (at, end) = state.due(&limits, true, 0);
         if let Some(until) = grace {
             return deadline.poll(cx, &state, until);
         }

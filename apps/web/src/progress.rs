@@ -12,6 +12,14 @@ use tokio::time::Instant;
 
 /// After this many milliseconds without a request, an HTTP/1 connection's buffers are given back.
 const QUIET: u64 = 1000;
+/// With more connections than this, it does not keep them between requests at all: so many would be large in memory, and a buffer that others
+/// have just used is in the processor's caches.
+const MANY: u64 = 256;
+
+/// How long an HTTP/1 connection keeps its buffers without a request, in milliseconds, among so many connections.
+pub fn quiet(connections: u64) -> u64 {
+    if connections > MANY { 0 } else { QUIET }
+}
 
 /// Why HTTP is no longer spoken on a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,8 +94,8 @@ impl State {
         self.done.store(self.now(), Relaxed);
     }
 
-    /// The connection's next deadline if nothing happens, and what it then comes to.
-    pub fn due(&self, limits: &Limits, http2: bool) -> (u64, End) {
+    /// The connection's next deadline if nothing happens, and what it then comes to. `quiet` is for HTTP/1; see [`quiet`].
+    pub fn due(&self, limits: &Limits, http2: bool, quiet: u64) -> (u64, End) {
         let millis = |seconds: u32| u64::from(seconds) * 1000;
         let (done, head, blocked) = (self.done.load(Relaxed), self.head.load(Relaxed), self.blocked.load(Relaxed));
         if blocked != 0 {
@@ -100,7 +108,7 @@ impl State {
         }
         match (http2, head) {
             (true, _) => (done + millis(limits.idle_seconds), End::Idle),
-            (false, 0) => (done.max(self.read.load(Relaxed)) + QUIET, End::Idle),
+            (false, 0) => (done.max(self.read.load(Relaxed)) + quiet, End::Idle),
             (false, head) => (head + millis(limits.header_seconds), End::Late),
         }
     }
@@ -204,7 +212,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        // Under TLS, what was written may not yet be in the socket.
+        match &result {
+            Poll::Pending if self.state.blocked.load(Relaxed) == 0 => {
+                self.state.blocked.store(self.state.now(), Relaxed)
+            }
+            Poll::Pending => {}
+            Poll::Ready(_) => self.state.blocked.store(0, Relaxed),
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -231,17 +248,47 @@ mod tests {
         let set = |field: &AtomicU64, value| field.store(value, Relaxed);
         set(&state.done, 7);
         set(&state.read, 5);
-        assert_eq!(state.due(&limits, false), (7 + QUIET, End::Idle));
-        assert_eq!(state.due(&limits, true), (60_007, End::Idle));
+        assert_eq!(state.due(&limits, false, quiet(MANY)), (7 + QUIET, End::Idle));
+        assert_eq!(state.due(&limits, false, quiet(MANY + 1)), (7, End::Idle));
+        assert_eq!(state.due(&limits, true, QUIET), (60_007, End::Idle));
         set(&state.head, 9);
-        assert_eq!(state.due(&limits, false), (10_009, End::Late));
+        assert_eq!(state.due(&limits, false, QUIET), (10_009, End::Late));
         state.begin();
         set(&state.written, 11);
-        assert_eq!(state.due(&limits, false), (80_011, End::Stalled));
+        assert_eq!(state.due(&limits, false, QUIET), (80_011, End::Stalled));
         set(&state.blocked, 13);
-        assert_eq!(state.due(&limits, true), (30_013, End::Stalled));
+        assert_eq!(state.due(&limits, true, QUIET), (30_013, End::Stalled));
         set(&state.blocked, 0);
         state.end();
-        assert_eq!(state.due(&limits, false).1, End::Idle);
+        assert_eq!(state.due(&limits, false, QUIET).1, End::Idle);
+    }
+
+    /// A stream that has taken what was written and cannot send it, as TLS does before a client that does not read.
+    struct Full;
+
+    impl AsyncWrite for Full {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// Such a connection is not idle when its response is complete: nobody would send the rest.
+    #[test]
+    fn what_is_not_flushed_is_not_done() {
+        let state = Arc::new(State::new());
+        let mut stream = Watched::new(Full, Bytes::new(), state.clone());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut stream).poll_write(&mut cx, b"x").is_ready());
+        assert_eq!(state.due(&Limits::default(), false, 0).1, End::Idle);
+        assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_pending());
+        assert_eq!(state.due(&Limits::default(), false, 0).1, End::Stalled);
     }
 }
