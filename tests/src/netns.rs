@@ -13,6 +13,9 @@ pub const HOST_IP: &str = "10.77.0.1";
 /// The guest's address in every namespace.
 pub const GUEST_IP: &str = "10.77.0.2";
 
+/// The client's address behind a narrow link.
+pub const CLIENT_IP: &str = "10.77.0.3";
+
 /// A network namespace; removed when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Netns(Arc<Inner>);
@@ -50,6 +53,41 @@ impl Netns {
     /// A namespace with a TAP device, its host side at [`HOST_IP`].
     pub fn with_tap() -> Netns {
         Self::make(true)
+    }
+
+    /// A namespace with a TAP device whose guest reaches the second namespace, at [`CLIENT_IP`], by a bridge and a link that is too narrow for both:
+    /// whatever a short queue does not hold is lost on the way to the client.
+    pub fn with_narrow_tap() -> (Netns, Netns) {
+        let (bridge, client) = (Self::make(true), Self::make(false));
+        bridge.ip(&["link", "add", "br0", "type", "bridge"]);
+        bridge.ip(&["link", "add", "veth0", "type", "veth", "peer", "name", "veth1", "netns", client.name()]);
+        bridge.ip(&["addr", "flush", "dev", Self::TAP]);
+        bridge.ip(&["addr", "add", &format!("{HOST_IP}/24"), "dev", "br0"]);
+        for port in [Self::TAP, "veth0"] {
+            bridge.ip(&["link", "set", port, "master", "br0"]);
+        }
+        for device in ["veth0", "br0"] {
+            bridge.ip(&["link", "set", device, "up"]);
+        }
+        client.ip(&["addr", "add", &format!("{CLIENT_IP}/24"), "dev", "veth1"]);
+        client.ip(&["link", "set", "veth1", "up"]);
+        let narrow = ["add", "dev", "veth0", "root", "tbf", "rate", "200mbit", "burst", "20kb", "limit", "60kb"];
+        bridge.tc("qdisc", &narrow);
+        (bridge, client)
+    }
+
+    /// Packets that were lost on that link.
+    pub fn lost(&self) -> u64 {
+        // ` Sent 1 bytes 2 pkt (dropped 3, overlimits 4 requeues 5)`
+        let text = self.tc("-s", &["qdisc", "show", "dev", "veth0"]);
+        let number = text.split("(dropped ").nth(1).and_then(|t| t.split(',').next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("tc: {text}"))
+    }
+
+    fn tc(&self, first: &str, args: &[&str]) -> String {
+        let output = self.command("tc").arg(first).args(args).output().unwrap_or_else(|e| panic!("cannot run tc: {e}"));
+        assert!(output.status.success(), "tc {first} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Two namespaces that a veth pair joins: the first at [`HOST_IP`], the second at [`GUEST_IP`].

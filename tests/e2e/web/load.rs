@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use donjon_tests::{Engine, Guest, Need, PATIENCE, http, measure, missing, poll_until};
+use donjon_tests::{Engine, Guest, Need, Netns, PATIENCE, http, measure, missing, poll_until};
 
 use super::Site;
 
@@ -12,14 +12,14 @@ crate::under_engines! {
     h2load_plain: ProcessUser ProcessTap QemuMicrovm;
     h2load_tls: ProcessUser QemuMicrovm;
     memory: ProcessUser ProcessTap;
+    a_large_file_arrives_whole_over_a_bad_link: ProcessTap;
     slow_heads_time_out: ProcessUser QemuMicrovm;
     slow_clients_keep_nobody_out: ProcessUser;
 }
 
-/// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
+/// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes. At any moment: the
+/// project promises 25,000,000.
 const MEMORY_MAX: u64 = 12_000_000;
-/// The same at any moment: what the project promises.
-const PROMISE: u64 = 25_000_000;
 /// Bytes of the image of a site of one page, without TLS.
 const PLAIN_MAX: u64 = 1_000_000;
 
@@ -80,13 +80,51 @@ fn memory(engine: Engine) {
     let mut connections: Vec<TcpStream> = (0..1000).map(|_| guest.connect().unwrap()).collect();
     connections.iter_mut().for_each(ask);
     let busy = total();
-    // Buffers of connections that have nothing to do are given back after a second or so.
+    // Among so many, a connection keeps nothing between requests. What it has freed goes back to the host a little later.
     let open = poll_until(PATIENCE, || Some(total()).filter(|bytes| *bytes < MEMORY_MAX));
     let all = measure::tree(guest.pid());
     println!("{engine}: {idle} bytes idle, {busy} with 1,000 connections just used, {open:?} a little later");
-    assert!(open.is_some() && busy < PROMISE, "{busy} just used; later {all:?}");
+    assert!(open.is_some() && busy < MEMORY_MAX, "{busy} just used; later {all:?}");
     // They are all still there.
     connections.iter_mut().for_each(ask);
+}
+
+/// What is lost is sent again from the image, to which the send queues only refer.
+fn a_large_file_arrives_whole_over_a_bad_link(engine: Engine) {
+    if missing("a_large_file_arrives_whole_over_a_bad_link", &[Need::Program("tc")]) {
+        return;
+    }
+    let dir = super::scratch().join("large");
+    std::fs::create_dir_all(&dir).unwrap();
+    let large: Vec<u8> = super::data().repeat(8);
+    std::fs::write(dir.join("large.bin"), &large).unwrap();
+    let image = super::pack("large", &[dir.display().to_string()]);
+    let (bridge, client) = Netns::with_narrow_tap();
+    let mut guest = Guest::builder(&image, engine).port(80).start_in(Some(bridge.clone()));
+    guest.wait_http("/healthz");
+    let (address, large) = (guest.addr(), &large[..]);
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let client = &client;
+            scope.spawn(move || {
+                let mut stream = client.run(|| TcpStream::connect(address)).unwrap();
+                http::send_get(&mut stream, "/large.bin").unwrap();
+                // Each takes it in other pieces.
+                let mut piece = vec![0; [100_003, 1777, 64, 1 << 20][reader]];
+                let mut all = Vec::new();
+                while let n @ 1.. = stream.read(&mut piece).unwrap() {
+                    all.extend_from_slice(&piece[..n]);
+                }
+                let answer = http::read_response(&mut &all[..]).unwrap();
+                assert_eq!(answer.status, 200);
+                assert!(answer.body == large, "{} bytes of {}", answer.body.len(), large.len());
+            });
+        }
+    });
+    let lost = bridge.lost();
+    println!("{lost} packets lost");
+    assert!(lost > 0, "the link was wide enough");
+    guest.expect_alive();
 }
 
 #[test]
