@@ -3,7 +3,8 @@
 use donjon_ring0::frames::Frames;
 use donjon_ring0::phys::{Phys, PhysAddr};
 use donjon_ring0::space::{Space, bits};
-use std::collections::{HashMap, HashSet};
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Start of memory.
 pub const RAM: u64 = 0x10_0000;
@@ -27,6 +28,12 @@ pub struct Mem {
     pub refused: u32,
     /// Writes to the notification register.
     pub notified: Vec<u32>,
+    /// What a device that answers at once does on each notification: descriptor, length, and how far the used index goes.
+    pub answers: VecDeque<(u32, u32, u16)>,
+    /// Frames that the device writes to while the driver reads them ...
+    pub shared: Vec<u64>,
+    /// ... and what it adds to the next number that is read there.
+    pub racing: Cell<u32>,
 }
 
 impl Mem {
@@ -38,6 +45,23 @@ impl Mem {
 
     fn get<const N: usize>(&self, at: PhysAddr) -> [u8; N] {
         self.ram[self.at(at, N)].try_into().expect("the length that was asked for")
+    }
+
+    /// What the device has changed a moment ago, if it is a frame that it writes to.
+    fn race(&self, at: PhysAddr) -> u32 {
+        if self.shared.contains(&(at.0 & !0xfff)) { self.racing.take() } else { 0 }
+    }
+
+    fn answer(&mut self, queue: u32) {
+        let Some((id, len, step)) = self.answers.pop_front() else { return };
+        let half = |r: u64| u64::from(self.regs.get(&(r | u64::from(queue) << 32)).copied().unwrap_or(0));
+        let used = PhysAddr(half(0xa0) | half(0xa4) << 32);
+        let size = u64::from(self.regs.get(&0x38).copied().unwrap_or(1)).max(1);
+        let seen = self.read_u16(used.add(2));
+        let element = used.add(4 + 8 * (u64::from(seen) % size));
+        self.write_u32(element, id);
+        self.write_u32(element.add(4), len);
+        self.write_u16(used.add(2), seen.wrapping_add(step));
     }
 
     fn register(&self, at: PhysAddr) -> Option<u64> {
@@ -56,10 +80,12 @@ impl Phys for Mem {
         self.write(at, &[value]);
     }
     fn read_u16(&self, at: PhysAddr) -> u16 {
-        u16::from_le_bytes(self.get(at))
+        u16::from_le_bytes(self.get(at)).wrapping_add(self.race(at) as u16)
     }
     fn read_u32(&self, at: PhysAddr) -> u32 {
-        let Some(register) = self.register(at) else { return u32::from_le_bytes(self.get(at)) };
+        let Some(register) = self.register(at) else {
+            return u32::from_le_bytes(self.get(at)).wrapping_add(self.race(at));
+        };
         let written = |r| self.regs.get(&r).copied().unwrap_or(0);
         match register {
             0x10 => (self.features >> (32 * written(0x14).min(1))) as u32,
@@ -78,6 +104,7 @@ impl Phys for Mem {
         let Some(mut register) = self.register(at) else { return self.write(at, &value.to_le_bytes()) };
         if register == 0x50 {
             self.notified.push(value);
+            self.answer(value);
         }
         if (0x80..0xb0).contains(&register) {
             // One set for each queue.
@@ -118,6 +145,9 @@ pub fn machine(pages: u64, free: u64) -> Space<Mem> {
         config: [0; 16],
         refused: 0,
         notified: Vec::new(),
+        answers: VecDeque::new(),
+        shared: Vec::new(),
+        racing: Cell::new(0),
     };
     mem.zero(ROOT, 4096);
     let mut frames = Frames::new();

@@ -1,13 +1,15 @@
-//! The network device's driver against a device that lies, and against a guest that lies about its buffers.
+//! The shim's drivers against a device that lies, and against a guest that lies about its buffers; in both directions: what the device
+//! writes (used rings, also while the driver reads them, lengths, buffers), and what it is given to read.
 //!
 //! Only the driver's side exists: under QEMU the devices are QEMU's, and the process engine has none.
 
 use crate::input::Input;
 use crate::machine::{Mem, REGS, check, machine};
 use donjon_abi::boot;
-use donjon_abi::{PAGE, Prot};
+use donjon_abi::{FRAME_IOV_MAX, FRAME_MAX, PAGE, Prot};
 use donjon_ring0::nic::{Failure, Nic};
 use donjon_ring0::phys::{Phys, PhysAddr};
+use donjon_ring0::rng;
 use donjon_ring0::space::Space;
 use donjon_ring0::transport::Transport;
 use donjon_ring0::user;
@@ -17,6 +19,9 @@ const USER_PAGES: u64 = 24;
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
+    if data.first() == Some(&0xff) {
+        return entropy(&mut input);
+    }
     let mut space = machine(200, 1);
     space.protect(USER, USER_PAGES * PAGE, Prot::ReadWrite).expect("memory for the tables");
     space.mem.features = 1 << 32 | u64::from(input.u32());
@@ -28,14 +33,37 @@ pub fn run(data: &[u8]) {
     let Ok(mut nic) = Nic::start(&mut space, Transport::Mmio { base: REGS }, &mut out) else { return };
     assert!((1280..=9000).contains(&out.mtu), "an MTU of {}", out.mtu);
     let queues = [Rings::new(&space.mem, 0), Rings::new(&space.mem, 1)];
+    space.mem.shared = queues.iter().map(|q| q.descriptors.0).collect();
     while !input.is_empty() {
         if matches!(step(&mut input, &mut space, &mut nic, &queues), Err(Failure::Device(_))) {
             // The shim ends the machine.
             break;
         }
     }
+    space.mem.racing.set(0);
     descriptors_are_the_shims(&space, &queues);
     nic.stop(&mut space, 3);
+}
+
+/// The entropy device, which is asked once, at boot.
+fn entropy(input: &mut Input<'_>) {
+    let mut space = machine(16, 1);
+    input.u8();
+    space.mem.features = 1 << 32;
+    space.mem.queue_max = u32::from(input.u8());
+    let mut out = [0; 64];
+    let wanted = usize::from(input.u8() % 65);
+    while !input.is_empty() {
+        let (id, len) = (input.scaled() as u32, input.scaled() as u32);
+        space.mem.answers.push_back((id, len, u16::from(input.u8() % 4)));
+    }
+    let free = space.frames.free();
+    let read = rng::read(&mut space, &Transport::Mmio { base: REGS }, &mut out[..wanted]);
+    assert!(out[wanted..].iter().all(|b| *b == 0), "more than was asked for");
+    if read.is_some() {
+        assert_eq!(space.frames.free(), free, "memory is lost");
+    }
+    check(&space);
 }
 
 fn pad(bytes: &[u8]) -> [u8; 16] {
@@ -68,6 +96,8 @@ fn step(input: &mut Input<'_>, space: &mut Space<Mem>, nic: &mut Nic, queues: &[
     let op = input.u8();
     let queue = &queues[usize::from(op >> 7)];
     let mem = &mut space.mem;
+    // The harness itself is not raced.
+    let race = mem.racing.take();
     match op % 12 {
         // The device.
         0 => {
@@ -98,7 +128,11 @@ fn step(input: &mut Input<'_>, space: &mut Space<Mem>, nic: &mut Nic, queues: &[
                 mem.write_u16(queue.used.add(2), seen.wrapping_add(1));
             }
         }
-        4 => mem.write_u16(queue.used, input.u16()),
+        4 if op & 16 == 0 => mem.write_u16(queue.used, input.u16()),
+        4 => {
+            mem.racing.set(input.scaled() as u32);
+            return Ok(());
+        }
         5 => {
             // Nothing keeps a device from writing to the driver's part of the ring.
             let at = queue.available.add(u64::from(input.u8()) % (4 + 2 * queue.size));
@@ -126,11 +160,23 @@ fn step(input: &mut Input<'_>, space: &mut Space<Mem>, nic: &mut Nic, queues: &[
         8 | 9 => {
             let frames = if op & 16 == 0 { USER } else { input.u64() };
             let count = if op & 32 == 0 { 1 } else { input.scaled() };
-            let done = if op % 12 == 8 { nic.send(space, frames, count) } else { nic.receive(space, frames, count) };
+            let watched = op & 64 != 0 && frames == USER && count == 1;
+            let sending = op % 12 == 8;
+            let before = if watched { Guest::look(space) } else { None };
+            let published = space.mem.read_u16(queues[1].available.add(2));
+            space.mem.racing.set(race);
+            let done = if sending { nic.send(space, frames, count) } else { nic.receive(space, frames, count) };
+            space.mem.racing.set(0);
+            match before {
+                Some(guest) if sending => guest.was_sent(space, &queues[1], published),
+                Some(guest) => guest.changed_only_in_buffers(space, done == Ok(1)),
+                None => {}
+            }
             assert!(done.map_or(true, |n| n <= count), "{done:?} of {count} frames");
             done.map(drop)?;
         }
         10 => {
+            mem.racing.set(race);
             nic.ready(space)?;
         }
         _ => {
@@ -139,6 +185,81 @@ fn step(input: &mut Input<'_>, space: &mut Space<Mem>, nic: &mut Nic, queues: &[
         }
     }
     Ok(())
+}
+
+/// The guest's memory before a call, and the frame that it names at its beginning.
+struct Guest {
+    memory: Vec<u8>,
+    /// Addresses and lengths; none if the list is not sound.
+    pieces: Vec<(u64, u64)>,
+}
+
+impl Guest {
+    /// `None` if there is no memory to look at all of it.
+    fn look(space: &mut Space<Mem>) -> Option<Guest> {
+        let mut memory = vec![0; (USER_PAGES * PAGE) as usize];
+        user::read(space, USER, &mut memory).ok()?;
+        let word = |at: u64| {
+            let bytes = memory.get(at as usize..)?.first_chunk::<8>()?;
+            Some(u64::from_le_bytes(*bytes))
+        };
+        let (array, count) = (word(0)?.wrapping_sub(USER), word(8)? as u32);
+        let pieces = (0..u64::from(count)).map(|i| {
+            let at = array.checked_add(16 * i)?;
+            Some((word(at)?, word(at.checked_add(8)?)?))
+        });
+        let pieces = if count <= FRAME_IOV_MAX { pieces.collect::<Option<_>>().unwrap_or_default() } else { vec![] };
+        Some(Guest { memory, pieces })
+    }
+
+    /// A received frame, or what of one fitted, is in the buffers that the guest named, and its length is where it belongs.
+    fn changed_only_in_buffers(&self, space: &mut Space<Mem>, received: bool) {
+        let Some(now) = Guest::look(space) else { return };
+        let room = self.pieces.iter().fold(0, |sum: u64, p| sum.saturating_add(p.1));
+        let mut may = vec![false; now.memory.len()];
+        may[12..16].fill(received);
+        for (base, len) in &self.pieces {
+            let start = base.checked_sub(USER).filter(|at| *at < USER_PAGES * PAGE);
+            let Some(start) = start else { continue };
+            may[start as usize..start.saturating_add(*len).min(USER_PAGES * PAGE) as usize].fill(true);
+        }
+        let odd = (0..may.len()).find(|i| !may[*i] && now.memory[*i] != self.memory[*i]);
+        assert_eq!(odd, None, "a write at this place outside of the guest's buffers");
+        let told = u32::from_le_bytes(now.memory[12..16].try_into().expect("four bytes"));
+        // (Unless a buffer lies over the length.)
+        if received && !self.pieces.iter().any(|p| p.0 < USER + 16) {
+            assert!(u64::from(told) <= room, "a frame of {told} in {room} bytes");
+        }
+    }
+
+    /// What the device is given to read is what the guest has named, but for what the shim decides in the header.
+    fn was_sent(&self, space: &Space<Mem>, tx: &Rings, published: u16) {
+        let mem = &space.mem;
+        let now = mem.read_u16(tx.available.add(2));
+        if now == published {
+            return;
+        }
+        let mut frame = Vec::new();
+        for (base, len) in &self.pieces {
+            let start = base.checked_sub(USER).expect("a frame from outside of the guest's memory") as usize;
+            frame.extend_from_slice(&self.memory[start..start + *len as usize]);
+        }
+        assert!((27..=FRAME_MAX).contains(&frame.len()), "a frame of {} bytes was sent", frame.len());
+        let head = mem.read_u16(tx.available.add(4 + 2 * (u64::from(now.wrapping_sub(1)) % tx.size)));
+        let (mut sent, mut next) = (Vec::new(), Some(head));
+        while let Some(index) = next {
+            let descriptor = tx.descriptors.add(16 * u64::from(index));
+            let flags = mem.read_u16(descriptor.add(12));
+            assert!(flags & !1 == 0 && sent.len() <= frame.len(), "a descriptor with flags {flags:x}");
+            let mut part = vec![0; mem.read_u32(descriptor.add(8)) as usize];
+            mem.read(PhysAddr(mem.read_u64(descriptor)), &mut part);
+            sent.extend(part);
+            next = (flags & 1 != 0).then(|| mem.read_u16(descriptor.add(14)));
+        }
+        frame[0] &= 1;
+        frame[10..12].fill(0);
+        assert!(sent == frame, "{} bytes were sent, of {}, and not the guest's", sent.len(), frame.len());
+    }
 }
 
 /// ADR 0003: what the device is given is the shim's own, never the guest's, never a table, never a ring.
