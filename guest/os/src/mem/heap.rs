@@ -1,8 +1,10 @@
 //! The slot layer: `malloc` and its kin over [`Pages`].
 //!
 //! Small sizes come from spans that are divided into equal slots, with one bit per slot kept outside the memory that
-//! the program sees: a wild write cannot reach it, and a double or invalid `free` is recognised. A freed slot is reused only when
-//! the search for a free one has come round, not at once.
+//! the program sees: a wild write cannot reach it, and a double or invalid `free` is recognised. The slots that were freed last wait in a
+//! [`Quarantine`] before they can be found again, and then the search for a free one must come round to them.
+//!
+//! `soft` replaces all that by what it costs nothing to do, for `cargo xtask bench web --hardening` and for nothing else.
 
 #![expect(unsafe_code, reason = "the allocator")]
 // UNSAFETY: copies and clears memory that it hands out.
@@ -20,6 +22,48 @@ pub enum BadPointer {
     Free,
 }
 
+/// Slots in quarantine at most, for each class.
+const HELD: usize = 8;
+
+/// The slots of a class that were freed last, oldest at `next`. They are marked as free, so that freeing one again is found out, and counted as used.
+#[derive(Clone, Copy)]
+pub(super) struct Quarantine {
+    held: [usize; HELD],
+    next: u8,
+}
+
+impl Quarantine {
+    /// Nothing.
+    pub const EMPTY: Quarantine = Quarantine { held: [0; HELD], next: 0 };
+
+    /// How many slots of that size are held: no more than a page of them, if that is any.
+    const fn len(size: u32) -> u8 {
+        let n = PAGE as u32 / size;
+        if n > HELD as u32 {
+            HELD as u8
+        } else if n == 0 {
+            1
+        } else {
+            n as u8
+        }
+    }
+
+    #[inline]
+    fn holds(&self, slot: usize) -> bool {
+        // All of them: a loop that ends early is slower.
+        self.held.iter().fold(false, |found, held| found | (*held == slot))
+    }
+
+    /// Takes a slot in; the one that has waited longest comes out (0: none).
+    #[inline]
+    fn swap(&mut self, slot: usize, size: u32) -> usize {
+        let Some(place) = self.held.get_mut(usize::from(self.next)) else { return slot };
+        let oldest = core::mem::replace(place, slot);
+        self.next = (self.next + 1) % Quarantine::len(size);
+        oldest
+    }
+}
+
 /// A pointer's allocation.
 enum Place {
     Slot { span: u32, slot: usize, size: usize },
@@ -33,7 +77,7 @@ impl Pages {
         if size <= class::LARGEST {
             return self.slot(class::of(size)).map(|p| (p, false));
         }
-        self.large(size, 1)
+        self.large(size, 1).or_else(|| self.let_out().then(|| self.large(size, 1))?)
     }
 
     /// Allocates `size` bytes at a multiple of `align`, a power of two.
@@ -51,27 +95,65 @@ impl Pages {
                 class += 1;
             }
         }
-        self.large(size.max(1), align.div_ceil(PAGE))
+        let align = align.div_ceil(PAGE);
+        self.large(size.max(1), align).or_else(|| self.let_out().then(|| self.large(size.max(1), align))?)
     }
 
     /// Frees an allocation.
     #[inline]
     pub fn dealloc(&mut self, ptr: usize) -> Result<(), BadPointer> {
         match self.find(ptr)? {
-            Place::Slot { span, slot, .. } => {
+            #[cfg(donjon_soft_heap)]
+            Place::Slot { span, .. } => self.soft_dealloc(ptr, span),
+            #[cfg(not(donjon_soft_heap))]
+            Place::Slot { span, slot, size } => {
                 let s = self.span(span);
                 s.free[slot / 64] |= 1 << (slot % 64);
-                s.used -= 1;
-                let (used, slots, class) = (s.used, s.slots, s.class as usize);
-                if used + 1 == slots {
-                    self.push_partial(class, span);
-                } else if used == 0 {
-                    self.maybe_release(class, span);
+                let class = s.class as usize;
+                let oldest = self.quarantine[class].swap(ptr, size as u32);
+                if oldest != 0 {
+                    self.give_back(class, oldest);
                 }
             }
             Place::Large { span, .. } => self.free(span),
         }
         Ok(())
+    }
+
+    /// A slot has been free for long enough.
+    #[inline]
+    fn give_back(&mut self, class: usize, slot: usize) {
+        let span = self.span_of(slot);
+        let s = self.span(span);
+        s.used -= 1;
+        self.after_free(class, span);
+    }
+
+    /// A slot of the span has become free.
+    #[inline]
+    pub(super) fn after_free(&mut self, class: usize, span: u32) {
+        let s = self.span(span);
+        let (used, slots) = (s.used, s.slots);
+        if used + 1 == slots {
+            self.push_partial(class, span);
+        } else if used == 0 {
+            self.maybe_release(class, span);
+        }
+    }
+
+    /// Ends all quarantines, because memory has run out. Whether there was anything in them.
+    #[cold]
+    fn let_out(&mut self) -> bool {
+        let mut any = false;
+        for class in 0..class::COUNT {
+            for slot in core::mem::replace(&mut self.quarantine[class], Quarantine::EMPTY).held {
+                if slot != 0 {
+                    any = true;
+                    self.give_back(class, slot);
+                }
+            }
+        }
+        any
     }
 
     /// Bytes that the allocation at `ptr` has room for.
@@ -128,27 +210,54 @@ impl Pages {
     fn slot(&mut self, class: usize) -> Option<*mut u8> {
         let mut span = self.partial[class];
         if span == 0 {
-            span = self.new_span(class)?;
+            span = self.new_span(class).or_else(|| self.let_out().then(|| self.any_span(class))?)?;
         }
+        #[cfg(donjon_soft_heap)]
+        return Some(self.soft_slot(class, span));
+        #[cfg(not(donjon_soft_heap))]
+        Some(self.slot_of(class, span))
+    }
+
+    /// A span with free slots, after some have become free.
+    #[cold]
+    fn any_span(&mut self, class: usize) -> Option<u32> {
+        match self.partial[class] {
+            0 => self.new_span(class),
+            span => Some(span),
+        }
+    }
+
+    /// A free slot of a span in the list, which has one that is not in quarantine.
+    #[cfg(not(donjon_soft_heap))]
+    #[inline]
+    fn slot_of(&mut self, class: usize, span: u32) -> *mut u8 {
+        let start = self.span(span).start;
+        let base = self.addr(start);
+        let size = CLASSES[class].size as usize;
+        let quarantine = self.quarantine[class];
         let s = self.span(span);
         let cursor = s.cursor as usize;
         let mut word = cursor / 64;
         let mut bits = s.free[word] & (!0 << (cursor % 64));
-        while bits == 0 {
-            // A span in the list has a free slot, so this ends.
-            word = (word + 1) % s.free.len();
-            bits = s.free[word];
-        }
-        let bit = bits.trailing_zeros() as usize;
-        let slot = word * 64 + bit;
-        s.free[word] &= !(1 << bit);
+        let (slot, at) = loop {
+            while bits == 0 {
+                word = (word + 1) % s.free.len();
+                bits = s.free[word];
+            }
+            let slot = word * 64 + bits.trailing_zeros() as usize;
+            let at = base + slot * size;
+            if !quarantine.holds(at) {
+                break (slot, at);
+            }
+            bits &= bits - 1;
+        };
+        s.free[slot / 64] &= !(1 << (slot % 64));
         s.used += 1;
         s.cursor = ((slot + 1) % class::SLOTS_MAX) as u16;
-        let (start, full) = (s.start, s.used == s.slots);
-        if full {
+        if s.used == s.slots {
             self.unlink_partial(class, span);
         }
-        Some((self.addr(start) + slot * CLASSES[class].size as usize) as *mut u8)
+        at as *mut u8
     }
 
     #[cold]
@@ -164,6 +273,8 @@ impl Pages {
                 n => (1 << n) - 1,
             };
         }
+        #[cfg(donjon_soft_heap)]
+        self.soft_span(span);
         self.push_partial(class, span);
         Some(span)
     }
@@ -196,7 +307,7 @@ impl Pages {
         }
     }
 
-    fn unlink_partial(&mut self, class: usize, span: u32) {
+    pub(super) fn unlink_partial(&mut self, class: usize, span: u32) {
         let s = *self.span(span);
         if s.prev == 0 {
             self.partial[class] = s.next;
@@ -222,6 +333,9 @@ impl Pages {
             return Err(BadPointer::Invalid);
         }
         match kind {
+            #[cfg(donjon_soft_heap)]
+            Kind::Slots => Ok(Place::Slot { span, slot: 0, size: CLASSES[class].size as usize }),
+            #[cfg(not(donjon_soft_heap))]
             Kind::Slots => {
                 let c = &CLASSES[class];
                 let slot = ((offset as u64 * u64::from(c.magic)) >> 32) as usize;

@@ -10,6 +10,8 @@
 mod class;
 mod heap;
 mod pages;
+#[cfg(donjon_soft_heap)]
+mod soft;
 #[cfg(test)]
 pub(crate) mod tests;
 

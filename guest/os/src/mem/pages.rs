@@ -15,6 +15,7 @@
 // UNSAFETY: metadata lives in raw memory of the reserve, at computed addresses; see the invariants above.
 
 use super::class::{COUNT, SLOTS_MAX};
+use super::heap::Quarantine;
 use donjon_abi::Prot;
 use donjon_base::{PAGE, gate};
 
@@ -98,6 +99,8 @@ pub struct Pages {
     keep: u32,
     /// For each class the spans with free slots; kept here for the slot layer.
     pub(super) partial: [u32; COUNT],
+    /// For each class the slots that were freed last; the slot layer's, too.
+    pub(super) quarantine: [Quarantine; COUNT],
 }
 
 // SAFETY: the pointers are to memory that this value owns.
@@ -135,6 +138,7 @@ impl Pages {
             limit: 0,
             keep: 0,
             partial: [NONE; COUNT],
+            quarantine: [Quarantine::EMPTY; COUNT],
         }
     }
 
@@ -214,9 +218,9 @@ impl Pages {
             return None;
         }
         let need = pages.checked_add(align - 1)?;
-        let (span, zeroed) = match self.take_free(need) {
+        let (span, dirty) = match self.take_free(need) {
             Some(found) => found,
-            None => (self.take_frontier(need)?, true),
+            None => (self.take_frontier(need)?, 0),
         };
         let first = self.span(span).start;
         let skew = self.base / PAGE;
@@ -227,18 +231,18 @@ impl Pages {
                 self.release(span);
                 return None;
             };
-            self.release_part(span, zeroed);
-            return self.finish(rest, pages, charge, kind, zeroed);
+            self.release_part(span, dirty);
+            return self.finish(rest, pages, charge, kind, dirty);
         }
-        self.finish(span, pages, charge, kind, zeroed)
+        self.finish(span, pages, charge, kind, dirty)
     }
 
-    fn finish(&mut self, span: u32, pages: u32, charge: u32, kind: Kind, zeroed: bool) -> Option<Allocated> {
+    fn finish(&mut self, span: u32, pages: u32, charge: u32, kind: Kind, dirty: u32) -> Option<Allocated> {
         if self.span(span).pages > pages {
             match self.split(span, pages) {
-                Some(rest) => self.release_part(rest, zeroed),
+                Some(rest) => self.release_part(rest, dirty),
                 None => {
-                    self.release_part(span, zeroed);
+                    self.release_part(span, dirty);
                     return None;
                 }
             }
@@ -255,7 +259,11 @@ impl Pages {
         let addr = self.addr(start);
         // A run that is charged for less than it spans must not hold more than it is charged for.
         // SAFETY: the run is nobody's yet.
-        let zeroed = zeroed || (charge < pages && unsafe { gate::discard(addr, pages as usize * PAGE) }.is_ok());
+        let zeroed = dirty == 0 || (charge < pages && unsafe { gate::discard(addr, pages as usize * PAGE) }.is_ok());
+        // Where the dirty pages of a run are is not known, so that each of its parts may count all of them.
+        if self.used + self.dirty > self.limit {
+            self.discard_down_to(self.limit.saturating_sub(self.used));
+        }
         Some(Allocated { span, addr, zeroed })
     }
 
@@ -405,8 +413,8 @@ impl Pages {
         }
     }
 
-    /// Finds and unlinks a free run of at least `pages` pages; says whether it is all zeros.
-    fn take_free(&mut self, pages: u32) -> Option<(u32, bool)> {
+    /// Finds and unlinks a free run of at least `pages` pages; says how many of its pages are not known to be zero.
+    fn take_free(&mut self, pages: u32) -> Option<(u32, u32)> {
         let floor = bin_of(pages);
         let mut found = NONE;
         if pages > 16 {
@@ -430,7 +438,7 @@ impl Pages {
         let dirty = self.span(found).charge;
         self.dirty -= dirty;
         self.unneeded = self.unneeded.min(self.dirty);
-        Some((found, dirty == 0))
+        Some((found, dirty))
     }
 
     fn first_bin(&self, from: usize) -> Option<usize> {
@@ -475,12 +483,13 @@ impl Pages {
 
     /// Turns a run into a free one whose memory may all be backed, and merges it with its neighbours.
     fn release(&mut self, span: u32) {
-        self.release_part(span, false);
+        self.release_part(span, u32::MAX);
     }
 
-    fn release_part(&mut self, span: u32, zeroed: bool) {
+    /// The same for a run of which at most `dirty` pages may be backed.
+    fn release_part(&mut self, span: u32, dirty: u32) {
         let mut s = *self.span(span);
-        s.charge = if zeroed { 0 } else { s.pages };
+        s.charge = s.pages.min(dirty);
         self.dirty += s.charge;
         s.kind = Kind::Free;
         *self.span(span) = s;

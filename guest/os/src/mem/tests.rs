@@ -153,6 +153,40 @@ fn a_freed_slot_is_not_reused_at_once() {
     assert_ne!(a, b);
 }
 
+/// Also where it is the only free one that there is: in a span that was full.
+#[test]
+fn what_was_freed_last_waits_even_if_all_else_is_taken() {
+    let _s = host::session();
+    for size in [16, 64, 500, 512] {
+        let mut heap = fresh(8 << 20);
+        // Whole spans: 256 slots is the most that one has.
+        let all: Vec<usize> = (0..1024).map(|_| heap.malloc(size).expect("memory").0 as usize).collect();
+        let freed = &all[100..108];
+        for p in freed {
+            heap.dealloc(*p).expect("live");
+            assert!(heap.dealloc(*p).is_err(), "double free found");
+            let (q, _) = heap.malloc(size).expect("memory");
+            assert!(!freed.contains(&(q as usize)), "{size} bytes were handed out again at once");
+        }
+    }
+}
+
+#[test]
+fn what_waits_is_not_lost_when_memory_runs_out() {
+    let _s = host::session();
+    let mut heap = fresh(4 << 20);
+    let mut all = Vec::new();
+    while let Some((p, _)) = heap.malloc(500) {
+        all.push(p as usize);
+    }
+    for p in &all[40..45] {
+        heap.dealloc(*p).expect("live");
+    }
+    let again: Vec<usize> = std::iter::from_fn(|| Some(heap.malloc(500)?.0 as usize)).collect();
+    assert_eq!(again.len(), 5);
+    assert!(again.iter().all(|p| all[40..45].contains(p)));
+}
+
 #[test]
 fn memory_goes_back_and_large_reallocs_grow_in_place() {
     let _s = host::session();

@@ -117,6 +117,20 @@ fn attempt(case: &str) -> String {
             }
             refused("each got another place")
         },
+        // Nor if it is the only free memory of its size.
+        "reuse-when-full" => unsafe {
+            for size in [16, 64, 500] {
+                let all: Vec<*mut u8> = (0..1024).map(|_| black_box(malloc(size))).collect();
+                let freed = &all[500..508];
+                for at in freed {
+                    free(*at);
+                    if freed.contains(&black_box(malloc(size))) {
+                        return format!("{size} bytes were handed out again at once");
+                    }
+                }
+            }
+            refused("each got another place")
+        },
         // UMIP: where the kernel's tables are is not for programs.
         "sgdt" => {
             let mut table = [0u8; 10];
