@@ -10,6 +10,8 @@ pub struct Load {
     pub connections: u32,
     /// Requests per second.
     pub rate: f64,
+    /// Requests in all.
+    pub requests: f64,
     /// Median latency, microseconds.
     pub p50: f64,
     /// 99th percentile of the latency, microseconds.
@@ -40,6 +42,8 @@ fn parse(connections: u32, text: &str) -> Option<Load> {
     Some(Load {
         connections,
         rate: line("Requests/sec:")?.parse().ok()?,
+        // `140525 requests in 1.10s, 11.93MB read`
+        requests: text.lines().find_map(|l| l.trim().split_once(" requests in ")?.0.parse().ok())?,
         p50: micros(line("50%")?)?,
         p99: micros(line("99%")?)?,
         // `Latency  avg  stdev  max  +/- stdev`
@@ -76,6 +80,7 @@ mod tests {
                     Requests/sec: 127757.46\nTransfer/sec:     10.85MB\n";
         let load = parse(4, text).unwrap();
         assert_eq!((load.rate, load.p50, load.p99, load.max), (127_757.46, 27.0, 1200.0, 1330.0));
+        assert_eq!(load.requests, 140_525.0);
         assert!(load.errors.contains("read 3"));
         assert!(parse(4, "unable to connect").is_none());
     }

@@ -6,6 +6,7 @@
 //! for the other, so that what else the machine does meets both alike.
 
 mod client;
+mod hardening;
 mod report;
 mod server;
 #[path = "../src/wrk.rs"]
@@ -28,6 +29,9 @@ cargo xtask bench web [OPTION...]
   --seconds N          length of each measurement [default: 3]
   --only LIST          of load, tls, h2, memory [default: all]
   --idle N             idle connections for the measurement of memory [default: 10000]
+  --hardening          not against nginx, but with and without each protection [then 1 KB, 64 connections]
+  --turns N            with --hardening: how often each is measured [default: 9]
+  --against NAME=IMAGE with --hardening: another image of the same site
 
 Needs root, nginx, wrk, h2load and openssl. Prints a table with ratios (Donjon / nginx) and writes target/bench-web.json.
 ";
@@ -40,6 +44,9 @@ pub struct Options {
     seconds: u32,
     only: Vec<String>,
     idle: u32,
+    hardening: bool,
+    turns: u32,
+    against: Vec<(String, std::path::PathBuf)>,
 }
 
 impl Options {
@@ -60,6 +67,18 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.hardening {
+        if missing("bench web --hardening", &[Need::Tap, Need::Program("wrk")]) {
+            return ExitCode::FAILURE;
+        }
+        return match hardening::main(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => {
+                eprintln!("bench web --hardening: {message}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let programs = ["nginx", "wrk", "h2load", "openssl"].map(Need::Program);
     if missing("bench web", &[&[Need::Tap], &programs[..]].concat()) {
         return ExitCode::FAILURE;
@@ -128,7 +147,11 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, Stri
         seconds: 3,
         only: vec![],
         idle: 10_000,
+        hardening: false,
+        turns: 9,
+        against: vec![],
     };
+    let mut chosen = (false, false);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} takes a value"));
         let number = |text: &str| match text.parse() {
@@ -144,14 +167,29 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, Stri
             }
         };
         match arg.as_str() {
-            "--sizes" => options.sizes = numbers(value()?)?,
-            "--connections" => options.connections = numbers(value()?)?,
+            "--sizes" => (options.sizes, chosen.0) = (numbers(value()?)?, true),
+            "--connections" => (options.connections, chosen.1) = (numbers(value()?)?, true),
+            "--hardening" => options.hardening = true,
+            "--turns" => options.turns = number(&value()?)?,
+            "--against" => {
+                let value = value()?;
+                let (name, image) = value.split_once('=').ok_or("--against takes NAME=IMAGE")?;
+                options.against.push((name.into(), image.into()));
+            }
             "--modes" => options.modes = words(value()?, &["keep-alive", "close"])?,
             "--only" => options.only = words(value()?, &["load", "tls", "h2", "memory"])?,
             "--seconds" => options.seconds = number(&value()?)?,
             "--idle" => options.idle = number(&value()?)?,
             "--help" | "-h" => return Ok(None),
             other => return Err(format!("what is {other:?}?")),
+        }
+    }
+    if options.hardening {
+        if !chosen.0 {
+            options.sizes = vec![1];
+        }
+        if !chosen.1 {
+            options.connections = vec![64];
         }
     }
     Ok(Some(options))

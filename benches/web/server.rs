@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use donjon_tests::{Certificate, Engine, GUEST_IP, Guest, Netns, donjon_command, measure, target_dir};
+use donjon_tests::{Certificate, Engine, GUEST_IP, Guest, Netns, measure, target_dir};
 
 /// Ports of nginx: it tells HTTP/1 from HTTP/2 in the clear by the port.
 const NGINX_PLAIN: u16 = 80;
@@ -14,7 +14,7 @@ const NGINX_TLS: u16 = 443;
 /// More than any measurement has.
 const CONNECTIONS: u32 = 15_000;
 /// Memory of the guests: the image's default is for a small site, and these serve 10,000 clients at once.
-const MEMORY: &str = "256M";
+pub const MEMORY: &str = "256M";
 
 /// Both.
 pub struct Servers {
@@ -33,18 +33,24 @@ impl Servers {
     /// Starts both, with files of these sizes in KB.
     pub fn start(sizes: &[u32]) -> Servers {
         let dir = target_dir().join("bench-web");
-        // Of a run before; there may be nothing.
-        let _ = fs::remove_dir_all(&dir);
-        let files = dir.join("files");
-        fs::create_dir_all(&files).unwrap_or_else(|e| panic!("{}: {e}", files.display()));
-        for size in sizes {
-            let path = files.join(format!("{size}.bin"));
-            fs::write(&path, noise(*size as usize * 1000)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        }
-        fs::write(files.join("healthz"), "ok\n").expect("written to a moment ago");
+        let files = site(&dir, sizes);
         let certificate = Certificate::make(&dir, "bench.test");
         Servers { nginx: nginx(&dir, &files, &certificate), donjon: donjon(&dir, &files, &certificate) }
     }
+}
+
+/// What is served: files of these sizes in KB, in a fresh directory.
+pub fn site(dir: &Path, sizes: &[u32]) -> PathBuf {
+    // Of a run before; there may be nothing.
+    let _ = fs::remove_dir_all(dir);
+    let files = dir.join("files");
+    fs::create_dir_all(&files).unwrap_or_else(|e| panic!("{}: {e}", files.display()));
+    for size in sizes {
+        let path = files.join(format!("{size}.bin"));
+        fs::write(&path, noise(*size as usize * 1000)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+    fs::write(files.join("healthz"), "ok\n").expect("written to a moment ago");
+    files
 }
 
 impl Server {
@@ -118,7 +124,7 @@ http {{
 
 fn donjon(dir: &Path, files: &Path, certificate: &Certificate) -> Server {
     let start = |name: &str, options: &[&str]| {
-        let image = image(dir, files, name, options);
+        let image = image(donjon_tests::donjon(), dir, files, name, options);
         let ns = Netns::with_tap();
         // Linux drops what does not fit into a TAP's queue of 1000 frames; a veth pair has none that could be full.
         ns.ip(&["link", "set", Netns::TAP, "txqueuelen", "20000"]);
@@ -139,24 +145,31 @@ fn donjon(dir: &Path, files: &Path, certificate: &Certificate) -> Server {
     }
 }
 
-fn image(dir: &Path, files: &Path, name: &str, options: &[&str]) -> PathBuf {
+/// The image of the site, packed by that command.
+pub fn image(donjon: &Path, dir: &Path, files: &Path, name: &str, options: &[&str]) -> PathBuf {
     let image = dir.join(format!("{name}.img"));
     let limits = ["--idle-seconds=3600".to_owned(), format!("--connections={CONNECTIONS}")];
-    let output =
-        donjon_command().args(["build", "--web"]).arg(files).args(limits).args(options).arg("-o").arg(&image).output();
+    let output = Command::new(donjon)
+        .args(["build", "--web"])
+        .arg(files)
+        .args(limits)
+        .args(options)
+        .arg("-o")
+        .arg(&image)
+        .output();
     let output = output.unwrap_or_else(|e| panic!("cannot run donjon: {e}"));
     assert!(output.status.success(), "donjon build --web: {}", String::from_utf8_lossy(&output.stderr));
     image
 }
 
 /// Room for all connections that a client opens at once.
-fn backlog(ns: &Netns) {
+pub fn backlog(ns: &Netns) {
     for (path, value) in [("net/core/somaxconn", "16384"), ("net/ipv4/tcp_max_syn_backlog", "16384")] {
         ns.run(|| fs::write(Path::new("/proc/sys").join(path), value).unwrap_or_else(|e| panic!("{path}: {e}")));
     }
 }
 
-fn guest_ip() -> Ipv4Addr {
+pub fn guest_ip() -> Ipv4Addr {
     GUEST_IP.parse().expect("an address")
 }
 

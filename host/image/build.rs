@@ -133,6 +133,13 @@ fn cargo_staticlib(root: &Path, out: &Path, package: &str, flags: &[&str], level
     clean(&mut cargo);
     let mut flags = flags.to_vec();
     flags.extend(["--cfg", "donjon_guest"]);
+    // For benches that compare: leaves out what must be in every image. Nobody may get what comes out.
+    println!("cargo::rerun-if-env-changed=DONJON_DEV_CFG");
+    let development = env::var("DONJON_DEV_CFG").ok();
+    if let Some(cfg) = &development {
+        println!("cargo::warning=the guest object is built with --cfg {cfg}: for measurements only");
+        flags.extend(["--cfg", cfg]);
+    }
     // Paths of this machine have no place in an image.
     let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|h| h + "/.cargo")).unwrap_or_default();
     let remap = [format!("--remap-path-prefix={}=donjon", root.display()), format!("--remap-path-prefix={home}=cargo")];

@@ -28,6 +28,8 @@ const FEATURES: [&str; 3] = ["auth", "proxy", "tls"];
 const LANE_BIT: usize = 0;
 const LANES: usize = 2;
 
+/// Names the only variants that are built, with a comma between them: for measurements. The command can then make no image with another.
+const ONLY_VAR: &str = "DONJON_DEV_VARIANTS";
 /// Names the directory for the results; its presence makes this program build them.
 const STAGE_VAR: &str = "DONJON_VARIANTS_OUT";
 
@@ -52,6 +54,7 @@ fn script() {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
     println!("cargo::rerun-if-changed={}", root.join("host/image/build").display());
+    println!("cargo::rerun-if-env-changed={ONLY_VAR}");
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
     let place = shared(&out).join("donjon-web");
     fs::create_dir_all(&place).unwrap();
@@ -67,6 +70,10 @@ fn script() {
     table += &format!("pub const FEATURES: [&str; {}] = {FEATURES:?};\n", FEATURES.len());
     table += &format!("static PROGRAMS: [Packed; {}] = [\n", 1 << FEATURES.len());
     for set in 0..1 << FEATURES.len() {
+        if !wanted(set) {
+            table += "    Packed { len: usize::MAX, bytes: &[] },\n";
+            continue;
+        }
         let (from, to) = (place.join(format!("{}.br", name(set))), out.join(format!("{}.br", name(set))));
         fs::copy(&from, &to).unwrap();
         let len = fs::metadata(place.join(format!("{}.elf", name(set)))).unwrap().len();
@@ -79,13 +86,13 @@ fn build_all(place: &Path) {
     // Another cargo (an editor's, say) may have started the same: the programs of a lane follow each other under one name.
     let lock = fs::File::create(place.join("lock")).unwrap();
     lock.lock().unwrap();
-    if !place.join("tls.br").exists() {
+    if env::var_os(ONLY_VAR).is_none() && !place.join("tls.br").exists() {
         tell("in all its variants: takes some minutes, once");
     }
     thread::scope(|scope| {
         for lane in 0..LANES {
             scope.spawn(move || {
-                let sets = (0..1usize << FEATURES.len()).filter(|set| set >> LANE_BIT & 1 == lane);
+                let sets = (0..1usize << FEATURES.len()).filter(|set| set >> LANE_BIT & 1 == lane && wanted(*set));
                 sets.for_each(|set| build_one(place, lane, set));
             });
         }
@@ -130,6 +137,10 @@ fn compress(bytes: &[u8]) -> Vec<u8> {
 fn features(set: usize) -> String {
     let on: Vec<&str> = (0..FEATURES.len()).filter(|i| set >> i & 1 == 1).map(|i| FEATURES[i]).collect();
     on.join(",")
+}
+
+fn wanted(set: usize) -> bool {
+    env::var(ONLY_VAR).map_or(true, |only| only.split(',').any(|n| n == name(set)))
 }
 
 fn name(set: usize) -> String {

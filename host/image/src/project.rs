@@ -641,6 +641,13 @@ fn crate_of(name: &str) -> String {
 mod tests {
     use super::*;
 
+    /// `DONJON_DEV_CFG=donjon_soft_heap` is for a bench; its object says so.
+    #[test]
+    fn the_guest_object_has_the_hardened_allocator() {
+        let mark: &[u8] = b"donjon_soft_heap";
+        assert!(!GUEST_OBJECT.windows(mark.len()).any(|w| w == mark));
+    }
+
     #[test]
     fn crates_of_names() {
         assert_eq!(crate_of("_ZN4core3fmt5write17h0123456789abcdefE"), "core");

@@ -34,6 +34,8 @@ mod usernet;
 pub use donjon_image::Protocol;
 pub use error::Error;
 pub use exit::ExitStatus;
+#[doc(hidden)]
+pub use options::Protection;
 pub use options::{Engine, Machine, NetMode, OptionError, Publish, QemuOptions, RunOptions, TapOptions};
 pub use probe::{Fitness, Probe, probe};
 pub use secrets::Secret;

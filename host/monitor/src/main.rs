@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use donjon_monitor::{Engine, QemuOptions, RunOptions, run};
+use donjon_monitor::{Engine, Protection, QemuOptions, RunOptions, run};
 
 fn main() -> ExitCode {
     let (image, options) = match parse(std::env::args().skip(1)) {
@@ -78,6 +78,12 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             "--in-jail" => options.in_jail = Some(attempts),
             "--monitor-without-rule" => options.monitor_without_rule = Some(value()?.leak()),
             "--relay-tap" => options.relay_tap = true,
+            "--without" => options.without.push(match value()?.as_str() {
+                "frames" => Protection::Frames,
+                "calls" => Protection::Calls,
+                "jail" => Protection::Jail,
+                other => return Err(format!("--without takes frames, calls or jail, not {other}")),
+            }),
             "-v" => options.verbose = true,
             "--stop-timeout-ms" => {
                 options.stop_timeout = std::time::Duration::from_millis(value()?.parse().map_err(|e| format!("{e}"))?)

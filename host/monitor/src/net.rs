@@ -11,7 +11,7 @@ use crate::filter::kernel::KernelFilter;
 use crate::filter::rules::Rules;
 use crate::filter::{Filter, report};
 use crate::jail;
-use crate::options::{NetMode, RunOptions, TapOptions};
+use crate::options::{NetMode, Protection, RunOptions, TapOptions};
 use crate::reactor::{Reactor, Ready, Token};
 use crate::relay::Relay;
 use crate::source::Source;
@@ -37,6 +37,8 @@ enum End {
     /// The kernel filters; frames do not pass through the monitor.
     Kernel(KernelFilter),
     Relay(Box<(Device, OwnedFd, Filter)>),
+    /// For measurements: nobody filters.
+    Bare,
 }
 
 impl Link {
@@ -65,7 +67,7 @@ impl Link {
 
     /// Whether that descriptor is a TAP device's own.
     pub fn is_tap(&self) -> bool {
-        matches!(self.end, End::Kernel(_))
+        matches!(self.end, End::Kernel(_) | End::Bare)
     }
 
     /// The descriptor that the guest's process keeps open, so that the filter is there as long as it is.
@@ -84,7 +86,7 @@ impl Link {
     /// What the monitor still has to do with the network.
     pub fn needs(&self) -> jail::Network {
         match &self.end {
-            End::None | End::Kernel(_) => jail::Network::None,
+            End::None | End::Kernel(_) | End::Bare => jail::Network::None,
             End::Relay(_) => jail::Network::Frames,
             End::User(p) => p.needs(),
         }
@@ -98,7 +100,7 @@ impl Link {
     /// The monitor's part of the work, once the guest runs. Gives up the guest's descriptor.
     pub fn into_running(self, base: Token, reactor: &Reactor) -> Result<RunningLink, Error> {
         let end = match self.end {
-            End::None => RunningEnd::None,
+            End::None | End::Bare => RunningEnd::None,
             End::User(p) => RunningEnd::User(UserNet::new(*p, base, reactor)?.into()),
             End::Kernel(filter) => RunningEnd::Kernel(filter),
             End::Relay(parts) => {
@@ -123,6 +125,9 @@ fn filtered_tap(
     // Opened first: a device that is another guest's must not get our filter.
     let fd = tap::open(tap).map_err(failed)?;
     let number = tap::number(&tap.name).map_err(failed)?;
+    if options.without.contains(&Protection::Frames) {
+        return Ok((fd, End::Bare));
+    }
     let attached = if options.relay_tap {
         Err(std::io::Error::other("the monitor was told to filter itself"))
     } else {

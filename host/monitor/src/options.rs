@@ -40,6 +40,9 @@ pub struct RunOptions {
     /// For tests: frames of a TAP pass through the monitor even if the kernel could filter them.
     #[doc(hidden)]
     pub relay_tap: bool,
+    /// For `cargo xtask bench web --hardening`, which shows what these cost: not put on. The `donjon` command has no option for it.
+    #[doc(hidden)]
+    pub without: Vec<Protection>,
     /// For tests: called in the jail, before the guest starts.
     #[doc(hidden)]
     pub in_jail: Option<fn()>,
@@ -67,11 +70,24 @@ impl Default for RunOptions {
             verbose: false,
             explain_jail: None,
             relay_tap: false,
+            without: Vec::new(),
             in_jail: None,
             without_rule: None,
             monitor_without_rule: None,
         }
     }
+}
+
+/// See [`RunOptions::without`].
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protection {
+    /// The filter of a TAP's frames.
+    Frames,
+    /// The rules for the system calls of the guest's process.
+    Calls,
+    /// The monitor's jail.
+    Jail,
 }
 
 /// Who serves the gate.

@@ -41,11 +41,17 @@ pub(crate) struct Plan {
     pub network: Network,
     /// Leave this rule out and end the process at what is not listed: for the test that none is redundant.
     pub without_rule: Option<&'static str>,
+    /// For measurements: no jail.
+    pub off: bool,
 }
 
 /// Jails this process, for good. The guest's process has been started and waits.
 pub(crate) fn enter(plan: &Plan) -> Report {
     let mut report = Report::new("the monitor");
+    if plan.off {
+        report.skip("all of it", "for a measurement");
+        return report;
+    }
     let root = rustix::process::geteuid().is_root();
     let at_parents_end = sys::at_parents_end();
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));

@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Gate};
 use crate::net::Link;
-use crate::options::RunOptions;
+use crate::options::{Protection, RunOptions};
 use crate::reactor::{Interest, Reactor, Ready, Token};
 use crate::secrets::{self, Region};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
@@ -70,7 +70,11 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
-    let plan = jail::Plan { network: link.needs(), without_rule: options.monitor_without_rule };
+    let plan = jail::Plan {
+        network: link.needs(),
+        without_rule: options.monitor_without_rule,
+        off: options.without.contains(&Protection::Jail),
+    };
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let (guest, pipes) = start(&source, options, &link, wait)?;
     let names = Names::new(&source.path);
@@ -374,7 +378,11 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
     let mut boot = boot_page(source, options, link, memory - private, &layout, &strings, vdso.clock_gettime);
     boot.secrets = Range { base: layout.secrets.base, len: secrets.as_ref().map_or(0, Region::len) };
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
-    let config = config(source, link, &layout, &vdso, &seccomp::filter(&rules, layout.reserve));
+    let filter = match options.without.contains(&Protection::Calls) {
+        true => seccomp::everything(),
+        false => seccomp::filter(&rules, layout.reserve),
+    };
+    let config = config(source, link, &layout, &vdso, &filter);
 
     let pipe = |flags| pipe_with(flags).map_err(Error::host("cannot create a pipe"));
     let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Confinement, Gate};
 use crate::net::Link;
-use crate::options::{QemuOptions, RunOptions};
+use crate::options::{Protection, QemuOptions, RunOptions};
 use crate::probe::find_program;
 use crate::process::{End, wait};
 use crate::reactor::{Interest, Reactor, Token};
@@ -84,7 +84,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     } else {
         jailed.skip("its own seccomp", "extra arguments (--qemu-arg) may need more");
     }
-    let plan = jail::Plan { network: link.needs(), without_rule: options.monitor_without_rule };
+    let plan = jail::Plan {
+        network: link.needs(),
+        without_rule: options.monitor_without_rule,
+        off: options.without.contains(&Protection::Jail),
+    };
     let (gate, failure, child) = start(
         command,
         inherited.into_iter().flatten().chain(secrets.iter().map(|s| s.1.as_fd())).map(|fd| fd.as_raw_fd()).collect(),
