@@ -29,6 +29,8 @@ pub enum Tag {
     Secret = 9,
     /// A part of the program that could have been left out: 1 (it is there) or 0 (it is absent), then its name, UTF-8. Any number.
     Part = 10,
+    /// How fast the guest may send: see [`Limit`]. At most once.
+    Limit = 11,
 }
 
 impl Tag {
@@ -45,6 +47,7 @@ impl Tag {
             8 => Tag::Tool,
             9 => Tag::Secret,
             10 => Tag::Part,
+            11 => Tag::Limit,
             _ => return None,
         })
     }
@@ -144,6 +147,34 @@ impl Egress {
         (self.protocol == 0 || self.protocol == protocol)
             && (self.port == 0 || self.port == port)
             && (u128::from_be_bytes(self.addr) ^ u128::from_be_bytes(addr)) & mask == 0
+    }
+}
+
+/// How fast a guest may send, the value of a [`Tag::Limit`] record (16 bytes). It is the monitor that enforces it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Limit {
+    /// TCP connections that it opens, a second; 0 is no limit.
+    pub connections: u32,
+    /// Bytes of its frames, a second; 0 is no limit.
+    pub send: u64,
+}
+
+impl Limit {
+    /// Decodes a record's value.
+    pub fn from_bytes(b: &[u8]) -> Option<Limit> {
+        let (connections, rest) = b.split_first_chunk()?;
+        let (zero, rest) = rest.split_first_chunk::<4>()?;
+        let limit =
+            Limit { connections: u32::from_le_bytes(*connections), send: u64::from_le_bytes(rest.try_into().ok()?) };
+        (*zero == [0; 4]).then_some(limit)
+    }
+
+    /// Encodes a record's value.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        out[..4].copy_from_slice(&self.connections.to_le_bytes());
+        out[8..].copy_from_slice(&self.send.to_le_bytes());
+        out
     }
 }
 

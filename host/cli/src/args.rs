@@ -168,6 +168,12 @@ pub struct RunArgs {
     /// Let the guest connect to anything, whatever its manifest says.
     #[arg(long)]
     pub egress_any: bool,
+    /// TCP connections that the guest may open in a second, whatever its manifest says; 0 is no limit.
+    #[arg(long, value_name = "N")]
+    pub limit_connections: Option<u32>,
+    /// Bytes that the guest may send in a second, such as 10M, whatever its manifest says; 0 is no limit.
+    #[arg(long, value_name = "SIZE", value_parser = donjon_image::config::parse_size)]
+    pub limit_send: Option<u64>,
     /// Print how guest and monitor are jailed here, and end before the guest starts.
     #[arg(long)]
     pub explain_jail: bool,

@@ -61,6 +61,7 @@ fn describe(image: &Image) -> Value {
         "tmpfs": m.tmpfs,
         "listen": m.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "egress": m.egress.iter().map(show_egress).collect::<Vec<_>>(),
+        "limit": {"connections": m.limit.connections, "send": m.limit.send},
         "args": m.args,
         "env": m.env,
         "secrets": m.secrets,
@@ -93,6 +94,15 @@ fn human(about: &Value) -> String {
     }
     line("listens on", list("listen"));
     line("may reach", list("egress"));
+    let limits = [("connections", "connections"), ("send", "bytes")].map(|(key, unit)| (&about["limit"][key], unit));
+    let limits: Vec<String> = limits
+        .iter()
+        .filter(|(v, _)| v.as_u64().is_some_and(|n| n > 0))
+        .map(|(v, unit)| format!("{} {unit}", number(v)))
+        .collect();
+    if !limits.is_empty() {
+        line("sends at most", format!("{} a second", limits.join(" and ")));
+    }
     line("arguments", list("args"));
     line("environment", list("env"));
     line("secrets", list("secrets"));

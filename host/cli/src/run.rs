@@ -28,6 +28,8 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         secrets: args.secret.clone(),
         listen_any: args.listen_any,
         egress_any: args.egress_any,
+        limit_connections: args.limit_connections,
+        limit_send: args.limit_send,
         explain_jail: args.explain_jail.then_some(if args.json { Explain::Json } else { Explain::Text }),
         verbose: args.verbose,
         ..RunOptions::default()

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use donjon_abi::manifest::Egress;
+use donjon_abi::manifest::{Egress, Limit};
 use serde::Deserialize;
 
 use crate::manifest::{Manifest, Port};
@@ -30,6 +30,8 @@ pub struct Config {
     pub listen: Vec<Port>,
     /// Destinations that the guest may reach.
     pub egress: Vec<Egress>,
+    /// How fast the guest may send.
+    pub limit: Limit,
     /// Files for the bundle.
     pub files: Vec<Files>,
     /// Environment.
@@ -99,8 +101,9 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 12] =
-    ["name", "memory", "listen", "egress", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin", "web"];
+pub const KEYS: [&str; 13] = [
+    "name", "memory", "listen", "egress", "limit", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin", "web",
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,6 +114,8 @@ struct Raw {
     listen: Vec<NumberOrText>,
     #[serde(default)]
     egress: Vec<String>,
+    #[serde(default)]
+    limit: RawLimit,
     #[serde(default)]
     files: Vec<RawFiles>,
     #[serde(default)]
@@ -140,6 +145,13 @@ enum NumberOrText {
 enum Size {
     Bytes(u64),
     Text(String),
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimit {
+    connections: Option<u32>,
+    send: Option<Size>,
 }
 
 #[derive(Deserialize)]
@@ -208,6 +220,10 @@ impl Config {
         if raw.secrets.len() > donjon_abi::secrets::COUNT_MAX {
             return Err(value("secrets", format!("expected at most {}", donjon_abi::secrets::COUNT_MAX)));
         }
+        let send = raw.limit.send.map(|s| size("limit", s)).transpose()?;
+        if raw.limit.connections == Some(0) || send == Some(0) {
+            return Err(value("limit", "0 would be none at all; leave it out for no limit".into()));
+        }
         let mut secrets = raw.secrets;
         secrets.sort_unstable();
         secrets.dedup();
@@ -224,6 +240,7 @@ impl Config {
                 .iter()
                 .map(|e| parse_egress(e).map_err(|m| value("egress", m)))
                 .collect::<Result<_, _>>()?,
+            limit: Limit { connections: raw.limit.connections.unwrap_or(0), send: send.unwrap_or(0) },
             files: files.collect(),
             env: raw.env,
             args: raw.args,
@@ -247,6 +264,7 @@ impl Config {
             tool: concat!("donjon ", env!("CARGO_PKG_VERSION")).into(),
             secrets: self.secrets.clone(),
             parts: Vec::new(),
+            limit: self.limit,
         }
     }
 }
@@ -379,6 +397,9 @@ mod tests {
             bin = "server"
             [env]
             RUST_LOG = "info"
+            [limit]
+            connections = 20
+            send = "10M"
             "#,
         )
         .unwrap();
@@ -387,6 +408,7 @@ mod tests {
         assert_eq!(c.files[1].to.as_deref(), Some("/etc"));
         assert_eq!((c.tmpfs, c.optimize), (Some(1 << 20), Optimize::Speed));
         assert_eq!(c.secrets, ["db", "tls-key"]);
+        assert_eq!(c.limit, Limit { connections: 20, send: 10 << 20 });
         let m = c.manifest("x");
         assert_eq!((m.name.as_str(), m.env.as_slice()), ("web", &["RUST_LOG=info".to_owned()][..]));
         assert_eq!(Manifest::parse(&m.to_bytes()), Ok(m));
@@ -400,6 +422,8 @@ mod tests {
         assert_eq!(error("frobnicate = 1"), "Donjon.toml: unknown key `frobnicate`");
         assert!(error("listen = [70000]").contains("`listen`: `70000` is not a port"));
         assert!(error("secrets = [\"a/b\"]").contains("`secrets`: `a/b` is not a name"));
+        assert!(error("limit = { send = 0 }").contains("`limit`: 0 would be none at all"));
+        assert!(error("limit = { bytes = 5 }").contains("unknown field `bytes`"));
         assert!(error("memory = \"lots\"").contains("`memory`: `lots` is not a size"));
         assert!(error("memory = \"1K\"").contains("between 1M and 1T"));
         assert!(error("egress = [\"example.org\"]").contains("`egress`"));

@@ -1,6 +1,6 @@
 //! The manifest of an image as a value, and its encoding into records.
 
-use donjon_abi::manifest::{Egress, RecordError, Tag, records, write_record};
+use donjon_abi::manifest::{Egress, Limit, RecordError, Tag, records, write_record};
 use donjon_abi::secrets::{COUNT_MAX, is_name};
 
 /// What a guest was declared to be and to do.
@@ -26,6 +26,8 @@ pub struct Manifest {
     pub secrets: Vec<String>,
     /// Parts of the program that could have been left out, and whether they are there.
     pub parts: Vec<(String, bool)>,
+    /// How fast the guest may send.
+    pub limit: Limit,
 }
 
 /// A transport protocol.
@@ -98,7 +100,7 @@ pub enum ManifestError {
 impl Manifest {
     /// Reads the records.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
-        let (mut name, mut memory, mut tool) = (None, None, None);
+        let (mut name, mut memory, mut tool, mut limit) = (None, None, None, None);
         let mut out = Manifest::default();
         for record in records(bytes) {
             let (tag, value) = record.map_err(|e| match e {
@@ -129,9 +131,11 @@ impl Manifest {
                     Some((there @ 0..=1, Ok(name))) => out.parts.push((name.into(), *there == 1)),
                     _ => return Err(bad()),
                 },
+                Tag::Limit => once(limit.replace(Limit::from_bytes(value).ok_or_else(bad)?).is_none())?,
                 Tag::Env => out.env.push(text().ok().filter(|t| t.contains('=')).ok_or_else(bad)?),
             }
         }
+        out.limit = limit.unwrap_or_default();
         out.name = name.ok_or(ManifestError::Missing(Tag::Name))?;
         out.memory = memory.ok_or(ManifestError::Missing(Tag::Memory))?;
         out.tool = tool.ok_or(ManifestError::Missing(Tag::Tool))?;
@@ -155,6 +159,9 @@ impl Manifest {
         let mut secrets: Vec<&String> = self.secrets.iter().collect();
         secrets.sort_unstable();
         secrets.iter().for_each(|s| put(Tag::Secret, s.as_bytes()));
+        if self.limit != Limit::default() {
+            put(Tag::Limit, &self.limit.to_bytes());
+        }
         self.parts.iter().for_each(|(name, there)| put(Tag::Part, &[&[u8::from(*there)], name.as_bytes()].concat()));
         out
     }
@@ -193,6 +200,7 @@ mod tests {
             tool: "0.1".into(),
             secrets: vec!["db".into(), "tls-key".into()],
             parts: vec![("proxy".into(), false), ("tls".into(), true)],
+            limit: Limit { connections: 9, send: 1 << 40 },
         }
     }
 

@@ -72,6 +72,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             "-e" => options.env.push(value()?),
             "--listen-any" => options.listen_any = true,
             "--egress-any" => options.egress_any = true,
+            "--limit-connections" => {
+                options.limit_connections = Some(value()?.parse().map_err(|e| format!("--limit-connections: {e}"))?)
+            }
+            "--limit-send" => options.limit_send = Some(value()?.parse().map_err(|e| format!("--limit-send: {e}"))?),
             "--explain-jail" => options.explain_jail = Some(donjon_monitor::jail::Explain::Text),
             "--explain-jail-json" => options.explain_jail = Some(donjon_monitor::jail::Explain::Json),
             "--without-rule" => options.without_rule = Some(value()?.leak()),

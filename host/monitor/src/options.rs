@@ -33,6 +33,10 @@ pub struct RunOptions {
     pub listen_any: bool,
     /// Lets the guest connect to anything, whatever its manifest says.
     pub egress_any: bool,
+    /// TCP connections that the guest may open in a second (0: no limit); `None` is what the manifest says.
+    pub limit_connections: Option<u32>,
+    /// Bytes that the guest may send in a second (0: no limit); `None` is what the manifest says.
+    pub limit_send: Option<u64>,
     /// Talk on standard error about what is being done.
     pub verbose: bool,
     /// Print the jail as it was put on, and end before the guest's first instruction.
@@ -67,6 +71,8 @@ impl Default for RunOptions {
             stop_timeout: Duration::from_secs(10),
             listen_any: false,
             egress_any: false,
+            limit_connections: None,
+            limit_send: None,
             verbose: false,
             explain_jail: None,
             relay_tap: false,

@@ -3,13 +3,14 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use donjon_abi::manifest::Egress;
 use rustix::process::{Pid, Signal, kill_process};
 
-use common::{Ran, first_line, image, launcher};
+use common::{Ran, Spec, first_line, image, launcher, pack, write};
 
 /// A namespace with `tap0` (10.77.0.1/24), deleted at the end.
 struct Namespace(String);
@@ -129,6 +130,57 @@ fn forged_frames_are_dropped_and_counted() {
         }
         // The host's own IP layer has seen none of them.
         assert_eq!(received(), before, "{r:?}");
+    }
+}
+
+/// A guest that may reach one port of the host, and what it may send in a second at most.
+fn limited(name: &str, port: u16) -> std::path::PathBuf {
+    let addr = std::net::Ipv4Addr::new(10, 77, 0, 1).to_ipv6_mapped().octets();
+    let egress = vec![Egress { protocol: 6, prefix: 128, port, addr }];
+    write(name, &pack(&Spec { egress, ..Spec::default() }))
+}
+
+/// All arrives, no faster than it may.
+#[test]
+fn what_a_guest_sends_keeps_to_its_limit() {
+    let Some(ns) = Namespace::new("limit") else { return };
+    ns.enter();
+    let listener = TcpListener::bind("10.77.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let image = limited("limit-send", port);
+    for extra in [&[][..], &["--relay-tap"]] {
+        let start = Instant::now();
+        let options = [&["--net", NET, "--limit-send", "500000"][..], extra].concat();
+        let child = launcher(&image, &options, &["connect", &format!("10.77.0.1:{port}"), "800000"]).spawn().unwrap();
+        let (mut s, _) = listener.accept().unwrap();
+        let (mut all, mut buffer) = (0, vec![0; 65536]);
+        while let Ok(n @ 1..) = s.read(&mut buffer) {
+            all += n;
+            // What may be sent at once, and what the time since then has earned.
+            let most = 131_072.0 + 500_000.0 * start.elapsed().as_secs_f64();
+            assert!(all as f64 <= most, "{all} bytes instead of {most}");
+            s.write_all(&buffer[..n]).unwrap();
+        }
+        drop(s);
+        let r: Ran = child.wait_with_output().unwrap().into();
+        assert_eq!((r.code, r.out.as_str()), (Some(0), "sent 800000 received 800000 right true\n"), "{r:?}");
+        assert!(r.err.contains("faster than its limit"), "{r:?}");
+    }
+}
+
+#[test]
+fn connections_that_a_guest_opens_keep_to_their_limit() {
+    let Some(ns) = Namespace::new("flood") else { return };
+    ns.enter();
+    let image = limited("limit-connections", 80);
+    for extra in [&[][..], &["--relay-tap"]] {
+        let (before, start) = (received(), Instant::now());
+        let options = [&["--net", NET, "--limit-connections", "20"][..], extra].concat();
+        let r: Ran = launcher(&image, &options, &["flood", "80", "2000"]).output().unwrap().into();
+        assert_eq!((r.code, r.out.as_str()), (Some(0), "asked 2000 times\n"), "{r:?}");
+        assert!(r.err.contains("faster than its limit"), "{r:?}");
+        let (seen, most) = (received() - before, 20.0 + 20.0 * start.elapsed().as_secs_f64());
+        assert!(seen >= 20 && seen as f64 <= most, "{seen} connection attempts instead of {most}: {r:?}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use common::{Ran, Spec, first_line, image, launcher, pack, run_with, write};
-use donjon_abi::manifest::Egress;
+use donjon_abi::manifest::{Egress, Limit};
 
 struct Guest(Child, u16);
 
@@ -238,6 +238,26 @@ fn the_guest_connects_out() {
     let r = run_with(&image, &[], &["connect", &format!("10.0.2.2:{port}"), "3000000"]);
     assert_eq!((r.code, r.out.as_str()), (Some(0), "sent 3000000 received 3000000 right true\n"), "{r:?}");
     assert_eq!(server.join().unwrap(), 3_000_000);
+}
+
+/// The manifest's limit, and the operator's in its place.
+#[test]
+fn what_the_guest_sends_keeps_to_its_limit() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway = std::net::Ipv4Addr::new(10, 0, 2, 2).to_ipv6_mapped().octets();
+    let egress = vec![Egress { protocol: 6, prefix: 128, port, addr: gateway }];
+    let limit = Limit { connections: 0, send: 500_000 };
+    let image = write("limited", &pack(&Spec { egress, limit, ..Spec::default() }));
+    for (options, send) in [(&[][..], 500_000), (&["--limit-send", "1000000"], 1_000_000)] {
+        let server = echo_server(listener.try_clone().unwrap());
+        let start = std::time::Instant::now();
+        let r = run_with(&image, options, &["connect", &format!("10.0.2.2:{port}"), "1500000"]);
+        let most = f64::from((send / 4).max(131_072)) + f64::from(send) * start.elapsed().as_secs_f64();
+        assert_eq!((r.code, r.out.as_str()), (Some(0), "sent 1500000 received 1500000 right true\n"), "{r:?}");
+        assert!(most >= 1_500_000.0 && r.err.contains("faster than its limit"), "{r:?}");
+        assert_eq!(server.join().unwrap(), 1_500_000);
+    }
 }
 
 #[test]

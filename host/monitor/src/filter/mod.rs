@@ -3,21 +3,26 @@
 //! It knows the guest's Ethernet and IP addresses, the ports on which the image declares to serve, and the destinations that it declares to
 //! reach ([`rules`]). A frame of the guest passes if it bears the guest's own addresses and goes to a declared destination, or answers somebody
 //! who has sent something to a declared port before ([`flows`]). A frame for the guest passes if it is for a declared port, comes from a declared
-//! destination, or is what address resolution and path MTU discovery need. Everything else is dropped and counted by [`Reason`].
+//! destination, or is what address resolution and path MTU discovery need. Everything else is dropped and counted by [`Reason`]. What passes can be limited
+//! to a [`rate`].
 //!
 //! There are two implementations of the same decisions: [`Filter`] in Rust, for frames that pass through the monitor (user-mode networking, under both
 //! engines), and [`kernel`], an eBPF program on the TAP device, for guests that read and write the TAP themselves. A test runs both over the same frames.
 
 mod flows;
 pub(crate) mod kernel;
+mod rate;
 pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
+
+use std::time::Instant;
 
 use donjon_net::{NetHdr, net_hdr};
 
 use donjon_abi::manifest::METADATA6;
 use flows::{Flow, Flows};
+use rate::Rate;
 use rules::{Rules, Source4, TCP, UDP, mapped};
 
 /// Why a frame was dropped.
@@ -38,11 +43,12 @@ pub(crate) enum Reason {
     Egress,
     Listen,
     Offload,
+    Rate,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 15] = [
         Reason::Truncated,
         Reason::EtherType,
         Reason::SourceMac,
@@ -57,6 +63,7 @@ impl Reason {
         Reason::Egress,
         Reason::Listen,
         Reason::Offload,
+        Reason::Rate,
     ];
 
     /// In words.
@@ -76,6 +83,7 @@ impl Reason {
             Reason::Egress => "to a destination that `egress` in the manifest does not allow",
             Reason::Listen => "to a port that `listen` in the manifest does not declare",
             Reason::Offload => "an offload header that does not fit the frame",
+            Reason::Rate => "faster than its limit",
         }
     }
 }
@@ -104,6 +112,11 @@ pub(crate) struct Filter {
     rules: Rules,
     flows: Flows,
     lease: Lease,
+    start: Instant,
+    connections: Option<Rate>,
+    send: Option<Rate>,
+    /// When the next connection and the next byte are due.
+    due: [u64; 2],
     dropped: [[u64; Reason::ALL.len()]; 2],
 }
 
@@ -156,7 +169,16 @@ fn opens(flags: u8) -> bool {
 impl Filter {
     /// A filter that has seen nothing.
     pub fn new(rules: Rules) -> Filter {
-        Filter { rules, flows: Flows::default(), lease: Lease::default(), dropped: [[0; _]; 2] }
+        Filter {
+            flows: Flows::default(),
+            lease: Lease::default(),
+            start: Instant::now(),
+            connections: Rate::connections(rules.limit),
+            send: Rate::send(rules.limit),
+            due: [0; 2],
+            rules,
+            dropped: [[0; _]; 2],
+        }
     }
 
     /// How many frames were dropped that went this way, by reason.
@@ -166,7 +188,9 @@ impl Filter {
 
     /// Whether a frame of the guest may pass, and else why not.
     pub fn outbound(&mut self, header: NetHdr, frame: Frame<'_>) -> Result<(), Reason> {
-        let verdict = offload_fits(header, frame).and_then(|()| self.check_from_guest(frame));
+        let verdict = offload_fits(header, frame)
+            .and_then(|()| self.check_from_guest(frame))
+            .and_then(|()| self.in_time(self.send, 1, frame.len as u64));
         self.count(Way::FromGuest, verdict);
         verdict
     }
@@ -199,6 +223,13 @@ impl Filter {
             IPV6 => self.ipv6_from_guest(frame),
             _ => Err(Reason::EtherType),
         }
+    }
+
+    /// Whether so many units keep to a limit, whose state is that one of `due`.
+    fn in_time(&mut self, limit: Option<Rate>, due: usize, units: u64) -> Result<(), Reason> {
+        let Some(rate) = limit else { return Ok(()) };
+        let now = self.start.elapsed().as_nanos() as u64;
+        if rate.take(&mut self.due[due], now, units) { Ok(()) } else { Err(Reason::Rate) }
     }
 
     fn own4(&self) -> Option<[u8; 4]> {
@@ -370,7 +401,10 @@ impl Filter {
         };
         let ported = matches!(protocol, TCP | UDP);
         if ported && self.rules.permits(protocol, peer, flow.peer_port) {
-            return Ok(());
+            return match protocol == TCP && opens(frame.array::<14>(at)?[13]) {
+                true => self.in_time(self.connections, 0, 1),
+                false => Ok(()),
+            };
         }
         if is_metadata(peer) && !self.lives_there(peer) {
             return Err(Reason::Metadata);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use donjon_abi::boot;
-use donjon_abi::manifest::Egress;
+use donjon_abi::manifest::{Egress, Limit};
 use donjon_image::Manifest;
 
 use crate::options::RunOptions;
@@ -46,6 +46,8 @@ pub(crate) struct Rules {
     pub listen_any: bool,
     /// Where it may go.
     pub egress: Vec<Egress>,
+    /// How fast it may send.
+    pub limit: Limit,
 }
 
 impl Rules {
@@ -76,6 +78,10 @@ impl Rules {
             listen: manifest.listen.iter().map(|p| (p.protocol as u8, p.port)).collect(),
             listen_any: options.listen_any,
             egress,
+            limit: Limit {
+                connections: options.limit_connections.unwrap_or(manifest.limit.connections),
+                send: options.limit_send.unwrap_or(manifest.limit.send),
+            },
         }
     }
 

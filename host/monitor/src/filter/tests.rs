@@ -1,6 +1,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use donjon_abi::manifest::Egress;
+use donjon_abi::manifest::{Egress, Limit};
 
 use super::kernel::run::Bench;
 use super::*;
@@ -33,6 +33,7 @@ fn rules() -> Rules {
         listen: vec![(TCP, 80), (UDP, 53)],
         listen_any: false,
         egress: vec![egress(TCP, "192.0.2.8", 128, 5432), egress(0, "2001:db8::", 32, 0)],
+        limit: Limit::default(),
     }
 }
 
@@ -466,8 +467,8 @@ fn both_implementations_agree() {
             *verdicts.entry((to_guest, f.agree(to_guest, &frame))).or_insert(0) += 1;
         }
     }
-    // Every reason that a frame without offload header can have was among them, and both directions let something through.
-    for reason in Reason::ALL.into_iter().filter(|r| *r != Reason::Offload) {
+    // Every reason that a frame without offload header can have whatever the time is was among them, and both directions let something through.
+    for reason in Reason::ALL.into_iter().filter(|r| !matches!(r, Reason::Offload | Reason::Rate)) {
         assert!([true, false].iter().any(|d| verdicts.contains_key(&(*d, Err(reason)))), "{reason:?} never came");
     }
     assert!(verdicts[&(true, Ok(()))] > 1000 && verdicts[&(false, Ok(()))] > 300, "{verdicts:?}");
@@ -501,4 +502,43 @@ fn what_passes_is_the_guests_own() {
         }
     }
     assert!(passed > 300, "{passed}");
+}
+
+/// Frames that pass are the burst and then what the time since has earned, in both implementations; frames that are dropped for another reason cost nothing.
+#[test]
+fn what_passes_keeps_to_the_limits() {
+    let syn = out4(SERVER, TCP, &tcp(40_000, 5432, SYN));
+    let data = out4(SERVER, TCP, &[&tcp(40_000, 5432, ACK)[..], &[0; 1000]].concat());
+    let elsewhere = out4(CLIENT, TCP, &tcp(40_000, 5432, SYN));
+    let cases = [
+        (Limit { connections: 5, send: 0 }, &syn, 1, 5, 5),
+        (Limit { connections: 0, send: 1000 }, &data, data.len(), 1000, 128 * 1024),
+    ];
+    for (limit, frame, units, rate, burst) in cases {
+        let rules = Rules { limit, ..rules() };
+        let check = |name: &str, pass: &mut dyn FnMut(&[u8]) -> Result<(), Reason>| {
+            let start = std::time::Instant::now();
+            for _ in 0..1000 {
+                assert_eq!(pass(&elsewhere), Err(Reason::Egress));
+            }
+            let mut passed = 0;
+            for _ in 0..1000 {
+                match pass(frame) {
+                    Ok(()) => passed += units,
+                    Err(reason) => assert_eq!(reason, Reason::Rate, "{name}"),
+                }
+            }
+            let most = burst as f64 + start.elapsed().as_secs_f64() * rate as f64;
+            assert!(passed + units > burst && passed as f64 <= most + units as f64, "{name}: {passed} of {most}");
+        };
+        let mut filter = Filter::new(rules.clone());
+        check("monitor", &mut |frame| filter.outbound(NetHdr::default(), frame.into()));
+        match Bench::new(&rules) {
+            Some(bench) => check("kernel", &mut |frame| bench.run(false, frame).expect("a frame that the test takes")),
+            None => eprintln!("SKIPPED: the kernel's filter needs CAP_BPF"),
+        }
+    }
+    // The other kind of frame is not limited.
+    let mut filter = Filter::new(Rules { limit: Limit { connections: 1, send: 0 }, ..rules() });
+    assert!((0..100).all(|_| filter.outbound(NetHdr::default(), data[..].into()).is_ok()));
 }

@@ -68,11 +68,19 @@ pub struct Spec {
     pub memory: u64,
     pub listen: Vec<(u8, u16)>,
     pub egress: Vec<donjon_abi::manifest::Egress>,
+    pub limit: donjon_abi::manifest::Limit,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Spec { args: vec![], env: vec![], memory: 16 << 20, listen: vec![(6, 7), (17, 7)], egress: vec![] }
+        Spec {
+            args: vec![],
+            env: vec![],
+            memory: 16 << 20,
+            listen: vec![(6, 7), (17, 7)],
+            egress: vec![],
+            limit: Default::default(),
+        }
     }
 }
 
@@ -94,6 +102,7 @@ pub fn pack(spec: &Spec) -> Vec<u8> {
         for e in &spec.egress {
             put(Tag::Egress, &e.to_bytes());
         }
+        put(Tag::Limit, &spec.limit.to_bytes());
         for a in &spec.args {
             put(Tag::Arg, a.as_bytes());
         }

@@ -43,9 +43,12 @@ pub(super) enum Cmp {
 #[repr(u8)]
 pub(super) enum Op {
     Add = 0x00,
+    Sub = 0x10,
+    Mul = 0x20,
     Or = 0x40,
     And = 0x50,
     Shl = 0x60,
+    Shr = 0x70,
     Mov = 0xb0,
 }
 

@@ -2,6 +2,7 @@
 
 use donjon_abi::manifest::METADATA6;
 
+use super::super::rate::{Rate, SHIFT};
 use super::super::rules::{Rules, Source4, TCP, UDP};
 use super::super::{ARP, DATAGRAM, ETH, FRAGMENT6, ICMP, ICMPV6, IPV4, IPV6, NEIGHBOUR, Reason, V4_MAPPED, Way};
 use super::asm::{Asm, Cmp, Label, Op, Reg, Width};
@@ -9,8 +10,11 @@ use Cmp::{Eq, Gt, Ne};
 use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use Width::{B, D, H, W};
 
-/// Bytes of the only value of the state array: the lease's address and server, then a counter per way and reason.
-pub(super) const STATE_LEN: usize = 8 + 16 * Reason::ALL.len();
+/// Bytes of the only value of the state array: the lease's address and server, then a counter per way and reason, then when the next connection and the
+/// next byte are due.
+pub(super) const STATE_LEN: usize = CONNECTION_DUE as usize + 16;
+const CONNECTION_DUE: i16 = 8 + 16 * Reason::ALL.len() as i16;
+const BYTE_DUE: i16 = CONNECTION_DUE + 8;
 /// Bytes of a key of the flow map: peer's address, its port, the guest's port (network order), protocol (`u32`).
 pub(super) const KEY_LEN: usize = 24;
 
@@ -21,6 +25,7 @@ const DROP: i32 = 2;
 /// Helpers (linux/bpf.h).
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
+const NANOSECONDS: u32 = 5;
 const LOAD_BYTES: u32 = 26;
 
 /// Fields of `struct __sk_buff`.
@@ -121,6 +126,10 @@ impl<'a> Program<'a> {
 
     fn finish(mut self) -> Option<Vec<u64>> {
         self.asm.place(self.accept);
+        if let Some(rate) = Rate::send(self.rules.limit).filter(|_| self.way == Way::FromGuest) {
+            self.asm.load(W, R7, R6, SKB_LEN);
+            self.require_in_time(rate, BYTE_DUE);
+        }
         self.asm.op(Op::Mov, R0, NEXT);
         self.asm.exit();
         for (reason, label) in self.asm.drops() {
@@ -132,6 +141,27 @@ impl<'a> Program<'a> {
             self.asm.exit();
         }
         self.asm.finish()
+    }
+
+    /// Drops unless `R7` units, which are lost, keep to the limit: `Rate::take`. Its state needs no lock: a device's frames come one after the other, from its only
+    /// queue.
+    fn require_in_time(&mut self, rate: Rate, due: i16) {
+        let (late, over) = (self.asm.label(), self.asm.drop(Reason::Rate));
+        self.asm.call(NANOSECONDS);
+        self.asm.map_value(R1, self.maps.state);
+        self.asm.load(D, R2, R1, due);
+        self.asm.jump_if_reg(Gt, R2, R0, late);
+        self.asm.op_reg(Op::Mov, R2, R0);
+        self.asm.place(late);
+        self.asm.constant(R3, rate.cost);
+        self.asm.op_reg(Op::Mul, R7, R3);
+        self.asm.op(Op::Shr, R7, SHIFT.into());
+        self.asm.op_reg(Op::Add, R2, R7);
+        self.asm.op_reg(Op::Mov, R3, R2);
+        self.asm.op_reg(Op::Sub, R3, R0);
+        self.asm.constant(R4, rate.burst);
+        self.asm.jump_if_reg(Gt, R3, R4, over);
+        self.asm.store(D, R1, due, R2);
     }
 
     /// Copies `len` bytes of the frame to the stack; drops a frame that is shorter.
@@ -629,7 +659,21 @@ impl Program<'_> {
         self.asm.place(ports);
         self.key_ports(0, 2);
         let passes = self.asm.label();
-        self.if_permitted(true, passes);
+        let limit = Rate::connections(self.rules.limit).filter(|_| !self.rules.egress.is_empty());
+        if let Some(rate) = limit {
+            let permitted = self.asm.label();
+            self.if_permitted(true, permitted);
+            self.asm.jump(known);
+            self.asm.place(permitted);
+            self.asm.jump_if(Ne, R7, TCP.into(), passes);
+            self.tcp_opens(R1);
+            self.asm.jump_if(Ne, R1, 0x02, passes);
+            self.asm.op(Op::Mov, R7, 1);
+            self.require_in_time(rate, CONNECTION_DUE);
+            self.asm.jump(passes);
+        } else {
+            self.if_permitted(true, passes);
+        }
 
         self.asm.place(known);
         self.drop_metadata();

@@ -227,6 +227,25 @@ pub fn datagram(to: &str) -> ! {
     exit(1)
 }
 
+/// Asks the gateway's port for connections, as fast as it can, with no network stack to hold it back.
+pub fn flood(port: u16, count: u64) -> ! {
+    let net = boot().net;
+    for i in 0..count {
+        let mut f = [&[0xff; 6][..], &net.mac, &[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
+        f.extend(net.ipv4);
+        f.extend(net.ipv4_gateway);
+        let sum = f[14..34].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        f[24..26].copy_from_slice(&sum.to_be_bytes());
+        f.extend((20_000 + i as u16).to_be_bytes());
+        f.extend(port.to_be_bytes());
+        f.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+        while Gate.send(NetHdr::default(), &f, &[]) == Sent::Full {}
+    }
+    say!("asked {count} times");
+    exit(0)
+}
+
 /// Sends frames that a guest must not send, straight to the device.
 pub fn forge() -> ! {
     let net = boot().net;
