@@ -200,9 +200,12 @@ pub struct EngineArgs {
     /// QEMU's machine type: microvm or q35.
     #[arg(long, value_name = "TYPE", default_value = "microvm")]
     pub machine: Machine,
-    /// Another argument for QEMU. May be given several times.
+    /// Another argument for QEMU, which may use the files that it names. May be given several times.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub qemu_arg: Vec<String>,
+    /// Run QEMU without its jail, where the arguments for it need more than the files that they name.
+    #[arg(long)]
+    pub qemu_unconfined: bool,
     /// Memory of the guest, such as 64M [default: what the image says].
     #[arg(long, short, value_name = "SIZE", value_parser = donjon_image::config::parse_size)]
     pub memory: Option<u64>,

@@ -53,7 +53,8 @@ pub fn engine(args: &EngineArgs) -> Engine {
         EngineName::Auto => Engine::Auto,
         EngineName::Process => Engine::Process,
         EngineName::Qemu => {
-            Engine::Qemu(QemuOptions { machine: args.machine, extra: args.qemu_arg.clone(), ..QemuOptions::default() })
+            let (extra, unconfined) = (args.qemu_arg.clone(), args.qemu_unconfined);
+            Engine::Qemu(QemuOptions { machine: args.machine, extra, unconfined, ..QemuOptions::default() })
         }
     }
 }

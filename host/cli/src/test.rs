@@ -157,6 +157,9 @@ fn run_one(args: &TestArgs, project: &Project, image: &Path) -> io::Result<(Verd
         EngineName::Qemu => {
             let machine = if engine.machine == Machine::Q35 { "q35" } else { "microvm" };
             command.args(["--engine", "qemu", "--machine", machine]);
+            if engine.qemu_unconfined {
+                command.arg("--qemu-unconfined");
+            }
             command.args(engine.qemu_arg.iter().map(|a| format!("--qemu-arg={a}")));
         }
     }

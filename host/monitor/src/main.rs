@@ -67,6 +67,15 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
                 let machine = value()?.parse().map_err(|e| format!("{e}"))?;
                 options.engine = Engine::Qemu(QemuOptions { machine, ..QemuOptions::default() });
             }
+            "--qemu-arg" | "--qemu-unconfined" => {
+                let Engine::Qemu(qemu) = &mut options.engine else {
+                    return Err(format!("{arg} comes after --engine qemu"));
+                };
+                match arg.as_str() {
+                    "--qemu-arg" => qemu.extra.push(value()?),
+                    _ => qemu.unconfined = true,
+                }
+            }
             "-m" => options.memory = Some(value()?.parse::<u64>().map_err(|e| format!("-m: {e}"))? << 20),
             "--secret" => options.secrets.push(value()?.parse().map_err(|e| format!("{e}"))?),
             "-e" => options.env.push(value()?),

@@ -115,8 +115,10 @@ pub struct QemuOptions {
     pub machine: Machine,
     /// The program; `None` is `qemu-system-x86_64` on the search path.
     pub program: Option<PathBuf>,
-    /// Arguments that are passed on as they are.
+    /// Arguments that are passed on as they are. QEMU may use the files that they name.
     pub extra: Vec<String>,
+    /// Without Landlock and without QEMU's own sandbox, because the arguments need more than that.
+    pub unconfined: bool,
 }
 
 /// QEMU's machine types that an image boots on.

@@ -90,3 +90,32 @@ fn a_deaf_machine_is_ended() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143));
 }
+
+/// The user's own arguments open the files that they name, and nothing else; only another flag opens all.
+#[test]
+fn arguments_for_qemu_open_what_they_name() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("qemu-named-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let [named, other] = ["named", "other"].map(|name| {
+        let path = dir.join(name);
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        path.display().to_string()
+    });
+    let script = format!(
+        r#"for a in "$@"; do echo "$a"; done
+        for f in {named} {other}; do (echo hello > "$f") && cat "$f" || echo "refused $f"; done
+        printf '\0' > "$status""#
+    );
+    let extra = ["--qemu-arg", "-chardev", "--qemu-arg", &format!("file,id=x,path={named}")];
+    let r = ran(with("named", &script, &extra, &[]));
+    assert!(r.code == Some(0) && r.out.contains("-sandbox\non,obsolete=deny"), "{r:?}");
+    assert!(r.out.contains(&format!("hello\nrefused {other}\n")), "{r:?}");
+    let r = ran(with("open", &script, &[&extra[..], &["--qemu-unconfined"]].concat(), &[]));
+    assert!(r.code == Some(0) && !r.out.contains("-sandbox\n") && r.out.contains("hello\nhello\n"), "{r:?}");
+    // Another -sandbox takes the place of ours; Landlock stays.
+    let own = ["--qemu-arg", "-sandbox", "--qemu-arg", "on"];
+    let r = ran(with("own", &script, &[&extra[..], &own].concat(), &[]));
+    assert!(r.out.contains("-sandbox\non\n") && !r.out.contains("obsolete=deny"), "{r:?}");
+    assert!(r.out.contains(&format!("refused {other}\n")), "{r:?}");
+}

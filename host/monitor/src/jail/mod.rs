@@ -9,6 +9,7 @@ mod sys;
 
 use std::io::{Error, Result};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
@@ -171,23 +172,25 @@ pub(crate) struct Confinement {
 }
 
 impl Confinement {
-    /// For a program that reads these files. `files` is `None` if it is not known what it needs.
-    pub fn new(files: Option<&[&std::path::Path]>, report: &mut Report) -> Confinement {
+    /// For a program that reads the first of these files, and reads and writes the second, if they are there. `files` is `None` if it is not known what it needs.
+    pub fn new(files: Option<(&[&Path], &[PathBuf])>, report: &mut Report) -> Confinement {
         let root = rustix::process::geteuid().is_root();
         let landlock = match files {
-            Some(files) => {
-                let built = program_ruleset(files);
+            Some((files, named)) => {
+                let built = program_ruleset(files, named);
+                let named: Vec<_> = named.iter().filter(|p| p.exists()).map(|p| p.display().to_string()).collect();
+                let writes = if named.is_empty() { "no file".into() } else { format!("only {}", named.join(", ")) };
                 report.add(
                     "Landlock",
                     built
                         .as_ref()
-                        .map(|_| "reads its own installation, writes no file, no TCP".into())
+                        .map(|_| format!("reads its own installation, writes {writes}, no TCP"))
                         .map_err(|e| Error::other(e.to_string())),
                 );
                 built.ok()
             }
             None => {
-                report.skip("Landlock", "extra arguments (--qemu-arg) may need any file");
+                report.skip("Landlock", "its arguments may need any file (--qemu-unconfined)");
                 None
             }
         };
@@ -219,7 +222,7 @@ impl Confinement {
     }
 }
 
-fn program_ruleset(files: &[&std::path::Path]) -> Result<RulesetCreated> {
+fn program_ruleset(files: &[&Path], named: &[PathBuf]) -> Result<RulesetCreated> {
     let build = || -> std::result::Result<RulesetCreated, landlock::RulesetError> {
         let abi = ABI::V6;
         let read = AccessFs::from_read(abi);
@@ -229,11 +232,18 @@ fn program_ruleset(files: &[&std::path::Path]) -> Result<RulesetCreated> {
             .scope(Scope::AbstractUnixSocket)?
             .create()?;
         let system = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"];
-        for path in system.iter().map(std::path::Path::new).chain(files.iter().copied()) {
+        for path in system.iter().map(Path::new).chain(files.iter().copied()) {
             // What is not there needs no rule.
             if let Ok(fd) = PathFd::new(path) {
                 let access = if path.is_dir() { read } else { read & AccessFs::from_file(abi) };
                 ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+            }
+        }
+        for path in named {
+            if let Ok(fd) = PathFd::new(path) {
+                let all = AccessFs::from_all(abi);
+                let access = if path.is_dir() { all } else { all & AccessFs::from_file(abi) };
+                ruleset = ruleset.add_rule(PathBeneath::new(fd, access & !AccessFs::Execute))?;
             }
         }
         Ok(ruleset)

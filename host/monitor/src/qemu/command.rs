@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::net::Link;
@@ -53,7 +54,7 @@ pub(super) fn arguments(
     // Without ACPI QEMU takes its small firmware, which saves 45 ms; devices are then named on the command line.
     put(&["-machine", if microvm { "microvm,acpi=off" } else { "q35" }]);
     put(&["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", &format!("{}M", memory.div_ceil(1 << 20))]);
-    if qemu.extra.is_empty() {
+    if sandboxed(qemu) {
         put(&["-sandbox", SANDBOX]);
     }
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -91,6 +92,37 @@ pub(super) fn arguments(
     out.extend(["-append".into(), append]);
     out.extend(qemu.extra.iter().cloned());
     Ok(out)
+}
+
+/// Whether QEMU is told to put its own filter on as we want it.
+pub(super) fn sandboxed(qemu: &QemuOptions) -> bool {
+    !qemu.unconfined && !qemu.extra.iter().any(|a| a == "-sandbox" || a == "--sandbox")
+}
+
+/// The files and directories that the user's own arguments name: `-D qemu.log` as much as `-drive file=disk.img,format=raw`. What is named by a property that is none of
+/// QEMU's for files counts only if it looks like a path.
+pub(super) fn named_files(extra: &[String]) -> Vec<PathBuf> {
+    const KEYS: [&str; 7] = ["file", "filename", "path", "mem-path", "logfile", "dir", "romfile"];
+    let mut out = Vec::new();
+    for (i, argument) in extra.iter().enumerate() {
+        // QEMU writes a comma in a value as two.
+        for part in argument.replace(",,", "\0").split(',') {
+            let part = part.replace('\0', ",");
+            let (key, value) = part.split_once('=').unwrap_or(("", &part));
+            let whole = part == *argument && i > 0 && extra[i - 1].starts_with('-');
+            if whole || KEYS.contains(&key.rsplit('.').next().unwrap_or(key)) || value.contains('/') {
+                out.push(PathBuf::from(value));
+            }
+        }
+        if argument == "kvm"
+            || argument == "-enable-kvm"
+            || argument.contains("accel=kvm")
+            || argument.starts_with("kvm,")
+        {
+            out.push("/dev/kvm".into());
+        }
+    }
+    out
 }
 
 /// The guest's command line.
@@ -178,6 +210,21 @@ mod tests {
         assert_eq!(quoted(""), "\"\"");
         assert_eq!(quoted("a\"b\\c"), "\"a\\\"b\\\\c\"");
         assert_eq!(quoted("--"), "\"--\"");
+    }
+
+    #[test]
+    fn files_that_arguments_name_are_found() {
+        let named = |words: &str| {
+            let extra: Vec<String> = words.split(' ').map(str::to_owned).collect();
+            named_files(&extra).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(named("-D qemu.log -d in_asm"), "qemu.log in_asm");
+        assert_eq!(named("-drive file=a,,b.img,if=none,format=raw"), "a,b.img");
+        assert_eq!(named("-object memory-backend-file,id=m,mem-path=/dev/shm/m,size=32M"), "/dev/shm/m");
+        assert_eq!(named("-blockdev driver=file,node-name=f,file.filename=disk"), "disk");
+        assert_eq!(named("-plugin ./count.so,arg=./out"), "./count.so ./out");
+        assert_eq!(named("-accel kvm"), "kvm /dev/kvm");
+        assert_eq!(named("-cpu max,+avx -m 64"), "64");
     }
 
     #[test]

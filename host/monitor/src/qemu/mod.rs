@@ -78,11 +78,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let inherited = [Some(guest_status.as_fd()), Some(image.as_fd()), link.guest_fd(), link.filter_fd()];
     let mut jailed = jail::Report::new("QEMU");
     let files = [source.path.as_path(), program.as_path()];
-    let confinement = Confinement::new(qemu.extra.is_empty().then_some(&files[..]), &mut jailed);
-    if qemu.extra.is_empty() {
-        jailed.add("its own seccomp", Ok(command::SANDBOX.into()));
-    } else {
-        jailed.skip("its own seccomp", "extra arguments (--qemu-arg) may need more");
+    let named = command::named_files(&qemu.extra);
+    let confinement = Confinement::new((!qemu.unconfined).then_some((&files[..], &named[..])), &mut jailed);
+    match command::sandboxed(qemu) {
+        true => jailed.add("its own seccomp", Ok(command::SANDBOX.into())),
+        false => jailed.skip("its own seccomp", "as the arguments say (--qemu-unconfined, or another -sandbox)"),
     }
     let plan = jail::Plan {
         network: link.needs(),
