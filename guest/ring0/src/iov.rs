@@ -18,21 +18,21 @@ pub struct Iov {
 }
 
 impl Iov {
+    /// No pieces. It is 1 KB: made once, and filled anew for each frame.
+    pub const EMPTY: Iov = Iov { pieces: [[0; 16]; FRAME_IOV_MAX as usize], count: 0, total: 0, at: 0, offset: 0 };
+
     /// Reads the `donjon_abi::Frame` at `frame` and its vectors.
-    pub fn read<M: Phys>(space: &mut Space<M>, frame: u64) -> Result<Iov, Failure> {
+    pub fn read<M: Phys>(&mut self, space: &mut Space<M>, frame: u64) -> Result<(), Failure> {
+        (self.count, self.at, self.offset) = (0, 0, 0);
         let mut head = [0; 16];
         user::read(space, frame, &mut head)?;
         let head = u128::from_le_bytes(head);
         let (array, count) = (head as u64, (head >> 64) as u32);
-        if count == 0 || count > FRAME_IOV_MAX {
-            return Err(Failure::Invalid);
-        }
-        let count = count as usize;
-        let mut iov = Iov { pieces: [[0; 16]; FRAME_IOV_MAX as usize], count, total: 0, at: 0, offset: 0 };
-        let pieces = iov.pieces.get_mut(..count).ok_or(Failure::Invalid)?;
+        let pieces = self.pieces.get_mut(..count as usize).filter(|p| !p.is_empty()).ok_or(Failure::Invalid)?;
         user::read(space, array, pieces.as_flattened_mut())?;
-        iov.total = (0..count).filter_map(|i| iov.piece(i)).fold(0, |sum, p| p.len.saturating_add(sum));
-        Ok(iov)
+        self.count = count as usize;
+        self.total = (0..self.count).filter_map(|i| self.piece(i)).fold(0, |sum, p| p.len.saturating_add(sum));
+        Ok(())
     }
 
     /// Length of the first piece, bytes.

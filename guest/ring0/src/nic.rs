@@ -79,6 +79,8 @@ pub struct Nic {
     posted: u16,
     /// The last `send` found the device full.
     full: bool,
+    /// The frame in hand.
+    iov: Iov,
 }
 
 impl Nic {
@@ -128,6 +130,7 @@ impl Nic {
             step: RX_STEP[large],
             posted: 0,
             full: false,
+            iov: Iov::EMPTY,
         };
         nic.post(space, nic.step);
         if nic.posted == 0 {
@@ -162,7 +165,7 @@ impl Nic {
     /// Stops the device when it has sent what it was given, or after `patience` looks at it.
     pub fn stop<M: Phys>(&mut self, space: &mut Space<M>, patience: u32) {
         for _ in 0..patience {
-            if self.reclaim(&space.mem).is_err() || self.tx.flying() == 0 {
+            if reclaim(&mut self.tx, &space.mem).is_err() || self.tx.flying() == 0 {
                 break;
             }
         }
@@ -174,7 +177,7 @@ impl Nic {
         if count > BATCH_MAX {
             return Err(Failure::Invalid);
         }
-        self.reclaim(&space.mem)?;
+        reclaim(&mut self.tx, &space.mem)?;
         let mut sent = 0;
         let mut outcome = Ok(true);
         while sent < count {
@@ -196,7 +199,8 @@ impl Nic {
 
     /// Whether the frame was taken (sent or dropped); `false` if the device is full.
     fn send_one<M: Phys>(&mut self, space: &mut Space<M>, frame: u64) -> Result<bool, Failure> {
-        let mut iov = Iov::read(space, frame)?;
+        let iov = &mut self.iov;
+        iov.read(space, frame)?;
         let total = iov.total;
         let well_formed = iov.first() == NET_HDR_LEN as u64 && total > NET_HDR_LEN as u64 + 14;
         if !well_formed || total > FRAME_MAX as u64 {
@@ -207,7 +211,7 @@ impl Nic {
         if needed > self.tx.size() {
             return Ok(true);
         }
-        if self.tx.free() < needed && (self.reclaim(&space.mem).is_err() || self.tx.free() < needed) {
+        if self.tx.free() < needed && (reclaim(&mut self.tx, &space.mem).is_err() || self.tx.free() < needed) {
             return Ok(false);
         }
         let mut chain = [(0, PhysAddr(0), 0); CHAIN_MAX];
@@ -234,36 +238,14 @@ impl Nic {
                 .map(|()| true)
                 .map_err(Failure::User);
         }
-        let sound = result == Ok(true) && chain.first().is_some_and(|c| self.check_header(&mut space.mem, c.1, total));
+        let sound = result == Ok(true)
+            && chain.first().is_some_and(|c| check_header(self.features, &mut space.mem, c.1, total));
         if sound {
             self.tx.push(&mut space.mem, chain.iter().copied(), Writer::Driver);
         } else {
             chain.iter().rev().for_each(|c| self.tx.give(c.0));
         }
         result
-    }
-
-    /// Checks the offload header, which is the shim's own copy, against what was negotiated.
-    fn check_header(&self, mem: &mut impl Phys, at: PhysAddr, total: u64) -> bool {
-        let mut bytes = [0; NET_HDR_LEN];
-        mem.read(at, &mut bytes);
-        let mut header = NetHdr::from_bytes(bytes);
-        let has = |f| self.features & f != 0;
-        let len = total - NET_HDR_LEN as u64;
-        let partial = header.flags & net_hdr::NEEDS_CSUM != 0;
-        let sum_at = u64::from(header.csum_start) + u64::from(header.csum_offset);
-        let sum = !partial || has(feature::CSUM) && sum_at + 2 <= len;
-        let segments = match header.gso_type {
-            net_hdr::GSO_NONE => true,
-            net_hdr::GSO_TCPV4 => has(feature::HOST_TSO4) && partial && header.gso_size > 0,
-            net_hdr::GSO_TCPV6 => has(feature::HOST_TSO6) && partial && header.gso_size > 0,
-            _ => false,
-        };
-        header.flags &= net_hdr::NEEDS_CSUM;
-        // §5.1.6.2: the driver sets it to 0.
-        header.num_buffers = 0;
-        mem.write(at, &header.to_bytes());
-        sum && segments && u64::from(header.hdr_len) <= len
     }
 
     /// The gate's `net_recv`.
@@ -300,7 +282,8 @@ impl Nic {
             return Ok(false);
         }
         // The guest's side first: a frame is not lost to a bad pointer.
-        let mut iov = Iov::read(space, frame)?;
+        let iov = &mut self.iov;
+        iov.read(space, frame)?;
         let mut buffers = [(0u16, 0u32); CHAIN_MAX];
         let mut used = 0;
         let mut wanted = 1;
@@ -346,13 +329,37 @@ impl Nic {
             self.posted += 1;
         }
     }
+}
 
-    fn reclaim(&mut self, mem: &impl Phys) -> Result<(), Lie> {
-        while let Some(used) = self.tx.pop(mem)? {
-            self.tx.release(used.head);
-        }
-        Ok(())
+/// Checks the offload header, which is the shim's own copy, against what was negotiated.
+fn check_header(features: u64, mem: &mut impl Phys, at: PhysAddr, total: u64) -> bool {
+    let mut bytes = [0; NET_HDR_LEN];
+    mem.read(at, &mut bytes);
+    let mut header = NetHdr::from_bytes(bytes);
+    let has = |f| features & f != 0;
+    let len = total - NET_HDR_LEN as u64;
+    let partial = header.flags & net_hdr::NEEDS_CSUM != 0;
+    let sum_at = u64::from(header.csum_start) + u64::from(header.csum_offset);
+    let sum = !partial || has(feature::CSUM) && sum_at + 2 <= len;
+    let segments = match header.gso_type {
+        net_hdr::GSO_NONE => true,
+        net_hdr::GSO_TCPV4 => has(feature::HOST_TSO4) && partial && header.gso_size > 0,
+        net_hdr::GSO_TCPV6 => has(feature::HOST_TSO6) && partial && header.gso_size > 0,
+        _ => false,
+    };
+    header.flags &= net_hdr::NEEDS_CSUM;
+    // §5.1.6.2: the driver sets it to 0.
+    header.num_buffers = 0;
+    mem.write(at, &header.to_bytes());
+    sum && segments && u64::from(header.hdr_len) <= len
+}
+
+/// Takes back what the device has sent.
+fn reclaim(tx: &mut Queue, mem: &impl Phys) -> Result<(), Lie> {
+    while let Some(used) = tx.pop(mem)? {
+        tx.release(used.head);
     }
+    Ok(())
 }
 
 /// What the boot page says about the device.

@@ -101,7 +101,16 @@ pub struct Space<M> {
     pub frames: Frames,
     root: PhysAddr,
     zapped: Flush,
+    /// What [`Space::touch`] found last: by the low bits of the page's number, the page's address (and [`STORE`]), and its frame.
+    found: [(u64, PhysAddr); FOUND],
 }
+
+/// Pages whose frames are remembered: a call of the gate touches a handful, again and again.
+const FOUND: usize = 8;
+/// In the place of an address: nothing is remembered.
+const NONE: (u64, PhysAddr) = (u64::MAX, PhysAddr(0));
+/// The page may be stored to.
+const STORE: u64 = 1;
 
 const fn span(level: u32) -> u64 {
     PAGE << (9 * level)
@@ -114,11 +123,12 @@ const fn index(va: u64, level: u32) -> u64 {
 impl<M: Phys> Space<M> {
     /// Works on the tables below `root`.
     pub const fn new(mem: M, frames: Frames, root: PhysAddr) -> Self {
-        Space { mem, frames, root, zapped: Flush::None }
+        Space { mem, frames, root, zapped: Flush::None, found: [NONE; FOUND] }
     }
 
     /// Maps one page of the guest to a frame that stays its own for ever (the image's, or one from `frames`).
     pub fn map(&mut self, va: u64, frame: PhysAddr, rights: Rights) -> Result<(), Refused> {
+        self.found = [NONE; FOUND];
         let at = self.leaf(va, P | W | U)?;
         self.mem.write_u64(at, frame.0 & ADDR | rights.entry());
         Ok(())
@@ -189,6 +199,21 @@ impl<M: Phys> Space<M> {
 
     /// The frame and offset behind a guest address, after making the page present if its rights allow the access.
     pub fn touch(&mut self, va: u64, access: Access) -> Result<PhysAddr, Refused> {
+        let wanted = va & !(PAGE - 1) | if access == Access::Write { STORE } else { 0 };
+        let slot = (va / PAGE) as usize % FOUND;
+        if let Some((known, frame)) = self.found.get(slot)
+            && (*known == wanted || *known == wanted | STORE)
+        {
+            return Ok(frame.add(va & (PAGE - 1)));
+        }
+        let at = self.look_up(va, access)?;
+        if let Some(found) = self.found.get_mut(slot) {
+            *found = (wanted, PhysAddr(at.0 & !(PAGE - 1)));
+        }
+        Ok(at)
+    }
+
+    fn look_up(&mut self, va: u64, access: Access) -> Result<PhysAddr, Refused> {
         if va >= 1 << 47 {
             return Err(Refused::Rights);
         }
@@ -230,6 +255,7 @@ impl<M: Phys> Space<M> {
     fn change(&mut self, va: u64, len: u64, change: Change) -> Result<Flush, Refused> {
         let end = va.checked_add(len).filter(|e| *e <= 1 << 47).ok_or(Refused::Rights)?;
         self.zapped = Flush::None;
+        self.found = [NONE; FOUND];
         self.walk(self.root, 3, va, end, change)?;
         Ok(self.zapped)
     }

@@ -109,3 +109,32 @@ fn image_pages_are_not_changed_by_discard_and_shim_pages_not_reached() {
     assert_eq!(s.touch(0x10_0000, Access::Read), Err(Refused::Rights));
     assert_eq!(s.map(0x10_0000, PhysAddr(0x10_1000), Rights::Read), Err(Refused::Rights));
 }
+
+/// What is remembered of earlier accesses is what the tables say, whatever was done to them in between.
+#[test]
+fn touches_are_remembered_only_as_long_as_they_hold() {
+    let mut s = space(200);
+    let mut state = 7u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let (mut granted, mut refused) = (0, 0);
+    for _ in 0..20_000 {
+        let (page, len) = (BASE + random(24) * PAGE, (1 + random(6)) * PAGE);
+        match random(12) {
+            0 => drop(s.protect(page, len, Prot::ReadWrite)),
+            1 => drop(s.protect(page, len, Prot::Read)),
+            2 => drop(s.protect(page, len, Prot::None)),
+            3 => drop(s.discard(page, len)),
+            _ => {
+                let access = if random(2) == 0 { Access::Read } else { Access::Write };
+                let va = page + random(PAGE);
+                let got = s.touch(va, access);
+                assert_eq!(got, s.look_up(va, access));
+                *if got.is_ok() { &mut granted } else { &mut refused } += 1;
+            }
+        }
+    }
+    assert!(granted > 1000 && refused > 1000, "{granted} {refused}");
+}
