@@ -16,8 +16,15 @@ impl Ip {
         Ip([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
     }
 
+    /// As two words in the machine's byte order.
+    pub fn halves(self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+    }
+
     pub fn is_v4(self) -> bool {
-        self.0[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+        let [a, b] = self.halves();
+        a == 0 && b as u32 == u32::from_ne_bytes([0, 0, 0xff, 0xff])
     }
 
     pub fn as_v4(self) -> Ipv4Addr {
@@ -54,15 +61,9 @@ impl Ip {
         if self.is_v4() != other.is_v4() {
             return false;
         }
-        let bits = usize::from(prefix) + if self.is_v4() { 96 } else { 0 };
-        let (bytes, rest) = ((bits / 8).min(16), bits % 8);
-        if self.0[..bytes] != other.0[..bytes] {
-            return false;
-        }
-        match (self.0.get(bytes), other.0.get(bytes)) {
-            (Some(a), Some(b)) if rest != 0 => (a ^ b) >> (8 - rest) == 0,
-            _ => true,
-        }
+        let bits = u32::from(prefix) + if self.is_v4() { 96 } else { 0 };
+        let differ = u128::from_be_bytes(self.0) ^ u128::from_be_bytes(other.0);
+        differ.checked_shr(128u32.saturating_sub(bits)).unwrap_or(0) == 0
     }
 
     /// The broadcast address of an IPv4 network.

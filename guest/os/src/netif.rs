@@ -25,6 +25,8 @@ const ROUNDS: usize = 8;
 const SMALL: usize = 2048;
 /// Frames of up to [`SMALL`] bytes that go out together.
 const OUT_BATCH: usize = 16;
+/// See [`Device::push`].
+const FEW: usize = 2;
 /// How long a later send may wait for company, ns: the first one after a look at the device goes out at once, the others with the next look
 /// (when the thread parks or asks for events, or at the tick), so that a burst of answers is one call of the gate.
 const DEFER: u64 = 50_000;
@@ -68,22 +70,34 @@ static ADDRESSES: Global<Option<Rc<Watch>>> = Global::new(None);
 impl Device {
     /// Hands waiting frames to the gate. Whether all are gone.
     fn push(&mut self) -> bool {
-        if self.sent < self.filled {
-            let pieces: [[Piece<'_>; 2]; OUT_BATCH] = core::array::from_fn(|i| {
-                let frame = &self.out[i * SMALL..][..usize::from(self.lengths[i])];
-                let (header, rest) = frame.split_at(NET_HDR_LEN.min(frame.len()));
-                [Piece::new(header), Piece::new(rest)]
-            });
-            let frames: [TxFrame<'_>; OUT_BATCH] = core::array::from_fn(|i| TxFrame::new(&pieces[i]));
-            let batch = &frames[self.sent..self.filled];
-            // What the device refuses for good is lost, as networks lose frames.
-            self.sent += gate::net_send(batch).unwrap_or(batch.len());
-        }
-        if self.sent < self.filled {
-            return false;
+        while self.sent < self.filled {
+            // Lists for a full batch take longer to make than the few frames that there mostly are.
+            let count = match self.filled - self.sent {
+                1..=FEW => self.push_at_most::<FEW>(),
+                _ => self.push_at_most::<OUT_BATCH>(),
+            };
+            if count == 0 {
+                return false;
+            }
+            self.sent += count;
         }
         (self.sent, self.filled) = (0, 0);
         true
+    }
+
+    /// Hands up to `N` waiting frames to the gate; how many are gone.
+    fn push_at_most<const N: usize>(&self) -> usize {
+        let frame = |i: usize| {
+            let i = (self.sent + i).min(self.filled - 1);
+            let frame = &self.out[i * SMALL..][..usize::from(self.lengths[i])];
+            let (header, rest) = frame.split_at(NET_HDR_LEN.min(frame.len()));
+            [Piece::new(header), Piece::new(rest)]
+        };
+        let pieces: [[Piece<'_>; 2]; N] = core::array::from_fn(frame);
+        let frames: [TxFrame<'_>; N] = core::array::from_fn(|i| TxFrame::new(&pieces[i]));
+        let batch = &frames[..N.min(self.filled - self.sent)];
+        // What the device refuses for good is lost, as networks lose frames.
+        gate::net_send(batch).unwrap_or(batch.len())
     }
 }
 
