@@ -9,6 +9,8 @@ const ADDRESSES_MAX: usize = 16;
 
 pub(crate) struct Iface {
     pub addresses: Vec<OwnAddress>,
+    /// The same in the form in which every packet's addresses are compared with them.
+    own: Vec<(Ip, u8)>,
     pub router4: Option<Ip>,
     pub router6: Option<Ip>,
     /// Goes up with each change.
@@ -28,33 +30,38 @@ pub(crate) enum Route {
 
 impl Iface {
     pub const fn new() -> Iface {
-        Iface { addresses: Vec::new(), router4: None, router6: None, generation: 0 }
+        Iface { addresses: Vec::new(), own: Vec::new(), router4: None, router6: None, generation: 0 }
     }
 
     /// Returns whether it is new; `None` if there are too many.
     pub fn add(&mut self, ip: Ip, prefix: u8) -> Option<bool> {
         self.generation = self.generation.wrapping_add(1);
-        let own = OwnAddress { address: ip.into(), prefix: prefix.min(if ip.is_v4() { 32 } else { 128 }) };
-        if let Some(a) = self.addresses.iter_mut().find(|a| a.address == own.address) {
-            *a = own;
-            return Some(false);
+        let prefix = prefix.min(if ip.is_v4() { 32 } else { 128 });
+        let full = self.own.len() >= ADDRESSES_MAX;
+        let known = self.own.iter_mut().find(|o| o.0 == ip).map(|own| own.1 = prefix);
+        if known.is_none() {
+            if full {
+                return None;
+            }
+            self.own.push((ip, prefix));
         }
-        if self.addresses.len() >= ADDRESSES_MAX {
-            return None;
-        }
-        self.addresses.push(own);
-        Some(true)
+        self.list();
+        Some(known.is_none())
     }
 
     pub fn remove(&mut self, ip: Ip) {
         self.generation = self.generation.wrapping_add(1);
-        if let Some(i) = self.addresses.iter().position(|a| Ip::from(a.address) == ip) {
-            self.addresses.remove(i);
-        }
+        self.own.retain(|o| o.0 != ip);
+        self.list();
+    }
+
+    fn list(&mut self) {
+        self.addresses.clear();
+        self.addresses.extend(self.own.iter().map(|&(ip, prefix)| OwnAddress { address: ip.into(), prefix }));
     }
 
     pub fn owns(&self, ip: Ip) -> bool {
-        self.addresses.iter().any(|a| Ip::from(a.address) == ip)
+        self.own.iter().any(|o| o.0 == ip)
     }
 
     /// Whether packets to this address stay inside the stack.
@@ -66,10 +73,10 @@ impl Iface {
     pub fn is_broadcast(&self, ip: Ip) -> bool {
         ip.is_v4()
             && (ip.is_limited_broadcast()
-                || self.addresses.iter().any(|a| {
-                    let own = Ip::from(a.address);
-                    own.is_v4() && a.prefix < 31 && own.directed_broadcast(a.prefix) == ip
-                }))
+                || self
+                    .own
+                    .iter()
+                    .any(|&(own, prefix)| own.is_v4() && prefix < 31 && own.directed_broadcast(prefix) == ip))
     }
 
     pub fn route(&self, dst: Ip) -> Option<Route> {
@@ -82,7 +89,7 @@ impl Iface {
         if dst.is_unspecified() {
             return None;
         }
-        let on_link = self.addresses.iter().any(|a| Ip::from(a.address).same_network(dst, a.prefix));
+        let on_link = self.own.iter().any(|o| o.0.same_network(dst, o.1));
         if on_link || dst.is_link_local_v6() {
             return Some(Route::Via(dst));
         }
@@ -95,12 +102,11 @@ impl Iface {
             return Some(dst);
         }
         let mut best: Option<(u8, Ip)> = None;
-        for a in &self.addresses {
-            let own = Ip::from(a.address);
+        for &(own, prefix) in &self.own {
             if own.is_v4() != dst.is_v4() {
                 continue;
             }
-            let score = if own.same_network(dst, a.prefix) {
+            let score = if own.same_network(dst, prefix) {
                 3
             } else if own.is_link_local_v6() == (dst.is_link_local_v6() || (!dst.is_v4() && dst.is_multicast())) {
                 2

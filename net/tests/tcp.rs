@@ -343,6 +343,40 @@ fn acknowledgements_are_delayed_and_ride_on_answers() {
     assert_eq!(sim.frames[1] - before, 1);
 }
 
+/// A peer without window scaling (QEMU's user network is one) is not told of room that no window field can tell of.
+#[test]
+fn a_window_without_scale_is_not_updated_for_nothing() {
+    let mut sim = Sim::new(18);
+    sim.edit = Some(|_, frame| {
+        // The SYN's window scale option becomes three times nothing.
+        let syn = frame[23] == 6 && frame[47] & 2 != 0;
+        let scale = frame.windows(3).position(|w| w[..2] == [3, 3]).filter(|at| syn && *at >= 54);
+        if let Some(at) = scale {
+            frame[at..at + 3].fill(1);
+        }
+        scale.is_some()
+    });
+    let (c, s) = sim.pair(80);
+    // Enough for the receive buffer to grow.
+    let (mut sent, mut got) = (0, 0);
+    assert!(sim.run_until(60 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 1_000_000);
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == 1_000_000
+    }));
+    sim.run(SECOND);
+    let before = sim.frames[1];
+    for _ in 0..1000 {
+        sim.stacks[0].send(c, &[&[1; 40]]).unwrap();
+        sim.run_until(SECOND, |sim| sim.stacks[1].readiness(s).contains(Ready::READABLE));
+        drain_all(&mut sim.stacks[1], s);
+        sim.stacks[1].send(s, &[b"answer"]).unwrap();
+        sim.run_until(SECOND, |sim| sim.stacks[0].readiness(c).contains(Ready::READABLE));
+        drain_all(&mut sim.stacks[0], c);
+    }
+    assert_eq!(sim.frames[1] - before, 1000);
+}
+
 #[test]
 fn keep_alive_finds_a_dead_peer_and_spares_a_living_one() {
     let mut sim = Sim::new(18);

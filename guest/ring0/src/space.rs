@@ -106,7 +106,7 @@ pub struct Space<M> {
 }
 
 /// Pages whose frames are remembered: a call of the gate touches a handful, again and again.
-const FOUND: usize = 8;
+const FOUND: usize = 32;
 /// In the place of an address: nothing is remembered.
 const NONE: (u64, PhysAddr) = (u64::MAX, PhysAddr(0));
 /// The page may be stored to.
@@ -198,6 +198,7 @@ impl<M: Phys> Space<M> {
     }
 
     /// The frame and offset behind a guest address, after making the page present if its rights allow the access.
+    #[inline]
     pub fn touch(&mut self, va: u64, access: Access) -> Result<PhysAddr, Refused> {
         let wanted = va & !(PAGE - 1) | if access == Access::Write { STORE } else { 0 };
         let slot = (va / PAGE) as usize % FOUND;
@@ -213,6 +214,7 @@ impl<M: Phys> Space<M> {
         Ok(at)
     }
 
+    #[inline(never)]
     fn look_up(&mut self, va: u64, access: Access) -> Result<PhysAddr, Refused> {
         if va >= 1 << 47 {
             return Err(Refused::Rights);

@@ -252,7 +252,8 @@ impl Conn {
         if !self.synchronized() || self.has(is::FIN_RECEIVED) {
             return false;
         }
-        let limit = self.rcv_limit;
+        // No field can tell of more.
+        let limit = self.rcv_limit.min(65_535 << self.rcv_scale);
         let free = limit.saturating_sub(self.recv.len() as u32);
         let now = self.window();
         let more = free.saturating_sub(now);
