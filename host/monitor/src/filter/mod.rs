@@ -112,6 +112,8 @@ pub(crate) struct Filter {
     rules: Rules,
     flows: Flows,
     lease: Lease,
+    /// Whom it has asked for an Ethernet address although nothing is known about them.
+    asked: [[u8; 4]; STRANGERS],
     start: Instant,
     connections: Option<Rate>,
     send: Option<Rate>,
@@ -161,6 +163,9 @@ const NEIGHBOUR: u8 = 255;
 /// A datagram in fragments, whose first one has passed; the identification is in place of the ports.
 const DATAGRAM: u8 = 254;
 
+/// With DHCP the filter does not know the router: how many addresses the guest may ask for, besides those that it has business with.
+const STRANGERS: usize = 8;
+
 /// TCP's SYN without ACK: the first segment of whoever opens a connection.
 fn opens(flags: u8) -> bool {
     flags & 0x12 == 0x02
@@ -172,6 +177,7 @@ impl Filter {
         Filter {
             flows: Flows::default(),
             lease: Lease::default(),
+            asked: [[0; 4]; STRANGERS],
             start: Instant::now(),
             connections: Rate::connections(rules.limit),
             send: Rate::send(rules.limit),
@@ -258,14 +264,32 @@ impl Filter {
             return Err(Reason::Arp);
         }
         let target = [p[24], p[25], p[26], p[27]];
-        if !request || self.rules.source4 == Source4::Dhcp || target == own {
+        if !request || target == own {
             return Ok(());
         }
         let peer = mapped(std::net::Ipv4Addr::from(target).into());
         let known = self.rules.gateway4.is_some_and(|g| g.octets() == target)
             || self.rules.permits_address(peer)
             || self.flows.has(Flow { peer, peer_port: 0, port: 0, protocol: NEIGHBOUR });
-        if known { Ok(()) } else { Err(Reason::ArpTarget) }
+        if known || self.rules.source4 == Source4::Dhcp && self.may_ask(target) {
+            Ok(())
+        } else {
+            Err(Reason::ArpTarget)
+        }
+    }
+
+    /// Whether a stranger was asked for before, or is one of the first.
+    fn may_ask(&mut self, target: [u8; 4]) -> bool {
+        for asked in &mut self.asked {
+            if *asked == target {
+                return true;
+            }
+            if *asked == [0; 4] {
+                *asked = target;
+                return true;
+            }
+        }
+        false
     }
 
     fn ipv4_from_guest(&mut self, frame: Frame<'_>) -> Result<(), Reason> {

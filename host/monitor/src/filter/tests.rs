@@ -293,6 +293,35 @@ fn arp_is_about_oneself_and_ones_peers() {
     assert_eq!(f.from(&ethernet(MAC, ARP, &arp(1, MAC, OWN, GATEWAY)[..27])), Err(Reason::Truncated));
 }
 
+/// With DHCP nobody tells the filter who the router is.
+#[test]
+fn a_guest_with_dhcp_asks_for_few_strangers() {
+    let mut f = Both::new(dhcp_rules());
+    f.to(&dhcp_answer(MAC, 5, OWN)).unwrap();
+    let ask = |target| ethernet(MAC, ARP, &arp(1, MAC, OWN, target));
+    let strangers = (100..200).map(|host| [10, 9, 0, host]);
+    let passed: Vec<_> = strangers.filter(|target| f.from(&ask(*target)).is_ok()).collect();
+    assert_eq!(passed.len(), STRANGERS);
+    assert!(passed.iter().all(|target| f.from(&ask(*target)) == Ok(())), "again");
+    assert_eq!(f.from(&ask(GATEWAY)), Err(Reason::ArpTarget), "one too many");
+    assert_eq!(f.from(&ask(OWN)), Ok(()));
+    // A new lease, even of another address, does not begin a new scan.
+    f.to(&dhcp_answer(MAC, 5, OWN)).unwrap();
+    assert_eq!(f.from(&ask(GATEWAY)), Err(Reason::ArpTarget));
+    // Whoever has shown up is no stranger.
+    assert_eq!(f.to(&ethernet(PEER_MAC, ARP, &arp(1, PEER_MAC, CLIENT, OWN))), Ok(()));
+    assert_eq!(f.from(&ask(CLIENT)), Ok(()));
+}
+
+fn dhcp_answer(mac: [u8; 6], kind: u8, address: [u8; 4]) -> Vec<u8> {
+    let mut m = vec![0; 244];
+    m[0] = 2;
+    m[16..20].copy_from_slice(&address);
+    m[28..34].copy_from_slice(&mac);
+    m[240..243].copy_from_slice(&[53, 1, kind]);
+    ethernet(PEER_MAC, IPV4, &ipv4(GATEWAY, [255; 4], UDP, &udp(67, 68, &m)))
+}
+
 #[test]
 fn neighbour_discovery_is_about_oneself() {
     let mut f = Both::new(rules());
@@ -350,14 +379,7 @@ fn dhcp_pins_the_address_it_gives() {
     assert_eq!(f.from(&ethernet(MAC, ARP, &arp(1, MAC, OWN, GATEWAY))), Err(Reason::Arp), "no lease yet");
     assert_eq!(f.to(&in4(CLIENT, TCP, &tcp(4000, 80, SYN))), Ok(()));
     assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Err(Reason::SourceAddress));
-    let answer = |mac: [u8; 6], kind: u8, address: [u8; 4]| {
-        let mut m = vec![0; 244];
-        m[0] = 2;
-        m[16..20].copy_from_slice(&address);
-        m[28..34].copy_from_slice(&mac);
-        m[240..243].copy_from_slice(&[53, 1, kind]);
-        ethernet(PEER_MAC, IPV4, &ipv4(GATEWAY, [255; 4], UDP, &udp(67, 68, &m)))
-    };
+    let answer = dhcp_answer;
     for ignored in [answer(PEER_MAC, 5, OWN), answer(MAC, 2, OWN), answer(MAC, 6, OWN), answer(MAC, 5, [0; 4])] {
         assert_eq!(f.to(&ignored), Ok(()));
         assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Err(Reason::SourceAddress));

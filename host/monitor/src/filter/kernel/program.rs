@@ -4,17 +4,20 @@ use donjon_abi::manifest::METADATA6;
 
 use super::super::rate::{Rate, SHIFT};
 use super::super::rules::{Rules, Source4, TCP, UDP};
-use super::super::{ARP, DATAGRAM, ETH, FRAGMENT6, ICMP, ICMPV6, IPV4, IPV6, NEIGHBOUR, Reason, V4_MAPPED, Way};
+use super::super::{
+    ARP, DATAGRAM, ETH, FRAGMENT6, ICMP, ICMPV6, IPV4, IPV6, NEIGHBOUR, Reason, STRANGERS, V4_MAPPED, Way,
+};
 use super::asm::{Asm, Cmp, Label, Op, Reg, Width};
 use Cmp::{Eq, Gt, Ne};
 use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use Width::{B, D, H, W};
 
 /// Bytes of the only value of the state array: the lease's address and server, then a counter per way and reason, then when the next connection and the
-/// next byte are due.
-pub(super) const STATE_LEN: usize = CONNECTION_DUE as usize + 16;
+/// next byte are due, then whom the guest has asked for.
+pub(super) const STATE_LEN: usize = ASKED as usize + 4 * STRANGERS;
 const CONNECTION_DUE: i16 = 8 + 16 * Reason::ALL.len() as i16;
 const BYTE_DUE: i16 = CONNECTION_DUE + 8;
+const ASKED: i16 = BYTE_DUE + 8;
 /// Bytes of a key of the flow map: peer's address, its port, the guest's port (network order), protocol (`u32`).
 pub(super) const KEY_LEN: usize = 24;
 
@@ -415,10 +418,6 @@ impl Program<'_> {
         self.stack(H, R1, IP + 6);
         self.asm.jump_if(Eq, R1, raw16([0, 2]), self.accept);
         self.drop_if(Ne, R1, raw16([0, 1]), Reason::Arp);
-        if self.rules.source4 == Source4::Dhcp {
-            self.asm.jump(self.accept);
-            return;
-        }
         self.stack(W, R1, IP + 24);
         self.asm.jump_if_reg(Eq, R1, R7, self.accept);
         if let Some(gateway) = self.rules.gateway4 {
@@ -428,6 +427,19 @@ impl Program<'_> {
         self.key_neighbour();
         self.if_permitted(false, self.accept);
         self.accept_if_known();
+        if self.rules.source4 == Source4::Dhcp {
+            self.stack(W, R1, IP + 24);
+            self.asm.map_value(R2, self.maps.state);
+            for i in 0..STRANGERS as i16 {
+                let (at, other) = (ASKED + 4 * i, self.asm.label());
+                self.asm.load(W, R3, R2, at);
+                self.asm.jump_if_reg(Eq, R3, R1, self.accept);
+                self.asm.jump_if(Ne, R3, 0, other);
+                self.asm.store(W, R2, at, R1);
+                self.asm.jump(self.accept);
+                self.asm.place(other);
+            }
+        }
         self.drop_always(Reason::ArpTarget);
     }
 
