@@ -10,6 +10,8 @@ pub mod http;
 pub mod measure;
 mod netns;
 pub mod pattern;
+#[cfg(test)]
+mod promises;
 pub mod qemu;
 mod repo;
 mod skip;
