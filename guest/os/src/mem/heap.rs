@@ -24,42 +24,57 @@ pub enum BadPointer {
 
 /// Slots in quarantine at most, for each class.
 const HELD: usize = 8;
+/// How many of each class: no more than a page of them, if that is any.
+static HOLD: [u8; class::COUNT] = {
+    let mut hold = [0; class::COUNT];
+    let mut class = 0;
+    while class < class::COUNT {
+        let slots = PAGE / CLASSES[class].size as usize;
+        hold[class] = if slots > HELD {
+            HELD as u8
+        } else if slots == 0 {
+            1
+        } else {
+            slots as u8
+        };
+        class += 1;
+    }
+    hold
+};
 
-/// The slots of a class that were freed last, oldest at `next`. They are marked as free, so that freeing one again is found out, and counted as used.
+/// The slots of a class that were freed last, oldest at `next`. For their span they are in use.
 #[derive(Clone, Copy)]
 pub(super) struct Quarantine {
-    held: [usize; HELD],
+    /// [`held`], or 0.
+    held: [u32; HELD],
     next: u8,
+}
+
+/// A slot in a word: its span's number, which is never 0, and its own.
+const fn held(span: u32, slot: usize) -> u32 {
+    const { assert!(class::SLOTS_MAX <= 1 << 8) };
+    span << 8 | slot as u32
 }
 
 impl Quarantine {
     /// Nothing.
     pub const EMPTY: Quarantine = Quarantine { held: [0; HELD], next: 0 };
 
-    /// How many slots of that size are held: no more than a page of them, if that is any.
-    const fn len(size: u32) -> u8 {
-        let n = PAGE as u32 / size;
-        if n > HELD as u32 {
-            HELD as u8
-        } else if n == 0 {
-            1
-        } else {
-            n as u8
-        }
-    }
-
     #[inline]
-    fn holds(&self, slot: usize) -> bool {
+    fn holds(&self, slot: u32) -> bool {
         // All of them: a loop that ends early is slower.
         self.held.iter().fold(false, |found, held| found | (*held == slot))
     }
 
     /// Takes a slot in; the one that has waited longest comes out (0: none).
     #[inline]
-    fn swap(&mut self, slot: usize, size: u32) -> usize {
+    fn swap(&mut self, slot: u32, hold: u8) -> u32 {
         let Some(place) = self.held.get_mut(usize::from(self.next)) else { return slot };
         let oldest = core::mem::replace(place, slot);
-        self.next = (self.next + 1) % Quarantine::len(size);
+        self.next += 1;
+        if self.next == hold {
+            self.next = 0;
+        }
         oldest
     }
 }
@@ -106,11 +121,9 @@ impl Pages {
             #[cfg(donjon_soft_heap)]
             Place::Slot { span, .. } => self.soft_dealloc(ptr, span),
             #[cfg(not(donjon_soft_heap))]
-            Place::Slot { span, slot, size } => {
-                let s = self.span(span);
-                s.free[slot / 64] |= 1 << (slot % 64);
-                let class = s.class as usize;
-                let oldest = self.quarantine[class].swap(ptr, size as u32);
+            Place::Slot { span, slot, .. } => {
+                let class = self.span(span).class as usize;
+                let oldest = self.quarantine[class].swap(held(span, slot), HOLD[class]);
                 if oldest != 0 {
                     self.give_back(class, oldest);
                 }
@@ -122,9 +135,10 @@ impl Pages {
 
     /// A slot has been free for long enough.
     #[inline]
-    fn give_back(&mut self, class: usize, slot: usize) {
-        let span = self.span_of(slot);
+    fn give_back(&mut self, class: usize, held: u32) {
+        let (span, slot) = (held >> 8, held as usize & 0xff);
         let s = self.span(span);
+        s.free[slot / 64] |= 1 << (slot % 64);
         s.used -= 1;
         self.after_free(class, span);
     }
@@ -227,37 +241,29 @@ impl Pages {
         }
     }
 
-    /// A free slot of a span in the list, which has one that is not in quarantine.
+    /// A free slot of a span in the list, which has one.
     #[cfg(not(donjon_soft_heap))]
     #[inline]
     fn slot_of(&mut self, class: usize, span: u32) -> *mut u8 {
         let start = self.span(span).start;
         let base = self.addr(start);
         let size = CLASSES[class].size as usize;
-        let quarantine = self.quarantine[class];
         let s = self.span(span);
         let cursor = s.cursor as usize;
         let mut word = cursor / 64;
         let mut bits = s.free[word] & (!0 << (cursor % 64));
-        let (slot, at) = loop {
-            while bits == 0 {
-                word = (word + 1) % s.free.len();
-                bits = s.free[word];
-            }
-            let slot = word * 64 + bits.trailing_zeros() as usize;
-            let at = base + slot * size;
-            if !quarantine.holds(at) {
-                break (slot, at);
-            }
-            bits &= bits - 1;
-        };
+        while bits == 0 {
+            word = (word + 1) % s.free.len();
+            bits = s.free[word];
+        }
+        let slot = word * 64 + bits.trailing_zeros() as usize;
         s.free[slot / 64] &= !(1 << (slot % 64));
         s.used += 1;
         s.cursor = ((slot + 1) % class::SLOTS_MAX) as u16;
         if s.used == s.slots {
             self.unlink_partial(class, span);
         }
-        at as *mut u8
+        (base + slot * size) as *mut u8
     }
 
     #[cold]
@@ -342,7 +348,8 @@ impl Pages {
                 if slot * c.size as usize != offset || slot >= c.slots as usize {
                     return Err(BadPointer::Invalid);
                 }
-                if self.span(span).free[slot / 64] >> (slot % 64) & 1 == 1 {
+                let free = self.span(span).free[slot / 64] >> (slot % 64) & 1 == 1;
+                if free | self.quarantine[class].holds(held(span, slot)) {
                     return Err(BadPointer::Free);
                 }
                 Ok(Place::Slot { span, slot, size: c.size as usize })

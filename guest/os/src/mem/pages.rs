@@ -66,6 +66,8 @@ pub struct Span {
 const _: () = assert!(size_of::<Span>() == 64);
 
 const NONE: u32 = 0;
+/// Most span records: so that a slot's span and its number in it fit into a word.
+const SPANS_MAX: u32 = 1 << 24;
 const BINS: usize = 16 + 8 * 22;
 /// Address space that is made writable at a time, at least.
 const STEP: usize = 256;
@@ -617,7 +619,7 @@ impl Pages {
     fn back_spans(&mut self) -> Option<()> {
         let per_step = (256 * PAGE / size_of::<Span>()) as u32;
         let table = (self.base - PAGE - self.spans as usize) / size_of::<Span>();
-        let more = per_step.min(table as u32 - self.spans_backed);
+        let more = per_step.min((table as u32).min(SPANS_MAX) - self.spans_backed);
         if more == 0 {
             return None;
         }
