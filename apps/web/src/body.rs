@@ -39,6 +39,14 @@ impl Content {
         self.busy = Some(busy);
     }
 
+    /// Whether some of it may have to be waited for.
+    pub fn waits(&self) -> bool {
+        #[cfg(feature = "proxy")]
+        return self.stream.is_some();
+        #[cfg(not(feature = "proxy"))]
+        false
+    }
+
     /// Length of the pieces, bytes.
     pub fn len(&self) -> u64 {
         self.pieces.iter().map(|p| p.len() as u64).sum()

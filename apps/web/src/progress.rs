@@ -1,5 +1,6 @@
 //! What is known about a connection's progress, and when it has taken too long.
 
+use crate::connection::Socket;
 use bytes::{Buf, Bytes};
 use donjon_web_format::Limits;
 use std::io::IoSlice;
@@ -51,6 +52,8 @@ pub struct State {
     /// Since when the client takes nothing although there is something to write.
     blocked: AtomicU64,
     ended: AtomicBool,
+    /// The next write is the beginning of the last response, all of which is there.
+    last: AtomicBool,
     #[cfg(feature = "proxy")]
     upstream: std::sync::Mutex<Option<hyper::upgrade::OnUpgrade>>,
 }
@@ -67,6 +70,7 @@ impl State {
             written: AtomicU64::new(1),
             blocked: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            last: AtomicBool::new(false),
             #[cfg(feature = "proxy")]
             upstream: Default::default(),
         }
@@ -80,6 +84,11 @@ impl State {
     /// Whether the client has said that it sends no more.
     pub fn ended(&self) -> bool {
         self.ended.load(Relaxed)
+    }
+
+    /// The connection closes after the response that comes next, which has to wait for nobody.
+    pub fn last(&self) {
+        self.last.store(true, Relaxed);
     }
 
     /// A request's head is complete.
@@ -179,6 +188,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
+impl<S: Socket> Watched<S> {
+    /// Lets the end of the last response wait for the end of the connection, so that both go in one packet.
+    fn cork(&self) {
+        if self.state.last.swap(false, Relaxed)
+            && let Some(socket) = self.stream.tcp()
+        {
+            // If it cannot be done, they go in two.
+            let _ = socket2::SockRef::from(socket).set_tcp_cork(true);
+        }
+    }
+}
+
 impl<S> Watched<S> {
     fn note(&self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
         let state = &self.state;
@@ -192,8 +213,9 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: Socket> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.cork();
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.note(result)
     }
@@ -203,6 +225,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
+        self.cork();
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.note(result)
     }
@@ -265,6 +288,18 @@ mod tests {
 
     /// A stream that has taken what was written and cannot send it, as TLS does before a client that does not read.
     struct Full;
+
+    impl Socket for Full {
+        fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+            None
+        }
+    }
+
+    impl AsyncRead for Full {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+    }
 
     impl AsyncWrite for Full {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {

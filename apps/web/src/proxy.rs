@@ -279,7 +279,7 @@ fn switch(client: &Client, mut response: Response<Incoming>) -> Response<Content
 /// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
 pub async fn tunnel<S>(server: &Server, client: Watched<S>, upstream: OnUpgrade)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    S: crate::connection::Socket,
 {
     let idle = Duration::from_secs(server.site.config.limits.idle_seconds.into());
     let mut stop = server.stop.clone();

@@ -10,7 +10,7 @@ use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, Version, header};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -153,6 +153,10 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
         response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
         *response.body_mut() = Content::default();
+    }
+    let closes = parts.headers.get(header::CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close"));
+    if closes && parts.version <= Version::HTTP_11 && !response.body().waits() {
+        client.state.last();
     }
     server.metrics.response(response.status().as_u16(), response.body().len());
     response.body_mut().keep(busy);
