@@ -13,6 +13,7 @@ crate::under_engines! {
     h2load_tls: ProcessUser QemuMicrovm;
     memory: ProcessUser ProcessTap;
     a_large_file_arrives_whole_over_a_bad_link: ProcessTap;
+    a_crowd_with_pipelines: ProcessUser ProcessTap;
     slow_heads_time_out: ProcessUser QemuMicrovm;
     slow_clients_keep_nobody_out: ProcessUser;
 }
@@ -125,6 +126,29 @@ fn a_large_file_arrives_whole_over_a_bad_link(engine: Engine) {
     println!("{lost} packets lost");
     assert!(lost > 0, "the link was wide enough");
     guest.expect_alive();
+}
+
+/// With so many connections, none keeps its buffers between requests; what has begun, and what came with the request before, is not forgotten.
+fn a_crowd_with_pipelines(engine: Engine) {
+    crate::load::raise_file_limit();
+    // Not `Site::Plain`: a connection must be able to wait for its turn.
+    let options = [super::content().display().to_string(), "--stall-seconds=120".into()];
+    let image = super::pack(&format!("crowd-{engine:?}"), &options);
+    let (guest, data) = (Guest::builder(&image, engine).port(80).start_http("/healthz"), super::data());
+    let mut crowd: Vec<TcpStream> = (0..300).map(|_| guest.connect().unwrap()).collect();
+    for _ in 0..2 {
+        for stream in &mut crowd {
+            // The first answer fills all buffers on the way before anybody reads, so the second request waits.
+            http::send_get_keep_alive(stream, "/data.bin").unwrap();
+            http::send_get_keep_alive(stream, "/text.txt").unwrap();
+        }
+        for stream in &mut crowd {
+            let mut reader = BufReader::new(stream);
+            assert!(http::read_response(&mut reader).unwrap().body == data);
+            assert!(http::read_response(&mut reader).unwrap().body == super::text().as_bytes());
+            assert!(reader.buffer().is_empty());
+        }
+    }
 }
 
 #[test]
