@@ -564,9 +564,8 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     let mut carried_out = Vec::new();
     let mut tried = 0;
     let step = match (v.kind, form) {
-        (Kind::Qemu, Form::Whole) => 16,
-        (Kind::Qemu, Form::Short) => 151,
-        (Kind::Tap, _) => 61,
+        (Kind::Qemu | Kind::Tap, Form::Whole) => 16,
+        (Kind::Qemu | Kind::Tap, Form::Short) => 151,
         (_, Form::Whole) => 1,
         (Kind::Process, Form::Short) => 31,
         (_, Form::Short) => 7,

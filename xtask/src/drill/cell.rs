@@ -168,7 +168,7 @@ impl<'a> Victim<'a> {
             let address = SocketAddrV4::new(VICTIM.parse().unwrap_or(Ipv4Addr::LOCALHOST), 8080);
             // The last instance's processes are gone when nothing listens any more.
             let to = address.into();
-            let refused = || TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_err().then_some(());
+            let refused = || TcpStream::connect_timeout(&to, SILENCE).is_err().then_some(());
             self.lan.attacker.run(|| poll_until(Duration::from_secs(10), refused));
             let mut guest = Guest::program(self.kind.name(), self.command(), address, Some(self.lan.attacker.clone()));
             guest.wait_http("/");
@@ -204,7 +204,7 @@ impl<'a> Victim<'a> {
     pub fn request(&mut self, path: &str, body: &[u8]) -> Answer<Vec<u8>> {
         let answer = {
             let guest = self.guest();
-            guest.connect().and_then(|s| ask(s, path, body))
+            guest.connect().and_then(|s| ask(s, path, body, || guest.exit_status().is_some()))
         };
         if let Ok(answer) = answer {
             return Ok(answer);
@@ -385,8 +385,12 @@ impl<'a> Victim<'a> {
     }
 }
 
-fn ask(mut s: TcpStream, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
-    s.set_read_timeout(Some(Duration::from_secs(10)))?;
+/// How long nothing may come before it is looked whether there is anybody left: from a guest on a TAP that has ended nothing comes, no reset either.
+const SILENCE: Duration = Duration::from_millis(250);
+
+fn ask(mut s: TcpStream, path: &str, body: &[u8], mut ended: impl FnMut() -> bool) -> std::io::Result<Vec<u8>> {
+    s.set_read_timeout(Some(SILENCE))?;
+    let mut silent = 0;
     write!(s, "POST {path} HTTP/1.1\r\nHost: drill\r\nContent-Length: {}\r\n\r\n", body.len())?;
     s.write_all(body)?;
     // By its length: a child of the victim's may hold the connection open.
@@ -401,9 +405,11 @@ fn ask(mut s: TcpStream, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
                 return Ok(answer.split_off(at + 4));
             }
         }
-        match s.read(&mut room)? {
-            0 => return Err(bad()),
-            n => answer.extend_from_slice(&room[..n]),
+        match s.read(&mut room) {
+            Ok(0) => return Err(bad()),
+            Ok(n) => answer.extend_from_slice(&room[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && silent < 40 && !ended() => silent += 1,
+            Err(e) => return Err(e),
         }
     }
 }
