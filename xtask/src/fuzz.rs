@@ -1,9 +1,12 @@
 //! `cargo xtask fuzz`: runs the targets of `fuzz/` with libFuzzer, on stable Rust.
 //!
-//! What a run finds new goes to `target/fuzz/TARGET`, a crash's input too; `--keep` merges it into the committed corpus.
+//! What a run finds new goes to `target/fuzz/TARGET`, a crash's input too; `--keep` merges it into the committed corpus. With `--cpu N` each target has had N seconds of
+//! processor time in all when it is done, runs before counted in, in turns of a minute: for long runs beside other work.
 
+use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use donjon_tests::{is_root, repo_root, target_dir};
 
@@ -14,15 +17,21 @@ const TARGETS: [&str; 11] =
     ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet", "filter"];
 /// Seconds for each target in `cargo xtask test`, after the corpus.
 const SMOKE: u64 = 3;
+/// Processor time of a turn, seconds.
+const TURN: f64 = 60.0;
 
 /// The task.
 pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
-    let (mut chosen, mut seconds, mut keep) = (Vec::new(), 60, false);
+    let (mut chosen, mut seconds, mut cpu, mut keep) = (Vec::new(), 60, None, false);
     while let Some(arg) = args.next() {
         match arg {
             "--seconds" => {
                 let n = args.next().and_then(|n| n.parse().ok());
                 seconds = n.ok_or_else(|| usage("--seconds takes a number"))?;
+            }
+            "--cpu" => {
+                let n = args.next().and_then(|n| n.parse().ok());
+                cpu = Some(n.ok_or_else(|| usage("--cpu takes a number of seconds"))?);
             }
             "--keep" => keep = true,
             name if TARGETS.contains(&name) => chosen.push(name),
@@ -33,9 +42,14 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
         chosen = TARGETS.to_vec();
     }
     let fuzzer = build()?;
+    if let Some(goal) = cpu {
+        spend(&fuzzer, &chosen, goal)?;
+    }
     for target in chosen {
-        let found = run(&fuzzer, target, seconds)?;
-        println!("{target}: {found}");
+        if cpu.is_none() {
+            let found = run(&fuzzer, target, seconds)?;
+            println!("{target}: {found}");
+        }
         if keep {
             merge(&fuzzer, target)?;
         }
@@ -84,10 +98,9 @@ fn found(target: &str) -> PathBuf {
     target_dir().join("fuzz").join(target)
 }
 
-/// Runs a target; the fuzzer's last lines.
-fn run(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<String> {
+/// The fuzzer on a target, for that long at most.
+fn fuzzing(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<Command> {
     let found = found(target);
-    std::fs::create_dir_all(&found).map_err(|e| failed(format!("{}: {e}", found.display())))?;
     let mut command = command(fuzzer, target);
     command.current_dir(&found);
     command.arg(format!("-max_total_time={seconds}"));
@@ -96,24 +109,99 @@ fn run(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<String> {
     command.arg(format!("-artifact_prefix={}/", found.display()));
     command.arg(found.join("corpus")).arg(corpus(target));
     let inputs = found.join("corpus");
-    std::fs::create_dir_all(&inputs).map_err(|e| failed(format!("{}: {e}", inputs.display())))?;
+    fs::create_dir_all(&inputs).map_err(|e| failed(format!("{}: {e}", inputs.display())))?;
+    Ok(command)
+}
+
+/// Runs a target; the fuzzer's last lines.
+fn run(fuzzer: &PathBuf, target: &str, seconds: u64) -> Result<String> {
+    let mut command = fuzzing(fuzzer, target, seconds)?;
     let shown = show(&command);
     let output = command.output().map_err(|e| failed(format!("cannot run {shown}: {e}")))?;
     let text = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        let tail: Vec<&str> = text.lines().rev().take(60).collect();
-        tail.iter().rev().for_each(|line| eprintln!("{line}"));
-        return Err(failed(format!(
-            "fuzz target {target}: {}; run again with: DONJON_FUZZ_TARGET={target} {shown}",
-            output.status
-        )));
+        return Err(broke(target, &shown, &text));
     }
     summary(&text).ok_or_else(|| failed(format!("fuzz target {target}: it ended without having run\n{text}")))
 }
 
+fn broke(target: &str, shown: &str, text: &str) -> crate::process::Error {
+    let tail: Vec<&str> = text.lines().rev().take(60).collect();
+    tail.iter().rev().for_each(|line| eprintln!("{line}"));
+    failed(format!("fuzz target {target} broke; run again with: DONJON_FUZZ_TARGET={target} {shown}"))
+}
+
+/// Gives each target processor time, in turns, until each has had that much in all.
+fn spend(fuzzer: &PathBuf, targets: &[&str], goal: f64) -> Result {
+    let mut left = targets.to_vec();
+    while !left.is_empty() {
+        for target in &left {
+            turn(fuzzer, target, goal)?;
+        }
+        left.retain(|target| spent(target).0 < goal);
+    }
+    Ok(())
+}
+
+fn turn(fuzzer: &PathBuf, target: &str, goal: f64) -> Result {
+    let (seconds, executions) = spent(target);
+    // At least what the clock in /proc can tell.
+    let wanted = (goal - seconds).clamp(0.02, TURN);
+    // It is stopped by what it has used.
+    let mut command = fuzzing(fuzzer, target, 24 * 3600)?;
+    let shown = show(&command);
+    let log = found(target).join("log");
+    let failed_at = |e: std::io::Error| failed(format!("{}: {e}", log.display()));
+    let mut child = command.stderr(File::create(&log).map_err(failed_at)?).spawn().map_err(failed_at)?;
+    let mut used = 0.0;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed_at)? {
+            break status;
+        }
+        used = processor_time(&child).unwrap_or(used);
+        if used >= wanted {
+            // libFuzzer's own signal for an orderly end.
+            let _ =
+                rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::USR1);
+            break child.wait().map_err(failed_at)?;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let text = fs::read_to_string(&log).map_err(failed_at)?;
+    let (true, Some(n)) = (status.success(), executed(&text)) else { return Err(broke(target, &shown, &text)) };
+    let all = (seconds + used, executions + n);
+    fs::write(found(target).join("spent"), format!("{} {}\n", all.0, all.1)).map_err(failed_at)?;
+    println!(
+        "{target}: {:.0} s of processor time in all, {} executions; {}",
+        all.0,
+        all.1,
+        summary(&text).unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// Seconds and executions that `--cpu` has given a target so far.
+fn spent(target: &str) -> (f64, u64) {
+    let text = fs::read_to_string(found(target).join("spent")).unwrap_or_default();
+    let mut words = text.split_ascii_whitespace();
+    let mut next = || words.next();
+    (next().and_then(|w| w.parse().ok()).unwrap_or(0.0), next().and_then(|w| w.parse().ok()).unwrap_or(0))
+}
+
+/// User and system time of a process, seconds: hundredths in `/proc/PID/stat`.
+fn processor_time(child: &Child) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / 100.0)
+}
+
+fn executed(text: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:"))?.trim().parse().ok()
+}
+
 /// Executions and coverage, from libFuzzer's own lines.
 fn summary(text: &str) -> Option<String> {
-    let runs = text.lines().find_map(|l| l.strip_prefix("stat::number_of_executed_units:"))?.trim();
+    let runs = executed(text)?;
     let last = text.lines().rev().find(|l| l.contains(" cov: "))?;
     let words: Vec<&str> = last.split_whitespace().collect();
     let after = |name: &str| words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)).copied();
