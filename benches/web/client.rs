@@ -40,6 +40,13 @@ impl Figures {
             ..Figures::default()
         }
     }
+
+    /// Rate for each second that server and client were on a core. The kernel's TCP works on the core of whoever happens to send: over a veth pair
+    /// the server's receiving side is on the client's. Behind a TAP all of the server's TCP is on its own.
+    pub fn rate_per_both(&self) -> Option<f64> {
+        let busy = self.server_busy? + self.client_busy?;
+        (busy > 0.0).then(|| self.rate / busy)
+    }
 }
 
 /// `wrk`.

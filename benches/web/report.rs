@@ -17,12 +17,13 @@ pub struct Row {
 /// Prints the table.
 pub fn print(rows: &[Row], options: &Options) {
     println!(
-        "\nDonjon against nginx; {} s each; ratios are Donjon / nginx; /CPU-s: for each second that the server was on its core\n",
+        "\nDonjon against nginx; {} s each; ratios are Donjon / nginx; /CPU-s: for each second that the server was on its core; \
+         both: for each second that server and client were on theirs\n",
         options.seconds
     );
     println!(
-        "{:<30} {:>9} {:>9} {:>6} {:>9} {:>9} {:>6} {:>8} {:>8} {:>8} {:>8}  busy: server, client",
-        "", "nginx/s", "donjon/s", "", "n/CPU-s", "d/CPU-s", "", "p50 n us", "p50 d us", "p99 n us", "p99 d us"
+        "{:<30} {:>9} {:>9} {:>6} {:>9} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8}  busy: server, client",
+        "", "nginx/s", "donjon/s", "", "n/CPU-s", "d/CPU-s", "", "both", "p50 n us", "p50 d us", "p99 n us", "p99 d us"
     );
     for row in rows {
         let (Ok(n), Ok(d)) = (&row.nginx, &row.donjon) else {
@@ -39,7 +40,7 @@ pub fn print(rows: &[Row], options: &Options) {
             format!("{}, {}", one(f.server_busy), one(f.client_busy))
         };
         println!(
-            "{:<30} {:>9.0} {:>9.0} {:>6} {:>9} {:>9} {:>6} {:>8} {:>8} {:>8} {:>8}  n {}; d {}{}",
+            "{:<30} {:>9.0} {:>9.0} {:>6} {:>9} {:>9} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8}  n {}; d {}{}",
             row.name,
             n.rate,
             d.rate,
@@ -47,6 +48,7 @@ pub fn print(rows: &[Row], options: &Options) {
             show(n.rate_per_cpu),
             show(d.rate_per_cpu),
             ratio(n.rate_per_cpu, d.rate_per_cpu),
+            ratio(n.rate_per_both(), d.rate_per_both()),
             show(n.p50),
             show(d.p50),
             show(n.p99),
