@@ -119,3 +119,11 @@ fn arguments_for_qemu_open_what_they_name() {
     assert!(r.out.contains("-sandbox\non\n") && !r.out.contains("obsolete=deny"), "{r:?}");
     assert!(r.out.contains(&format!("refused {other}\n")), "{r:?}");
 }
+
+/// Nobody waits for a QEMU that was never let start.
+#[test]
+fn explaining_the_jail_ends() {
+    let r = ran(with("explain", "echo started", &["--explain-jail"], &[]));
+    assert_eq!(r.code, Some(0), "{r:?}");
+    assert!(r.out.contains("QEMU") && r.out.contains("Landlock") && !r.out.contains("started"), "{r:?}");
+}

@@ -114,6 +114,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
 
     let mut stop = Stop::new(options.stop_timeout);
     if let Some(status) = jail::enter(&plan).after(jailed).before_the_guest(options) {
+        // QEMU's process, which waits there, is root's still, and we are nobody: it cannot be killed, but ends when nobody can open the gate any more.
+        drop(gate);
         return Ok(status);
     }
     gate.open();
