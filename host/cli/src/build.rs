@@ -45,7 +45,9 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
 }
 
 fn web(args: &BuildArgs) -> Result<u8, Failure> {
-    let site = Site::load(args.dir.as_deref(), &args.site, None)?;
+    // Beside the image, where there must be place for the same content anyway.
+    let beside = args.output.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty());
+    let site = Site::load(args.dir.as_deref(), &args.site, None, beside.unwrap_or(Path::new(".")))?;
     let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
     if args.json {
         println!("{}", made.json(&site));

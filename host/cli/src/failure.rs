@@ -108,7 +108,12 @@ impl From<BuildError> for Failure {
             BuildError::Bundle(BundleError::Outside(_)) => {
                 Failure::new(code::DATA, text, "copy the file into the project".to_owned())
             }
-            BuildError::Bundle(BundleError::Io(..)) | BuildError::Io(..) => Failure::new(code::OS, text, None),
+            BuildError::Bundle(BundleError::Changed(_)) => {
+                Failure::new(code::DATA, text, "build it again when nobody writes there".to_owned())
+            }
+            BuildError::Bundle(BundleError::Io(..) | BundleError::Write(_)) | BuildError::Io(..) => {
+                Failure::new(code::OS, text, None)
+            }
             _ => Failure::new(code::DATA, text, None),
         }
     }

@@ -9,9 +9,9 @@ use crate::{args::ServeArgs, failure::Failure, run, site::Site};
 
 pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let cache = cache();
-    let site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref())?;
     // One place for each site, so that the next start finds what has not changed.
-    let place = cache.unwrap_or_else(env::temp_dir);
+    let place = cache.clone().unwrap_or_else(env::temp_dir);
+    let site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref(), &place)?;
     let image = place.join(format!("{}-{}.img", site.name, site.key()));
     let made = site.write(&image)?;
     let publish = publish(args, &site);

@@ -1,11 +1,13 @@
 //! From a directory and options to an image with the stock web server, for `donjon serve` and `donjon build --web`.
 
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{self, Path, PathBuf};
-use std::{fs, io};
 
 use donjon_image::{
     Manifest, Port, Protocol,
-    bundle::bundle_sources,
+    bundle::{BundleError, bundle_sources},
     config::{Config, parse_egress},
     pack::{Parts, pack},
     project::SHIM,
@@ -18,6 +20,9 @@ use crate::{
     failure::{Failure, code},
     ui,
 };
+
+/// Bytes that are compared at a time.
+const CHUNK: usize = 256 * 1024;
 
 /// A site that is ready to be packed.
 pub struct Site {
@@ -34,8 +39,8 @@ pub struct Made {
 }
 
 impl Site {
-    /// Reads the options of `dir` and the command line, and the content that they name.
-    pub fn load(dir: Option<&Path>, args: &SiteArgs, cache: Option<&Path>) -> Result<Site, Failure> {
+    /// Reads the options of `dir` and the command line, and the content that they name. What is made on the way is in `scratch`.
+    pub fn load(dir: Option<&Path>, args: &SiteArgs, cache: Option<&Path>, scratch: &Path) -> Result<Site, Failure> {
         let given = dir.unwrap_or(Path::new("."));
         let base = given.canonicalize().ok().filter(|d| d.is_dir());
         let base = base.ok_or_else(|| Failure::from(donjon_site::Error::NoDirectory(given.into())))?;
@@ -53,7 +58,7 @@ impl Site {
         };
         add(args, &mut options)?;
         let bar = ui::spinner("reading the content");
-        let prepared = prepare(&base, &options, cache);
+        let prepared = prepare(&base, &options, cache, scratch);
         bar.finish_and_clear();
         let name = config.name.clone().unwrap_or_else(|| {
             let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -123,19 +128,20 @@ impl Site {
 
     /// Makes the image, and the file for `donjon inspect --crates` and crash reports beside it.
     pub fn write(&self, out: &Path) -> Result<Made, Failure> {
-        let os = |path: &Path| {
-            let path = path.to_owned();
-            move |e: io::Error| Failure::new(code::OS, format!("cannot write {}: {e}", path.display()), None)
-        };
         let program = self.program()?;
         let files = bundle_sources(self.prepared.files.iter().cloned())
             .map_err(|e| Failure::from(donjon_image::project::BuildError::from(e)))?;
-        let image = pack(Parts { program: &program, manifest: &self.manifest()?, bundle: &files, shim: SHIM })
+        let manifest = self.manifest()?;
+        let image = pack(Parts { program: &program, manifest: &manifest, bundle: &files, shim: SHIM })
             .map_err(|e| Failure::new(code::DATA, e, None))?;
-        replace(out, &image).map_err(os(out))?;
+        let failed = |e| match e {
+            BundleError::Write(e) => cannot_write(out, &e),
+            e => donjon_image::project::BuildError::from(e).into(),
+        };
+        replace(out, |file| image.write_to(file).map_err(failed))?;
         let debug = out.with_added_extension("debug");
-        replace(&debug, &program).map_err(os(&debug))?;
-        Ok(Made { image: out.into(), bytes: image.len() as u64 })
+        replace(&debug, |file| file.write_all(&program).map_err(|e| cannot_write(&debug, &e)))?;
+        Ok(Made { image: out.into(), bytes: image.len() })
     }
 }
 
@@ -181,16 +187,39 @@ pub fn part((name, there): &(String, bool)) -> String {
 }
 
 /// Never a half-written file under the final name, and none at all if it is the same already.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|m| m.len() == bytes.len() as u64) && fs::read(path)? == bytes {
-        return Ok(());
-    }
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failure>) -> Result<(), Failure> {
     let part = path.with_added_extension(format!("{}.part", std::process::id()));
-    let done = fs::write(&part, bytes).and_then(|()| fs::rename(&part, path));
+    let io = |e: io::Error| cannot_write(path, &e);
+    let make = || {
+        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&part).map_err(io)?;
+        write(&mut file)?;
+        if File::open(path).is_ok_and(|old| same(&old, &file)) {
+            return fs::remove_file(&part).map_err(io);
+        }
+        fs::rename(&part, path).map_err(io)
+    };
+    let done = make();
     if done.is_err() {
+        // It may never have come to be.
         _ = fs::remove_file(&part);
     }
     done
+}
+
+fn cannot_write(path: &Path, e: &io::Error) -> Failure {
+    Failure::new(code::OS, format!("cannot write {}: {e}", path.display()), None)
+}
+
+/// Whether two files have the same content.
+fn same(a: &File, b: &File) -> bool {
+    let [Ok(len), Ok(other)] = [a, b].map(|f| f.metadata().map(|m| m.len())) else { return false };
+    let mut chunks = [vec![0; CHUNK], vec![0; CHUNK]];
+    let mut equal = |at: u64| {
+        let n = (len - at).min(CHUNK as u64) as usize;
+        let mut files = [a, b].into_iter().zip(&mut chunks);
+        files.all(|(file, chunk)| file.read_exact_at(&mut chunk[..n], at).is_ok()) && chunks[0][..n] == chunks[1][..n]
+    };
+    len == other && (0..len).step_by(CHUNK).all(&mut equal)
 }
 
 /// What the command line says, on top of the table. Paths on the command line are relative to where we are.

@@ -1,9 +1,16 @@
 //! The file bundle: host files become the read-only tree that the guest sees at `/`.
+//!
+//! A bundle is laid out first ([`Layout`]) and read when it is written into the image, so that content of any size is packed without being held in
+//! memory.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io::{self, Write},
+    ops::Range,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use donjon_abi::{
@@ -15,6 +22,8 @@ use crate::config::Files;
 
 /// Modification time of everything in a bundle, so that the same content gives the same image: 1980-01-01.
 const MTIME: u64 = 315_532_800;
+/// Bytes that are copied at a time.
+const CHUNK: u64 = 256 * 1024;
 
 /// Why files could not be bundled.
 #[derive(Debug, thiserror::Error)]
@@ -44,20 +53,26 @@ pub enum BundleError {
     /// A file could not be read.
     #[error("cannot read {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
+    /// A file has another length than when the bundle was laid out.
+    #[error("{0} has changed while it was packed")]
+    Changed(PathBuf),
+    /// The bundle could not be written.
+    #[error("{0}")]
+    Write(#[source] io::Error),
 }
 
 /// Bundles what `files` lists, relative to the directory `root`. No files give no bytes.
-pub fn bundle(root: &Path, files: &[Files]) -> Result<Vec<u8>, BundleError> {
+pub fn bundle(root: &Path, files: &[Files]) -> Result<Layout, BundleError> {
     let root = root.canonicalize().map_err(|e| BundleError::Io(root.into(), e))?;
     let mut tree = Tree { root, nodes: BTreeMap::new() };
     for entry in files {
         tree.entry(entry)?;
     }
-    tree.encode()
+    tree.layout()
 }
 
 /// Bundles files from anywhere: guest paths (absolute or not) and where their content comes from.
-pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Result<Vec<u8>, BundleError> {
+pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Result<Layout, BundleError> {
     let mut tree = Tree { root: PathBuf::new(), nodes: BTreeMap::new() };
     for (path, source) in files {
         let guest = guest_path(&path)?;
@@ -69,23 +84,33 @@ pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Resu
             return Err(BundleError::Twice(guest, path.clone().into(), path.into()));
         }
     }
-    tree.encode()
+    tree.layout()
 }
 
 /// Where a file's content comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Source {
     /// A file of the host.
     Path(PathBuf),
     /// These bytes.
     Bytes(Vec<u8>),
+    /// A part of an open file, which must be in it.
+    Part(Arc<File>, Range<u64>),
 }
 
 impl Source {
     fn name(&self) -> PathBuf {
         match self {
             Source::Path(path) => path.clone(),
-            Source::Bytes(_) => "generated content".into(),
+            Source::Bytes(_) | Source::Part(..) => "generated content".into(),
+        }
+    }
+
+    fn len(&self) -> Result<u64, BundleError> {
+        match self {
+            Source::Path(path) => fs::metadata(path).map(|m| m.len()).map_err(|e| BundleError::Io(path.clone(), e)),
+            Source::Bytes(bytes) => Ok(bytes.len() as u64),
+            Source::Part(_, range) => Ok(range.end.saturating_sub(range.start)),
         }
     }
 }
@@ -180,47 +205,125 @@ impl Tree {
         }
     }
 
-    fn encode(&self) -> Result<Vec<u8>, BundleError> {
+    fn layout(self) -> Result<Layout, BundleError> {
+        let mut out = Layout::default();
         if self.nodes.is_empty() {
-            return Ok(Vec::new());
+            return Ok(out);
         }
         let names: String = self.nodes.keys().map(String::as_str).collect();
-        let data_from = HEADER_LEN + self.nodes.len() * ENTRY_LEN + names.len();
-        let mut out = Vec::from(MAGIC);
-        out.extend((self.nodes.len() as u32).to_le_bytes());
-        out.extend((names.len() as u32).to_le_bytes());
-        let mut entries = Vec::new();
-        let mut contents = vec![0; data_from];
+        out.head.extend(MAGIC);
+        out.head.extend((self.nodes.len() as u32).to_le_bytes());
+        out.head.extend((names.len() as u32).to_le_bytes());
+        out.len = (HEADER_LEN + self.nodes.len() * ENTRY_LEN + names.len()) as u64;
         let mut name_offset = 0;
-        for (name, node) in &self.nodes {
-            let (kind, data) = match node {
-                Node::Dir => (Kind::Dir, Vec::new()),
-                Node::File(Source::Bytes(bytes)) => (Kind::File, bytes.clone()),
-                Node::File(Source::Path(path)) => {
-                    (Kind::File, fs::read(path).map_err(|e| BundleError::Io(path.clone(), e))?)
-                }
+        for (name, node) in self.nodes {
+            let (kind, len) = match &node {
+                Node::Dir => (Kind::Dir, 0),
+                Node::File(source) => (Kind::File, source.len()?),
             };
-            let align = if data.len() as u64 >= ALIGN_FROM { PAGE as usize } else { 16 };
-            if !data.is_empty() {
-                contents.resize(contents.len().next_multiple_of(align), 0);
+            if len > 0 {
+                out.len = out.len.next_multiple_of(if len >= ALIGN_FROM { PAGE } else { 16 });
             }
             let raw = RawEntry {
                 name_offset,
                 name_len: name.len() as u32,
                 kind: kind as u32,
                 mtime: MTIME,
-                data_offset: contents.len() as u64,
-                data_len: data.len() as u64,
+                data_offset: out.len,
+                data_len: len,
             };
-            entries.extend(raw.to_bytes());
-            contents.extend(data);
+            out.head.extend(raw.to_bytes());
+            if let Node::File(source) = node {
+                out.files.push(Placed { at: out.len, len, source });
+            }
+            out.len = out.len.checked_add(len).ok_or_else(|| BundleError::Name(name.clone().into()))?;
             name_offset += name.len() as u32;
         }
-        out.extend(entries);
-        out.extend(names.bytes());
-        out.extend(&contents[data_from..]);
+        out.head.extend(names.bytes());
         Ok(out)
     }
+}
+
+/// A bundle: where each file will be. Its content is read when it is written.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// Header, entries and names.
+    head: Vec<u8>,
+    files: Vec<Placed>,
+    len: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Placed {
+    at: u64,
+    len: u64,
+    source: Source,
+}
+
+impl Layout {
+    /// Bytes of the bundle.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no file.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Writes the bundle: exactly [`Layout::len`] bytes.
+    pub fn write_to(&self, out: &mut impl Write) -> Result<(), BundleError> {
+        out.write_all(&self.head).map_err(BundleError::Write)?;
+        let mut at = self.head.len() as u64;
+        for file in self.files.iter().filter(|f| f.len > 0) {
+            let gap = (file.at - at) as usize;
+            out.write_all(&[0; PAGE as usize][..gap]).map_err(BundleError::Write)?;
+            file.copy_to(out)?;
+            at = file.at + file.len;
+        }
+        Ok(())
+    }
+
+    /// The bundle in memory.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, BundleError> {
+        let mut out = Vec::new();
+        self.write_to(&mut out)?;
+        Ok(out)
+    }
+}
+
+impl Placed {
+    fn copy_to(&self, out: &mut impl Write) -> Result<(), BundleError> {
+        match &self.source {
+            Source::Bytes(bytes) => out.write_all(bytes).map_err(BundleError::Write),
+            Source::Path(path) => {
+                let io = |e| BundleError::Io(path.clone(), e);
+                let file = File::open(path).map_err(io)?;
+                copy(&file, 0..self.len, out, path)?;
+                let now = file.metadata().map_err(io)?.len();
+                if now == self.len { Ok(()) } else { Err(BundleError::Changed(path.clone())) }
+            }
+            Source::Part(file, range) => copy(file, range.clone(), out, &self.source.name()),
+        }
+    }
+}
+
+/// Copies a part of a file that must be there.
+fn copy(file: &File, range: Range<u64>, out: &mut impl Write, name: &Path) -> Result<(), BundleError> {
+    let mut chunk = vec![0; CHUNK.min(range.end.saturating_sub(range.start)) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let part = &mut chunk[..CHUNK.min(range.end - at) as usize];
+        match file.read_exact_at(part, at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(BundleError::Changed(name.into()));
+            }
+            other => other.map_err(|e| BundleError::Io(name.into(), e))?,
+        }
+        out.write_all(part).map_err(BundleError::Write)?;
+        at += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// A guest path without its leading `/`, and without what could lead out of a directory.
@@ -260,17 +363,18 @@ mod tests {
     fn directories_files_and_patterns() {
         let dir = scratch("tree");
         let root = dir.join("project");
-        let bytes = bundle(&root, &[from("www", None), from("*.json", Some("/etc"))]).unwrap();
+        let bundle = |files: &[Files]| bundle(&root, files).unwrap().to_bytes().unwrap();
+        let bytes = bundle(&[from("www", None), from("*.json", Some("/etc"))]);
         assert_eq!(paths(&bytes), ["etc", "etc/a.json", "www", "www/index.html", "www/sub", "www/sub/big.bin"]);
         let b = Bundle::parse(&bytes).unwrap();
         assert_eq!(b.lookup("www/index.html").unwrap().data, b"hello");
         let big = b.lookup("www/sub/big.bin").unwrap().data;
         assert_eq!(big, [7; 5000]);
         assert_eq!((big.as_ptr() as usize - bytes.as_ptr() as usize) % PAGE as usize, 0);
-        assert_eq!(bytes, bundle(&root, &[from("*.json", Some("etc")), from("www/", None)]).unwrap());
-        assert_eq!(paths(&bundle(&root, &[from("www", Some("/"))]).unwrap()), ["index.html", "sub", "sub/big.bin"]);
-        assert_eq!(paths(&bundle(&root, &[from("a.json", Some("/x/b.json"))]).unwrap()), ["x", "x/b.json"]);
-        assert!(bundle(&root, &[]).unwrap().is_empty());
+        assert_eq!(bytes, bundle(&[from("*.json", Some("etc")), from("www/", None)]));
+        assert_eq!(paths(&bundle(&[from("www", Some("/"))])), ["index.html", "sub", "sub/big.bin"]);
+        assert_eq!(paths(&bundle(&[from("a.json", Some("/x/b.json"))])), ["x", "x/b.json"]);
+        assert!(bundle(&[]).is_empty());
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -291,6 +395,25 @@ mod tests {
         fs::remove_file(root.join("www/link")).unwrap();
         std::os::unix::fs::symlink("..", root.join("www/up")).unwrap();
         assert!(matches!(error(from("www", None)), BundleError::Outside(_)), "an endless loop");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn sources_of_all_kinds_and_files_that_change() {
+        let dir = scratch("sources");
+        let path = dir.join("project/www/sub/big.bin");
+        let part = Source::Part(Arc::new(File::open(&path).unwrap()), 1..3000);
+        let files = [("/p", Source::Path(path.clone())), ("/q", part), ("/r", Source::Bytes(b"r".to_vec()))];
+        let layout = bundle_sources(files.map(|(name, source)| (name.into(), source))).unwrap();
+        let bytes = layout.to_bytes().unwrap();
+        assert_eq!(bytes.len() as u64, layout.len());
+        let b = Bundle::parse(&bytes).unwrap();
+        assert_eq!(b.lookup("p").unwrap().data, [7; 5000]);
+        assert_eq!((b.lookup("q").unwrap().data, b.lookup("r").unwrap().data), (&[7; 2999][..], &b"r"[..]));
+        for other in [vec![7; 4999], vec![7; 5001]] {
+            fs::write(&path, other).unwrap();
+            assert!(matches!(layout.to_bytes(), Err(BundleError::Changed(p)) if p == path));
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -3,7 +3,12 @@
 //! The input is a static position-independent ELF file as [`crate::linker`] makes it. What a host would have to trust is
 //! checked here and laid down as data: segments with their final rights, relocations that only ever add the base.
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::{self, Seek, SeekFrom, Write},
+    ops::Range,
+    path::PathBuf,
+};
 
 use donjon_abi::{
     PAGE,
@@ -18,7 +23,12 @@ use object::{
     read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _, Rela as _},
 };
 
-use crate::{image, manifest::Manifest, shim::Shim, unwind};
+use crate::{
+    bundle::{BundleError, Layout},
+    manifest::Manifest,
+    shim::Shim,
+    unwind,
+};
 
 const LE: Endianness = Endianness::Little;
 /// Dynamic tags of the generic ABI that are newer than the `object` crate's list.
@@ -66,7 +76,7 @@ pub enum PackError {
     TooLarge(u64),
     /// A file could not be read or written.
     #[error("{0}: {1}")]
-    Io(PathBuf, #[source] std::io::Error),
+    Io(PathBuf, #[source] io::Error),
 }
 
 /// The parts of an image.
@@ -76,14 +86,77 @@ pub struct Parts<'a> {
     pub program: &'a [u8],
     /// The manifest.
     pub manifest: &'a Manifest,
-    /// The encoded file bundle, or nothing.
-    pub bundle: &'a [u8],
+    /// The files; none give no bundle.
+    pub bundle: &'a Layout,
     /// The linked ring-0 shim (an ELF file), or nothing: then no hypervisor can boot the image.
     pub shim: &'a [u8],
 }
 
+/// An image that is complete but for its content, which is read when it is written.
+#[derive(Debug)]
+pub struct Packed<'a> {
+    /// All before the bundle, the hash being zeros.
+    front: Vec<u8>,
+    bundle: &'a Layout,
+    /// All after the bundle.
+    back: Vec<u8>,
+}
+
+impl Packed<'_> {
+    /// Bytes of the image.
+    pub fn len(&self) -> u64 {
+        self.front.len() as u64 + self.bundle.len() + self.back.len() as u64
+    }
+
+    /// Never.
+    pub fn is_empty(&self) -> bool {
+        self.front.is_empty()
+    }
+
+    /// Writes the image to an empty file: memory does not depend on how large the content is.
+    ///
+    /// # Errors
+    /// Also if a file of the content has changed meanwhile.
+    pub fn write_to(&self, out: &mut (impl Write + Seek)) -> Result<(), BundleError> {
+        let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
+        let io = BundleError::Write;
+        hashed.write_all(&self.front).map_err(io)?;
+        self.bundle.write_to(&mut hashed)?;
+        hashed.write_all(&self.back).map_err(io)?;
+        let Hashed { out, hasher } = hashed;
+        out.seek(SeekFrom::Start(ImageHeader::HASH_OFFSET)).map_err(io)?;
+        out.write_all(hasher.finalize().as_bytes()).map_err(io)?;
+        out.flush().map_err(io)
+    }
+
+    /// The image in memory.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, BundleError> {
+        let mut out = io::Cursor::new(Vec::new());
+        self.write_to(&mut out)?;
+        Ok(out.into_inner())
+    }
+}
+
+/// Hashes what is written through it.
+struct Hashed<'a, W> {
+    out: &'a mut W,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Write for Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Makes an image. The same parts give the same bytes.
-pub fn pack(parts: Parts<'_>) -> Result<Vec<u8>, PackError> {
+pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
     let program = Program::read(parts.program)?;
     let shim = Shim::read(parts.shim).map_err(PackError::Shim)?;
     let mut out = vec![0; (HEADER_OFFSET + PAGE) as usize];
@@ -106,21 +179,28 @@ pub fn pack(parts: Parts<'_>) -> Result<Vec<u8>, PackError> {
         *slot = Segment { file, mem_offset: s.mem_offset, mem_len: s.mem_len, prot: s.prot as u32, _pad: 0 };
     }
     pad(&mut out, PAGE as usize);
-    let bundle =
-        if parts.bundle.is_empty() { Extent::default() } else { append(&mut out, parts.bundle, PAGE as usize) };
-    pad(&mut out, 16);
-    let payload_end = out.len() as u64;
-    let shim_at = if shim.bytes.is_empty() { Extent::default() } else { append(&mut out, &shim.bytes, 16) };
+    let mut bundle = Extent::default();
+    if !parts.bundle.is_empty() {
+        bundle = Extent { offset: out.len() as u64, len: parts.bundle.len() };
+    }
+    let bundle_end = out.len() as u64 + bundle.len;
+    let payload_end = bundle_end.next_multiple_of(16);
     if payload_end > 3 << 30 {
         return Err(PackError::TooLarge(payload_end));
     }
+    let mut back = vec![0; (payload_end - bundle_end) as usize];
+    back.extend(&shim.bytes);
+    let mut shim_at = Extent::default();
+    if !shim.bytes.is_empty() {
+        shim_at = Extent { offset: payload_end, len: shim.bytes.len() as u64 };
+    }
 
     let end = program.segments.last().map_or(0, |s| s.mem_offset + s.mem_len);
-    let mut header = ImageHeader {
+    let header = ImageHeader {
         magic: MAGIC,
         version: donjon_abi::VERSION,
         segment_count: program.segments.len() as u32,
-        file_len: out.len() as u64,
+        file_len: bundle_end + back.len() as u64,
         hash: [0; 32],
         span: end.next_multiple_of(PAGE),
         entry: program.entry,
@@ -136,10 +216,8 @@ pub fn pack(parts: Parts<'_>) -> Result<Vec<u8>, PackError> {
     out[..elf.len()].copy_from_slice(&elf);
     let at = HEADER_OFFSET as usize;
     out[at..at + ImageHeader::LEN].copy_from_slice(&header.to_bytes());
-    header.hash = *image::hash(&out).as_bytes();
-    out[at..at + ImageHeader::LEN].copy_from_slice(&header.to_bytes());
     const { assert!(SHIM_PADDR < PAYLOAD_PADDR) };
-    Ok(out)
+    Ok(Packed { front: out, bundle: parts.bundle, back })
 }
 
 /// A linked program, checked and relocated as far as can be done without knowing the base.

@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    bundle::{BundleError, bundle},
+    bundle::{BundleError, Layout, bundle},
     config::{Config, ConfigError, Optimize},
     linker::{self, Diagnosis, Spec},
     pack::{PackError, Parts, pack},
@@ -262,7 +262,7 @@ impl Project {
         self.write(program, &bundle(&self.dir, &self.config.files)?, out)
     }
 
-    fn write(&self, program: &Program, bundle: &[u8], out: &Path) -> Result<Built, BuildError> {
+    fn write(&self, program: &Program, bundle: &Layout, out: &Path) -> Result<Built, BuildError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |e| BuildError::Io(path, e)
@@ -275,8 +275,12 @@ impl Project {
         }
         // Never a half-written image under the final name.
         let part = with_suffix(out, &format!(".{}.part", std::process::id()));
-        fs::write(&part, &image).map_err(io(&part))?;
-        fs::rename(&part, out).map_err(io(out))?;
+        let mut file = fs::File::create(&part).map_err(io(&part))?;
+        let done = image.write_to(&mut file).map_err(BuildError::from);
+        if let Err(e) = done.and_then(|()| fs::rename(&part, out).map_err(io(out))) {
+            _ = fs::remove_file(&part);
+            return Err(e);
+        }
         let debug = with_suffix(out, ".debug");
         _ = fs::remove_file(&debug);
         fs::hard_link(&program.path, &debug)
@@ -286,7 +290,7 @@ impl Project {
             name: program.name.clone(),
             image: out.into(),
             debug,
-            bytes: image.len() as u64,
+            bytes: image.len(),
             direct_system_calls: direct_system_calls(&elf).into_iter().collect(),
         })
     }

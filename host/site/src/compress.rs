@@ -1,27 +1,87 @@
 //! Compressed variants of contents, kept from one time to the next: the best compression takes a second per megabyte.
+//!
+//! Contents are read and variants written as streams, so that memory depends on how many threads compress and not on how large files are.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use donjon_image::bundle::Source;
 
 /// Files below this size are not compressed: the headers would outweigh the gain.
-const COMPRESS_FROM: usize = 256;
+const COMPRESS_FROM: u64 = 256;
 /// Files above these sizes are compressed at faster levels.
-const SLOW_TO: usize = 1 << 20;
-const MIDDLE_TO: usize = 16 << 20;
+const SLOW_TO: u64 = 1 << 20;
+const MIDDLE_TO: u64 = 16 << 20;
 /// Changes whenever what is kept would be made differently.
-const REVISION: &str = "1";
+const REVISION: &str = "2";
+/// Bytes that are copied at a time.
+const CHUNK: usize = 64 * 1024;
 
 /// Where compressed contents are kept; without a place, each is made anew.
 pub(crate) struct Compressor<'a> {
     place: Option<&'a Path>,
 }
 
+/// A file of this machine whose variants are to be made.
+pub(crate) struct Content<'a> {
+    pub path: &'a Path,
+    pub content_type: &'a str,
+    pub len: u64,
+    /// BLAKE3, hexadecimal.
+    pub hash: &'a str,
+}
+
 /// The brotli and the gzip variant, as far as they save something.
 #[derive(Default)]
 pub(crate) struct Compressed {
-    pub brotli: Option<Vec<u8>>,
-    pub gzip: Option<Vec<u8>>,
+    pub brotli: Option<(Source, u64)>,
+    pub gzip: Option<(Source, u64)>,
+}
+
+/// Where one thread puts the variants that it has made: a file without a name, which is gone when nobody has it open.
+pub(crate) struct Spool {
+    file: Arc<File>,
+    end: u64,
+}
+
+impl Spool {
+    /// Makes the file in `dir`.
+    pub fn new(dir: &Path) -> io::Result<Spool> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!(".donjon-{}-{n}.spool", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok(Spool { file: Arc::new(file), end: 0 })
+    }
+
+    /// Keeps what was written from `end` on.
+    fn keep(&mut self, len: u64) -> Source {
+        let start = self.end;
+        self.end += len;
+        Source::Part(self.file.clone(), start..self.end)
+    }
+
+    /// Has `write` write behind what is kept. Returns what it returns, and how many bytes it has written.
+    fn write<T>(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<(T, u64)> {
+        (&*self.file).seek(SeekFrom::Start(self.end))?;
+        let mut out = BufWriter::with_capacity(CHUNK, &*self.file);
+        let done = write(&mut out)?;
+        out.flush()?;
+        drop(out);
+        let len = (&*self.file).stream_position()? - self.end;
+        Ok((done, len))
+    }
+
+    /// Copies `len` bytes that are not kept yet.
+    fn copy(&self, len: u64, out: &mut impl Write) -> io::Result<()> {
+        (&*self.file).seek(SeekFrom::Start(self.end))?;
+        let copied = io::copy(&mut (&*self.file).take(len), out)?;
+        if copied == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
 }
 
 impl<'a> Compressor<'a> {
@@ -29,38 +89,85 @@ impl<'a> Compressor<'a> {
         Compressor { place }
     }
 
-    /// Compresses `data`, whose BLAKE3 hash in hexadecimal is `hash`.
-    pub fn compress(&self, content_type: &str, data: &[u8], hash: &str) -> Compressed {
-        if !compressible(content_type) || data.len() < COMPRESS_FROM {
-            return Compressed::default();
+    /// Compresses a content into `spool`.
+    pub fn compress(&self, content: &Content<'_>, spool: &mut Spool) -> io::Result<Compressed> {
+        if !compressible(content.content_type) || content.len < COMPRESS_FROM {
+            return Ok(Compressed::default());
         }
         // Worth its place in the image only if it saves something.
-        let smaller = |packed: Vec<u8>| Some(packed).filter(|p| p.len() + p.len() / 20 < data.len());
-        Compressed {
-            brotli: smaller(self.kept(hash, "br", || brotli(data))),
-            gzip: smaller(self.kept(hash, "gz", || gzip(data))),
-        }
+        let smaller = |len: u64| len + len / 20 < content.len;
+        let mut variant = |kind: &str, make: &dyn Fn(&mut dyn Write) -> io::Result<()>| {
+            let len = self.kept(content.hash, kind, make, spool)?;
+            Ok::<_, io::Error>(smaller(len).then(|| (spool.keep(len), len)))
+        };
+        let open = || File::open(content.path).map(|f| f.take(content.len));
+        Ok(Compressed {
+            brotli: variant("br", &|out| brotli(open()?, content.len, out))?,
+            gzip: variant("gz", &|out| gzip(open()?, out))?,
+        })
     }
 
-    /// What is kept is only ever a shortcut: whatever goes wrong with it, it is made anew.
-    fn kept(&self, hash: &str, kind: &str, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
-        let Some(place) = self.place else { return make() };
+    /// Writes a variant into the spool and returns its length. What is kept is only ever a shortcut: whatever goes wrong with it, it is made anew.
+    fn kept(
+        &self,
+        hash: &str,
+        kind: &str,
+        make: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+        spool: &mut Spool,
+    ) -> io::Result<u64> {
+        let Some(place) = self.place else { return Ok(spool.write(make)?.1) };
         let path: PathBuf = place.join(format!("{hash}-{REVISION}.{kind}"));
-        // The first 32 bytes say what the rest must be, so that a damaged file is not served.
-        let checked = |bytes: Vec<u8>| {
-            let (sum, rest) = bytes.split_at_checked(32)?;
-            (blake3::hash(rest).as_bytes() == sum).then(|| rest.to_vec())
-        };
-        if let Some(bytes) = fs::read(&path).ok().and_then(checked) {
-            return bytes;
+        if let Ok(Some(len)) = restore(&path, spool) {
+            return Ok(len);
         }
-        let bytes = make();
+        let (sum, len) = spool.write(|out| {
+            let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
+            make(&mut hashed)?;
+            Ok(hashed.hasher.finalize())
+        })?;
         let part = path.with_extension(format!("{kind}.{}.part", std::process::id()));
-        let whole = [&blake3::hash(&bytes).as_bytes()[..], &bytes].concat();
-        if fs::create_dir_all(place).and_then(|()| fs::write(&part, whole)).is_ok() {
-            _ = fs::rename(&part, &path);
+        let save = || {
+            fs::create_dir_all(place)?;
+            let mut file = File::create(&part)?;
+            file.write_all(sum.as_bytes())?;
+            spool.copy(len, &mut file)?;
+            fs::rename(&part, &path)
+        };
+        if save().is_err() {
+            _ = fs::remove_file(&part);
         }
-        bytes
+        Ok(len)
+    }
+}
+
+/// Copies what is kept into the spool. Its first 32 bytes say what the rest must be, so that a damaged file is not served.
+fn restore(path: &Path, spool: &mut Spool) -> io::Result<Option<u64>> {
+    let mut file = File::open(path)?;
+    let mut sum = [0; 32];
+    file.read_exact(&mut sum)?;
+    let (got, len) = spool.write(|out| {
+        let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
+        io::copy(&mut file, &mut hashed)?;
+        Ok(hashed.hasher.finalize())
+    })?;
+    Ok((*got.as_bytes() == sum).then_some(len))
+}
+
+/// Hashes what is written through it.
+struct Hashed<'a> {
+    out: &'a mut dyn Write,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -72,48 +179,76 @@ fn compressible(content_type: &str) -> bool {
             .any(|part| essence.ends_with(part))
 }
 
-fn brotli(data: &[u8]) -> Vec<u8> {
-    let quality = match data.len() {
+fn brotli(mut data: impl Read, len: u64, mut out: &mut dyn Write) -> io::Result<()> {
+    let quality = match len {
         n if n <= SLOW_TO => 11,
         n if n <= MIDDLE_TO => 9,
         _ => 5,
     };
-    let params = brotli::enc::BrotliEncoderParams { quality, lgwin: 22, ..Default::default() };
-    let mut out = vec![];
-    // Writing to a vector cannot fail; if it did, a variant that saves nothing is left out.
-    match brotli::BrotliCompress(&mut &data[..], &mut out, &params) {
-        Ok(_) => out,
-        Err(_) => data.to_vec(),
-    }
+    // A window that is larger than the file is memory for nothing.
+    let bits = len.next_power_of_two().trailing_zeros().cast_signed() + 1;
+    let params = brotli::enc::BrotliEncoderParams { quality, lgwin: bits.clamp(16, 22), ..Default::default() };
+    brotli::BrotliCompress(&mut data, &mut out, &params).map(drop)
 }
 
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::best());
-    match encoder.write_all(data).and_then(|()| encoder.finish()) {
-        Ok(out) => out,
-        Err(_) => data.to_vec(),
-    }
+fn gzip(mut data: impl Read, out: &mut dyn Write) -> io::Result<()> {
+    let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::best());
+    io::copy(&mut data, &mut encoder)?;
+    encoder.finish().map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt as _;
+
+    fn bytes((source, len): &(Source, u64)) -> Vec<u8> {
+        let Source::Part(file, range) = source else { panic!("in the spool") };
+        let mut out = vec![0; *len as usize];
+        file.read_exact_at(&mut out, range.start).unwrap();
+        out
+    }
 
     #[test]
     fn what_is_kept_is_used_if_it_is_sound() {
         let dir = std::env::temp_dir().join(format!("donjon-compress-{}", std::process::id()));
-        let (c, data) = (Compressor::new(Some(&dir)), b"<p>hello</p>".repeat(100));
-        let first = c.compress("text/html", &data, "h").brotli.unwrap();
-        let path = dir.join(format!("h-{REVISION}.br"));
-        let made = fs::read(&path).unwrap();
-        assert_eq!(made[32..], first[..]);
-        let other = [&blake3::hash(b"other").as_bytes()[..], b"other"].concat();
-        fs::write(&path, other).unwrap();
-        assert_eq!(c.compress("text/html", &data, "h").brotli.unwrap(), b"other");
-        fs::write(&path, b"damaged").unwrap();
-        assert_eq!(c.compress("text/html", &data, "h").brotli.unwrap(), first);
-        assert!(c.compress("image/png", &data, "h").brotli.is_none());
-        assert!(c.compress("text/html", b"short", "s").gzip.is_none());
+        fs::create_dir_all(&dir).unwrap();
+        let (c, mut spool) = (Compressor::new(Some(&dir)), Spool::new(&dir).unwrap());
+        let text = b"<p>hello</p>".repeat(100);
+        let path = dir.join("page");
+        fs::write(&path, &text).unwrap();
+        let mut made = |content_type: &str, len: u64| {
+            let content = Content { path: &path, content_type, len, hash: "h" };
+            c.compress(&content, &mut spool).unwrap()
+        };
+        let first = made("text/html", 1200);
+        let (brotli, gzip) = (bytes(first.brotli.as_ref().unwrap()), bytes(first.gzip.as_ref().unwrap()));
+        let mut plain = vec![];
+        brotli_decompressor(&brotli, &mut plain);
+        assert_eq!(plain, text);
+        plain.clear();
+        flate2::read::GzDecoder::new(&gzip[..]).read_to_end(&mut plain).unwrap();
+        assert_eq!(plain, text);
+
+        let kept = dir.join(format!("h-{REVISION}.br"));
+        assert_eq!(fs::read(&kept).unwrap()[32..], brotli[..]);
+        fs::write(&kept, [&blake3::hash(b"other").as_bytes()[..], b"other"].concat()).unwrap();
+        assert_eq!(bytes(&made("text/html", 1200).brotli.unwrap()), b"other");
+        for damaged in [&b"damaged"[..], &[7; 100]] {
+            fs::write(&kept, damaged).unwrap();
+            let again = made("text/html", 1200);
+            assert_eq!((bytes(&again.brotli.unwrap()), bytes(&again.gzip.unwrap())), (brotli.clone(), gzip.clone()));
+            assert_eq!(fs::read(&kept).unwrap()[32..], brotli[..], "it is kept anew");
+        }
+        assert!(made("image/png", 1200).brotli.is_none());
+        assert!(made("text/html", 255).gzip.is_none());
+        assert_eq!(bytes(first.brotli.as_ref().unwrap()), brotli, "what was kept first is still there");
+        let names = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert!(names.into_iter().all(|n| !n.ends_with("spool") && !n.ends_with("part")));
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    fn brotli_decompressor(data: &[u8], out: &mut Vec<u8>) {
+        brotli::BrotliDecompress(&mut &data[..], out).unwrap();
     }
 }

@@ -1,17 +1,21 @@
 //! Reads the content of a site and makes its index and compressed variants.
 
-use crate::compress::Compressor;
+use crate::compress::{Compressor, Content, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
 use donjon_image::bundle::Source;
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Modification time without a reproducible one: see [`prepare`].
 const ALWAYS: u64 = 315_532_800;
+
+/// Most threads that read and compress: each takes up to 50 MB for a file of some megabytes.
+const WORKERS: usize = 8;
 
 /// A site that is ready to be packed.
 #[derive(Debug)]
@@ -45,11 +49,12 @@ impl Prepared {
     }
 }
 
-/// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one.
+/// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one; in any case, they are
+/// in files without names in the directory `scratch` as long as the result lives. Nothing is held in memory that grows with the content.
 ///
 /// Modification times come from SOURCE_DATE_EPOCH if that is set, else from the files: with it, the same content gives the
 /// same image.
-pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>) -> Result<Prepared, Error> {
+pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
     let mut list = vec![];
     for (number, root) in roots.iter().enumerate() {
@@ -73,7 +78,7 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>) -> Result<P
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
         }
     }
-    let made = resources(&list, &Compressor::new(cache))?;
+    let made = resources(&list, &Compressor::new(cache), scratch)?;
     let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, secrets };
     let mut index = String::new();
     for made in made {
@@ -184,53 +189,87 @@ struct Made {
     files: Vec<(String, Source)>,
 }
 
-/// Makes the resources in the order of the list, on as many cores as there are.
-fn resources(list: &[(u32, String, PathBuf)], compressor: &Compressor<'_>) -> Result<Vec<Made>, Error> {
+/// Makes the resources in the order of the list, on as many cores as there are, up to [`WORKERS`].
+fn resources(list: &[(u32, String, PathBuf)], compressor: &Compressor<'_>, scratch: &Path) -> Result<Vec<Made>, Error> {
     let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
-    let worker = || {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = cores.min(WORKERS).min(list.len()).max(1);
+    let spools = (0..workers).map(|_| Spool::new(scratch)).collect::<Result<Vec<_>, _>>();
+    let mut spools = spools.map_err(|e| Error::Scratch(scratch.into(), e))?;
+    let worker = |spool: &mut Spool| {
         while let Some((at, (root, path, file))) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, list.get(i)?)))
         {
-            let one = resource(*root, path, file, compressor);
+            let one = resource(*root, path, file, compressor, spool);
             made.lock().unwrap_or_else(|e| e.into_inner()).push((at, one));
         }
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 1..cores.min(list.len()) {
-            scope.spawn(worker);
+        for spool in &mut spools {
+            scope.spawn(|| worker(spool));
         }
-        worker();
     });
     let mut made = made.into_inner().unwrap_or_else(|e| e.into_inner());
     made.sort_by_key(|(at, _)| *at);
     made.into_iter().map(|(_, one)| one).collect()
 }
 
-fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>) -> Result<Made, Error> {
+fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>, spool: &mut Spool) -> Result<Made, Error> {
     let io = |e| Error::Io(file.into(), e);
-    let data = fs::read(file).map_err(io)?;
-    let content_type = content_type(path, &data);
+    let Seen { len, hash, utf8 } = read(file).map_err(io)?;
+    let content_type = content_type(path, utf8);
     let (plain_file, brotli_file, gzip_file) =
         (format!("/site/{root}{path}"), format!("/br/{root}{path}"), format!("/gz/{root}{path}"));
-    let hash = blake3::hash(&data);
     let tag = hex(&hash.as_bytes()[..10]);
     let (brotli_tag, gzip_tag) = (format!("{tag}-br"), format!("{tag}-gz"));
-    let packed = compressor.compress(&content_type, &data, &hash.to_hex());
+    let content = Content { path: file, content_type: &content_type, len, hash: &hash.to_hex() };
+    let packed = compressor.compress(&content, spool).map_err(io)?;
     let line = index_line(&Resource {
         root,
         path,
         content_type: &content_type,
         mtime: mtime(file).map_err(io)?,
-        plain: Variant { file: &plain_file, etag: &tag, len: data.len() as u64 },
-        brotli: packed.brotli.as_ref().map(|b| Variant { file: &brotli_file, etag: &brotli_tag, len: b.len() as u64 }),
-        gzip: packed.gzip.as_ref().map(|g| Variant { file: &gzip_file, etag: &gzip_tag, len: g.len() as u64 }),
+        plain: Variant { file: &plain_file, etag: &tag, len },
+        brotli: packed.brotli.as_ref().map(|(_, len)| Variant { file: &brotli_file, etag: &brotli_tag, len: *len }),
+        gzip: packed.gzip.as_ref().map(|(_, len)| Variant { file: &gzip_file, etag: &gzip_tag, len: *len }),
     });
     let line = line.map_err(|_| Error::Name(file.into(), "has a name that cannot be served"))?;
     let mut files = vec![(plain_file, Source::Path(file.into()))];
-    files.extend(packed.brotli.map(|b| (brotli_file, Source::Bytes(b))));
-    files.extend(packed.gzip.map(|g| (gzip_file, Source::Bytes(g))));
-    Ok(Made { line, bytes: data.len() as u64, files })
+    files.extend(packed.brotli.map(|(source, _)| (brotli_file, source)));
+    files.extend(packed.gzip.map(|(source, _)| (gzip_file, source)));
+    Ok(Made { line, bytes: len, files })
+}
+
+/// What one reading of a file tells.
+struct Seen {
+    len: u64,
+    hash: blake3::Hash,
+    /// Whether it is text.
+    utf8: bool,
+}
+
+fn read(file: &Path) -> std::io::Result<Seen> {
+    let (mut file, mut hasher, mut chunk) = (File::open(file)?, blake3::Hasher::new(), vec![0; 64 * 1024]);
+    // The beginning of a character that the last chunk has cut through.
+    let (mut len, mut utf8, mut cut) = (0, true, 0);
+    loop {
+        let n = file.read(&mut chunk[cut..])?;
+        if n == 0 {
+            return Ok(Seen { len, hash: hasher.finalize(), utf8: utf8 && cut == 0 });
+        }
+        len += n as u64;
+        hasher.update(&chunk[cut..cut + n]);
+        let all = cut + n;
+        cut = 0;
+        if let Err(e) = std::str::from_utf8(&chunk[..all]) {
+            utf8 &= e.error_len().is_none();
+            cut = all - e.valid_up_to();
+            chunk.copy_within(e.valid_up_to()..all, 0);
+        }
+        if !utf8 {
+            cut = 0;
+        }
+    }
 }
 
 fn mtime(file: &Path) -> std::io::Result<u64> {
@@ -241,11 +280,9 @@ fn mtime(file: &Path) -> std::io::Result<u64> {
     Ok(modified.duration_since(std::time::UNIX_EPOCH).map_or(ALWAYS, |d| d.as_secs()))
 }
 
-fn content_type(path: &str, data: &[u8]) -> String {
-    let guess = mime_guess::from_path(path).first_raw().unwrap_or(match std::str::from_utf8(data) {
-        Ok(_) => "text/plain",
-        Err(_) => "application/octet-stream",
-    });
+fn content_type(path: &str, utf8: bool) -> String {
+    let unknown = if utf8 { "text/plain" } else { "application/octet-stream" };
+    let guess = mime_guess::from_path(path).first_raw().unwrap_or(unknown);
     if guess.starts_with("text/") || matches!(guess, "application/javascript" | "application/json") {
         format!("{guess}; charset=utf-8")
     } else {
@@ -281,7 +318,7 @@ mod tests {
     #[test]
     fn a_directory_becomes_a_site() {
         let dir = scratch("plain");
-        let p = prepare(&dir, &Options::default(), None).unwrap();
+        let p = prepare(&dir, &Options::default(), None, &dir).unwrap();
         let text = index(&p);
         let all: Vec<_> = donjon_web_format::parse_index(&text).map(Result::unwrap).collect();
         let paths: Vec<_> = all.iter().map(|r| r.path).collect();
@@ -300,7 +337,7 @@ mod tests {
         let problem = |f: fn(&mut Options)| {
             let mut o = Options::default();
             f(&mut o);
-            prepare(&dir, &o, None).err().unwrap().to_string()
+            prepare(&dir, &o, None, &dir).err().unwrap().to_string()
         };
         for (f, want) in [
             ((|o| o.root = Some("nothing".into())) as fn(&mut Options), "nothing is not a directory"),
@@ -340,11 +377,30 @@ mod tests {
     }
 
     #[test]
+    fn text_is_known_from_its_bytes() {
+        let dir = scratch("text");
+        let file = dir.join("x");
+        // Characters of two bytes that the ends of chunks cut through, and a file that ends in the middle of one.
+        let text = format!("x{}", "\u{e9}".repeat(100_000));
+        for (bytes, utf8) in [
+            (text.as_bytes(), true),
+            (&text.as_bytes()[..200_000], false),
+            (&[text.as_bytes(), b"\xff", text.as_bytes()].concat(), false),
+            (b"", true),
+        ] {
+            fs::write(&file, bytes).unwrap();
+            let seen = read(&file).unwrap();
+            assert_eq!((seen.len, seen.hash, seen.utf8), (bytes.len() as u64, blake3::hash(bytes), utf8));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn links_out_of_the_directory_are_refused() {
         let dir = scratch("links");
         fs::write(dir.join("outside"), "s").unwrap();
         std::os::unix::fs::symlink("../outside", dir.join("public/link")).unwrap();
-        assert!(prepare(&dir, &Options::default(), None).err().unwrap().to_string().contains("leads out"));
+        assert!(prepare(&dir, &Options::default(), None, &dir).err().unwrap().to_string().contains("leads out"));
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -362,24 +418,24 @@ mod tests {
         let file = Some("pw".into());
         o.auth = vec![Auth { path: "*".into(), realm: None, user: "u".into(), password: None, password_file: file }];
         let has = |p: &Prepared, what: &str| {
-            let bytes = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap();
+            let bytes = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap().to_bytes().unwrap();
             bytes.windows(what.len()).any(|w| w == what.as_bytes())
         };
-        let p = prepare(&dir, &o, None).unwrap();
+        let p = prepare(&dir, &o, None, &dir).unwrap();
         assert!(!has(&p, &key) && !has(&p, "pass-word") && has(&p, &cert));
         assert_eq!(p.secrets, [("tls-key".into(), Some(dir.join("k.pem")))]);
         assert_eq!(p.features(), ["auth", "tls"]);
         assert_eq!(p.config.certificates[0].names, "a.example,*.b.example");
         o.tls[0].embed_key = true;
-        let p = prepare(&dir, &o, None).unwrap();
+        let p = prepare(&dir, &o, None, &dir).unwrap();
         assert!(has(&p, &key) && p.secrets.is_empty());
 
         // What is wrong with a certificate or a key is said here, not when the guest starts.
-        let problem = |o: &Options| prepare(&dir, o, None).unwrap_err().to_string();
+        let problem = |o: &Options| prepare(&dir, o, None, &dir).unwrap_err().to_string();
         o.tls[0].key = None;
         assert!(problem(&o).contains("needs a `key`"));
         o.tls[0].embed_key = false;
-        assert_eq!(prepare(&dir, &o, None).unwrap().secrets, [("tls-key".into(), None)]);
+        assert_eq!(prepare(&dir, &o, None, &dir).unwrap().secrets, [("tls-key".into(), None)]);
         let other = rcgen::generate_simple_self_signed(["a.example".into()]).unwrap();
         fs::write(dir.join("other.pem"), other.signing_key.serialize_pem()).unwrap();
         fs::write(dir.join("text"), "hello").unwrap();
@@ -409,7 +465,7 @@ mod tests {
         fs::write(dir.join("Donjon.toml"), text).unwrap();
         let o = Options::load(&dir).unwrap().unwrap();
         assert_eq!((o.hsts, o.tls[0].key.as_ref(), o.cache["*.css"].as_str()), (Some(60), None, "max-age=9"));
-        assert!(prepare(&dir, &o, None).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
+        assert!(prepare(&dir, &o, None, &dir).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
         fs::write(dir.join("Donjon.toml"), "[web]\nhtps = 1\n").unwrap();
         let problem = Options::load(&dir).unwrap_err().to_string();
         assert!(problem.contains("line 2") && problem.contains("unknown field `htps`"), "{problem}");

@@ -25,6 +25,9 @@ pub enum Error {
     /// A file could not be read.
     #[error("cannot read {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
+    /// There is no place for what is made on the way.
+    #[error("cannot write to {0}: {1}")]
+    Scratch(PathBuf, #[source] io::Error),
     /// A link or name that cannot be served.
     #[error("{0}: {1}")]
     Name(PathBuf, &'static str),

@@ -1,6 +1,7 @@
 //! The packer on programs made by hand, each wrong in one way.
 
 use super::*;
+use crate::bundle::Layout;
 use crate::image::Image;
 use std::path::Path;
 
@@ -113,8 +114,11 @@ fn rela(at: u64, kind: u64, addend: u64) -> Vec<u8> {
 
 fn packed(program: &[u8]) -> Result<Image, PackError> {
     let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
-    let image = pack(Parts { program, manifest: &manifest, bundle: &[], shim: &[] })?;
-    Ok(Image::from_bytes(image, Path::new("t")).unwrap())
+    let bundle = Layout::default();
+    let image = pack(Parts { program, manifest: &manifest, bundle: &bundle, shim: &[] })?;
+    let bytes = image.to_bytes().unwrap();
+    assert_eq!(bytes.len() as u64, image.len());
+    Ok(Image::from_bytes(bytes, Path::new("t")).unwrap())
 }
 
 #[test]
