@@ -91,7 +91,7 @@ pub struct Host {
 pub struct Proxy {
     /// Path prefix, matched at `/` boundaries.
     pub prefix: String,
-    /// `HOST:PORT` of the upstream.
+    /// `HOST:PORT` of the upstream; several addresses of it, to be tried in this order, are separated by commas.
     pub upstream: String,
 }
 

@@ -29,6 +29,7 @@ const CROWDED: Duration = Duration::from_secs(2);
 /// that word (RFC 9112 §9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 64 * 1024);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const LONG: &[u8] = b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What a connection runs over.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -63,11 +64,24 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
     }
     loop {
         let at_hand = fresh && stream.buffered();
-        if !at_hand && !readable(server, &stream, fresh, &mut stop).await {
+        let Some(begins) =
+            (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &mut stop).await })
+        else {
             return close(stream, &state).await;
-        }
+        };
         fresh = false;
         let mut rest = Bytes::new();
+        if begins == Begins::LikeHttp2 {
+            let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+            // hyper wants all of it at once.
+            match timeout(limit, Box::pin(preface(&mut stream))).await {
+                Ok(first) => rest = first,
+                Err(_) => return refuse(server, stream, &state, End::Late).await,
+            }
+            if rest == HTTP2_PREFACE {
+                return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
+            }
+        }
         loop {
             let speaking = one(server, Watched::new(stream, rest, state.clone()), &client, &mut stop);
             // On the heap, as all that an idle connection does without.
@@ -80,10 +94,7 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
                 End::Http2 => {
                     return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
                 }
-                End::Late => {
-                    let _ = timeout(LINGER.0, stream.write_all(LATE)).await;
-                    return close(stream, &state).await;
-                }
+                End::Late | End::Long => return refuse(server, stream, &state, end).await,
                 End::Done => {
                     #[cfg(feature = "proxy")]
                     if let Some(upstream) = state.take_upstream() {
@@ -98,9 +109,23 @@ pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client
     }
 }
 
-/// Waits for a request to begin. `false` if there will be none.
-async fn readable<S: Socket>(server: &Server, stream: &S, fresh: bool, stop: &mut watch::Receiver<bool>) -> bool {
-    let Some(socket) = stream.tcp() else { return true };
+/// How a connection begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// With a part of HTTP/2's preface.
+    LikeHttp2,
+    /// In another way, with all of the preface included.
+    Else,
+}
+
+/// Waits for a request to begin. `None` if there will be none.
+async fn readable<S: Socket>(
+    server: &Server,
+    stream: &S,
+    fresh: bool,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<Begins> {
+    let Some(socket) = stream.tcp() else { return Some(Begins::Else) };
     let limits = &server.site.config.limits;
     let mut limit = Duration::from_secs(if fresh { limits.header_seconds } else { limits.idle_seconds }.into());
     if server.places.available_permits() < limits.connections as usize / 8 {
@@ -109,15 +134,31 @@ async fn readable<S: Socket>(server: &Server, stream: &S, fresh: bool, stop: &mu
     let begins = async {
         if fresh {
             // tokio takes a new socket for readable until it has been read from.
-            socket.peek(&mut [0]).await.is_ok_and(|n| n > 0)
+            let mut first = [0; HTTP2_PREFACE.len()];
+            let n = socket.peek(&mut first).await.ok().filter(|n| *n > 0)?;
+            let part = n < first.len() && HTTP2_PREFACE.starts_with(&first[..n]);
+            Some(if part { Begins::LikeHttp2 } else { Begins::Else })
         } else {
-            socket.readable().await.is_ok()
+            socket.readable().await.ok().map(|()| Begins::Else)
         }
     };
     tokio::select! {
-        begins = timeout(limit, begins) => begins == Ok(true),
-        _ = stopped(stop) => false,
+        begins = timeout(limit, begins) => begins.ok().flatten(),
+        _ = stopped(stop) => None,
     }
+}
+
+/// Reads what may become HTTP/2's preface: until it is complete or cannot become it, or the client has said its last.
+async fn preface<S: Socket>(stream: &mut S) -> Bytes {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    let mut filled = 0;
+    while filled < first.len() && HTTP2_PREFACE.starts_with(&first[..filled]) {
+        match stream.read(&mut first[filled..]).await {
+            Ok(n @ 1..) => filled += n,
+            _ => break,
+        }
+    }
+    Bytes::copy_from_slice(&first[..filled])
 }
 
 /// Speaks HTTP/1 until the connection is idle or ends. Returns the stream and what was read from it and not used.
@@ -133,10 +174,12 @@ async fn one<S: Socket>(
         let (server, client) = (server.clone(), client.clone());
         async move { Ok::<_, Infallible>(answer(server, request, client).await) }
     });
+    let head_max = (limits.header_bytes as usize).max(8192);
+    let stream = stream.limited(head_max);
     let mut connection = Box::new(
         http1::Builder::new()
             .header_read_timeout(None)
-            .max_buf_size((limits.header_bytes as usize).max(8192))
+            .max_buf_size(head_max)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service),
     );
@@ -152,11 +195,11 @@ async fn one<S: Socket>(
         if let Poll::Ready(result) = pinned.poll(cx) {
             return Poll::Ready(if result.is_err() { End::Http2 } else { End::Done });
         }
+        if state.long() {
+            return Poll::Ready(End::Long);
+        }
         let quiet = quiet(server.metrics.open.load(Relaxed));
         let (at, end) = state.due(&limits, false, quiet);
-        if end == End::Idle && quiet == 0 {
-            return Poll::Ready(end);
-        }
         deadline.poll(cx, &state, at).map(|()| end)
     })
     .await;
@@ -215,6 +258,14 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         deadline.poll(cx, &state, until)
     })
     .await;
+}
+
+/// Answers a request that hyper has not seen to its end.
+async fn refuse<S: Socket>(server: &Server, mut stream: S, state: &State, end: End) {
+    let (code, answer) = if end == End::Late { (408, LATE) } else { (414, LONG) };
+    server.metrics.response(code, 0);
+    let _ = timeout(LINGER.0, stream.write_all(answer)).await;
+    close(stream, state).await;
 }
 
 /// Says goodbye so that the client hears it.

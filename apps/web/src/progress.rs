@@ -29,6 +29,8 @@ pub enum End {
     Idle,
     /// A request's head takes too long: status 408.
     Late,
+    /// A request line is longer than a head may be: status 414.
+    Long,
     /// Nothing moves although there is something to move.
     Stalled,
     /// All is said, or the client has left or broken a rule.
@@ -54,6 +56,7 @@ pub struct State {
     ended: AtomicBool,
     /// The next write is the beginning of the last response, all of which is there.
     last: AtomicBool,
+    long: AtomicBool,
     #[cfg(feature = "proxy")]
     upstream: std::sync::Mutex<Option<hyper::upgrade::OnUpgrade>>,
 }
@@ -71,6 +74,7 @@ impl State {
             blocked: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             last: AtomicBool::new(false),
+            long: AtomicBool::new(false),
             #[cfg(feature = "proxy")]
             upstream: Default::default(),
         }
@@ -89,6 +93,11 @@ impl State {
     /// The connection closes after the response that comes next, which has to wait for nobody.
     pub fn last(&self) {
         self.last.store(true, Relaxed);
+    }
+
+    /// Whether a request line has become too long.
+    pub fn long(&self) -> bool {
+        self.long.load(Relaxed)
     }
 
     /// A request's head is complete.
@@ -145,18 +154,27 @@ pub struct Watched<S> {
     state: Arc<State>,
     /// Whether a shutdown is for the stream.
     closing: bool,
+    /// Bytes of the request line so far, while it has no end.
+    line: Option<usize>,
+    /// Where it is too long.
+    line_max: usize,
 }
 
 impl<S> Watched<S> {
     /// Watches a stream from which `rest` was read already.
     pub fn new(stream: S, rest: Bytes, state: Arc<State>) -> Watched<S> {
-        Watched { stream, rest, state, closing: false }
+        Watched { stream, rest, state, closing: false, line: None, line_max: usize::MAX }
     }
 
     /// The same, but a shutdown reaches the stream. Otherwise it does not: an HTTP/1 connection that hyper is done with may be upgraded, and
     /// else is closed in our way.
     pub fn closing(self) -> Watched<S> {
         Watched { closing: true, ..self }
+    }
+
+    /// The same, but nothing more is read of a request line that has this many bytes and no end: hyper would take it for a long head.
+    pub fn limited(self, line_max: usize) -> Watched<S> {
+        Watched { line_max, ..self }
     }
 
     /// The stream, and what was read but not used: `unused`, then what was left here.
@@ -181,8 +199,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         state.read.store(now, Relaxed);
         if buf.filled().len() == before && buf.remaining() > 0 {
             state.ended.store(true, Relaxed);
-        } else if state.active.load(Relaxed) == 0 && state.head.load(Relaxed) == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if state.active.load(Relaxed) == 0 && state.head.load(Relaxed) == 0 {
             state.head.store(now, Relaxed);
+            this.line = Some(0);
+        }
+        if let Some(line) = &mut this.line {
+            let new = &buf.filled()[before..];
+            *line += new.len();
+            if new.contains(&b'\n') {
+                this.line = None;
+            } else if *line >= this.line_max {
+                state.long.store(true, Relaxed);
+                buf.set_filled(before);
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -128,10 +128,10 @@ impl Upstreams {
                 },
             }
         }
-        let stream = match timeout(CONNECT, TcpStream::connect(&proxy.upstream)).await {
+        let stream = match timeout(CONNECT, connect(&proxy.upstream)).await {
             Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
-            Ok(Err(_)) => return Err(StatusCode::BAD_GATEWAY),
-            Ok(Ok(stream)) => stream,
+            Ok(None) => return Err(StatusCode::BAD_GATEWAY),
+            Ok(Some(stream)) => stream,
         };
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) =
@@ -160,6 +160,16 @@ impl Upstreams {
             }
         }
     }
+}
+
+/// Connects to the first address of an upstream that accepts.
+async fn connect(upstream: &str) -> Option<TcpStream> {
+    for address in upstream.split(',') {
+        if let Ok(stream) = TcpStream::connect(address).await {
+            return Some(stream);
+        }
+    }
+    None
 }
 
 fn failure(error: &hyper::Error) -> StatusCode {

@@ -77,6 +77,37 @@ fn is_refused(client: &mut Client) -> bool {
 }
 
 #[test]
+fn the_preface_may_come_in_pieces() {
+    let server = Server::plain();
+    for cut in [1, 3, 4, 14, 15, 16, 18, 23] {
+        let mut client = server.connect();
+        client.send(&PREFACE[..cut]);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        client.send([&PREFACE[cut..], &frame(SETTINGS, 0, 0, &[])].concat());
+        client.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &request("/")));
+        assert_eq!(status(&mut client, 1), 200, "{cut}");
+    }
+    // What begins like it and is something else is a request like any other.
+    for (first, rest, status) in [
+        ("P", "UT / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("PRI", " / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("PRI * HTTP/2.0\r\n", "Host: h\r\n\r\n", 400),
+    ] {
+        let mut client = server.connect();
+        client.send(first);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        client.send(rest);
+        assert_eq!(client.response(false).status, status, "{first}{rest}");
+    }
+    let mut client = server.connect();
+    client.send("PRI * HT");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let said = client.rest();
+    assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 400"), "{said:?}");
+    server.assert_alive();
+}
+
+#[test]
 fn requests_and_settings() {
     let server = Server::plain();
     let mut client = open(&server);

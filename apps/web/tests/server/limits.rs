@@ -34,6 +34,10 @@ fn slow_heads() {
     assert_eq!(client.response(false).status, 200);
     client.send("GET /");
     assert_eq!(client.response(false).status, 408);
+    // A beginning of HTTP/2 that does not go on.
+    let mut client = server.connect();
+    client.send("PRI * HTT");
+    assert_eq!(client.response(false).status, 408);
     server.assert_alive();
 }
 
@@ -55,7 +59,17 @@ fn idle_connections() {
 fn long_heads() {
     let server = Server::plain();
     let long = "a".repeat(12_000);
-    assert_eq!(server.get(&format!("/{long}")).status, 414);
+    // Within what a head may have, beyond it, and before its end has come.
+    for len in [9_000, 12_000, 16_300, 16_384, 20_000, 60_000] {
+        assert_eq!(server.get(&format!("/{}", "a".repeat(len))).status, 414, "{len}");
+    }
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.response(false).status, 200);
+    client.send(format!("GET /{}", "a".repeat(17_000)));
+    let late = client.response(false);
+    assert_eq!((late.status, late.header("connection")), (414, Some("close")));
+    assert!(client.is_closed());
     let r = server.ask(&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {long}\r\nY: {long}\r\n\r\n"));
     assert_eq!(r.status, 431);
     let many = "a: b\r\n".repeat(200);
