@@ -307,6 +307,9 @@ pub struct SiteArgs {
     /// Forward a path to an upstream, such as /api=10.0.0.5:8080. Services of this host are at 10.0.2.2.
     #[arg(long, value_name = "PATH=ADDR:PORT", value_parser = pair)]
     pub proxy: Vec<(String, String)>,
+    /// Look the names of upstreams up now: the image may then connect to the addresses that were found, instead of to that port of any address.
+    #[arg(long, requires = "proxy")]
+    pub pin: bool,
     /// Access log on standard output, one line of JSON for each request.
     #[arg(long)]
     pub log: bool,
@@ -331,6 +334,9 @@ pub struct SiteArgs {
     /// Longest pause between two requests of a connection [default: 60].
     #[arg(long, value_name = "SECONDS")]
     pub idle_seconds: Option<u32>,
+    /// Longest wait for an upstream's answer, and for more of it [default: 60].
+    #[arg(long, value_name = "SECONDS")]
+    pub upstream_seconds: Option<u32>,
     /// Longest time for requests in progress when the server is stopped [default: 10].
     #[arg(long, value_name = "SECONDS")]
     pub drain_seconds: Option<u32>,

@@ -60,11 +60,13 @@ impl Site {
         let bar = ui::spinner("reading the content");
         let prepared = prepare(&base, &options, cache, scratch);
         bar.finish_and_clear();
+        let prepared = prepared?;
+        prepared.warnings.iter().for_each(|w| eprintln!("donjon: warning: {w}"));
         let name = config.name.clone().unwrap_or_else(|| {
             let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
             own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())
         });
-        Ok(Site { name, prepared: prepared?, base, config })
+        Ok(Site { name, prepared, base, config })
     }
 
     /// Tells sites apart.
@@ -82,13 +84,15 @@ impl Site {
             }
         }
         for proxy in &self.prepared.config.proxies {
-            // A name can be any address; which port, is known all the same.
-            let port = proxy.upstream.rsplit(':').next().unwrap_or_default();
-            let egress = parse_egress(&format!("{}/tcp", proxy.upstream))
-                .or_else(|_| parse_egress(&format!("any:{port}/tcp")))
-                .map_err(|e| Failure::new(code::DATA, e, None))?;
-            if !manifest.egress.contains(&egress) {
-                manifest.egress.push(egress);
+            for upstream in proxy.upstream.split(',') {
+                // A name can be any address; which port, is known all the same.
+                let port = upstream.rsplit(':').next().unwrap_or_default();
+                let egress = parse_egress(&format!("{upstream}/tcp"))
+                    .or_else(|_| parse_egress(&format!("any:{port}/tcp")))
+                    .map_err(|e| Failure::new(code::DATA, e, None))?;
+                if !manifest.egress.contains(&egress) {
+                    manifest.egress.push(egress);
+                }
             }
         }
         let secrets = self.prepared.secrets.iter().map(|(name, _)| name.clone());
@@ -176,6 +180,7 @@ impl Made {
             "name": site.name, "image": self.image, "debug": self.image.with_added_extension("debug"), "bytes": self.bytes,
             "files": p.resources, "content_bytes": p.plain_bytes, "features": p.features(),
             "ports": {"http": p.config.http, "https": p.config.https, "metrics": p.config.metrics},
+            "warnings": p.warnings,
             "secrets": p.secrets.iter().map(|(name, _)| name).collect::<Vec<_>>(),
         })
     }
@@ -251,7 +256,8 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
         to.auth.push(Auth { path: path.into(), realm: None, user: user.into(), password: None, password_file: file });
     }
     to.hosts.extend(args.host.iter().map(|(name, dir)| (name.clone(), here(Path::new(dir)))));
-    to.proxy.extend(args.proxy.iter().map(|(path, upstream)| Proxy { path: path.clone(), to: upstream.clone() }));
+    let proxy = |(path, to): &(String, String)| Proxy { path: path.clone(), to: to.clone(), pin: args.pin };
+    to.proxy.extend(args.proxy.iter().map(proxy));
     to.cache.extend(args.cache.iter().cloned());
     to.redirect |= args.redirect;
     to.listing |= args.listing;
@@ -274,6 +280,7 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
         (&mut to.header_seconds, args.header_seconds),
         (&mut to.stall_seconds, args.stall_seconds),
         (&mut to.idle_seconds, args.idle_seconds),
+        (&mut to.upstream_seconds, args.upstream_seconds),
         (&mut to.drain_seconds, args.drain_seconds),
     ] {
         *to = from.or(*to);

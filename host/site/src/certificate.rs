@@ -1,4 +1,6 @@
 //! Checks of certificates and keys with the same library that the server uses, so that what is wrong is said when the image is made.
+//!
+//! What cannot work is an error; what a client would refuse today, and perhaps not tomorrow, is a warning.
 
 use crate::Error;
 use rustls::crypto::ring;
@@ -6,17 +8,39 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// Checks that `chain` is a PEM chain and, if there is one, that `key` is the PEM key of its first certificate. Returns the DNS names of that.
-pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>) -> Result<Vec<String>, Error> {
+/// A certificate that is to be renewed within this time is worth a word.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// A certificate that can be used.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    /// Its DNS names.
+    pub names: Vec<String>,
+    /// What clients may refuse.
+    pub warnings: Vec<String>,
+}
+
+/// Checks that `chain` is a PEM chain and, if there is one, that `key` is the PEM key of its first certificate.
+pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>, now: SystemTime) -> Result<Checked, Error> {
     let (path, bytes) = cert;
     let bad = |path: &Path, problem: String| Error::Certificate(path.into(), problem);
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(bytes)
         .collect::<Result<_, _>>()
         .map_err(|e| bad(path, format!("is not PEM: {e}")))?;
     let Some(own) = chain.first().cloned() else { return Err(bad(path, "has no certificate in it".into())) };
-    let parsed = webpki::EndEntityCert::try_from(&own)
-        .map_err(|e| bad(path, format!("its first certificate is unusable: {e}")))?;
+    let unusable = |e: String| bad(path, format!("its first certificate is unusable: {e}"));
+    let parsed = webpki::EndEntityCert::try_from(&own).map_err(|e| unusable(e.to_string()))?;
+    let mut warnings = vec![];
+    for (i, der) in chain.iter().enumerate() {
+        match X509Certificate::from_der(der) {
+            Ok((_, x509)) => warnings.extend(unfit(&x509, i == 0, now)),
+            Err(e) if i == 0 => return Err(unusable(e.to_string())),
+            Err(_) => warnings.push(format!("certificate {} in it cannot be read", i + 1)),
+        }
+    }
     if let Some((key_path, bytes)) = key {
         let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|e| match e {
             rustls::pki_types::pem::Error::NoItemsFound if bytes.windows(9).any(|w| w == b"ENCRYPTED") => {
@@ -30,5 +54,81 @@ pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>) -> Result
             e => bad(key_path, format!("its key is unusable: {e}")),
         })?;
     }
-    Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
+    let names = parsed.valid_dns_names().map(str::to_ascii_lowercase).collect();
+    Ok(Checked { names, warnings: warnings.into_iter().map(|w| format!("{}: {w}", path.display())).collect() })
+}
+
+/// Whether a name of a certificate, which may be a wildcard for exactly one label, covers the name of a host.
+pub(crate) fn covers(name: &str, host: &str) -> bool {
+    let rest = host.split_once('.').map(|(_, rest)| rest);
+    name.eq_ignore_ascii_case(host)
+        || name.strip_prefix("*.").zip(rest).is_some_and(|(name, rest)| name.eq_ignore_ascii_case(rest))
+}
+
+/// Why clients would refuse this certificate of a chain, now or soon.
+fn unfit(x509: &X509Certificate<'_>, own: bool, now: SystemTime) -> Vec<String> {
+    let mut out = vec![];
+    let whose = if own { "its certificate".into() } else { format!("the certificate of `{}` in it", x509.subject()) };
+    let seconds = |t: SystemTime| {
+        t.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    };
+    let (from, until) = (x509.validity().not_before, x509.validity().not_after);
+    if until.timestamp() < seconds(now) {
+        out.push(format!("{whose} has expired: it was valid until {until}"));
+    } else if from.timestamp() > seconds(now) {
+        out.push(format!("{whose} is not valid yet: it will be from {from} on"));
+    } else if until.timestamp() < seconds(now + SOON) {
+        out.push(format!("{whose} expires soon: it is valid until {until}"));
+    }
+    let names = x509.subject_alternative_name().ok().flatten();
+    let host = |n: &GeneralName<'_>| matches!(n, GeneralName::DNSName(_) | GeneralName::IPAddress(_));
+    if own && !names.is_some_and(|names| names.value.general_names.iter().any(host)) {
+        out.push(format!("{whose} is for no host: clients want a subject alternative name"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    #[test]
+    fn what_clients_refuse_is_said() {
+        let day = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(days * 24 * 3600);
+        let key = KeyPair::generate().unwrap();
+        let pem = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            // 1 March 2026 is day 20,513.
+            (params.not_before, params.not_after) = (date_time_ymd(2026, 3, 1), date_time_ymd(2026, 5, 30));
+            params.self_signed(&key).unwrap().pem()
+        };
+        let warnings = |pem: &str, now| check((Path::new("c.pem"), pem.as_bytes()), None, now).unwrap().warnings;
+        let good = pem(&["a.example", "10.0.0.1"]);
+        assert!(warnings(&good, day(20_520)).is_empty());
+        for (now, want) in [(20_512, "not valid yet"), (20_513 + 80, "expires soon"), (20_513 + 91, "has expired")] {
+            let got = warnings(&good, day(now));
+            assert!(got.len() == 1 && got[0].starts_with("c.pem: its certificate") && got[0].contains(want), "{got:?}");
+        }
+        assert!(warnings(&pem(&["10.0.0.1"]), day(20_520)).is_empty());
+        assert!(warnings(&pem(&[]), day(20_520))[0].contains("for no host"));
+        // The rest of a chain can expire, too.
+        let now = day(20_513 + 91);
+        assert_eq!(warnings(&format!("{good}{good}"), now).len(), 2);
+        assert!(warnings(&format!("{good}{good}"), now)[1].contains("in it has expired"));
+    }
+
+    #[test]
+    fn names_cover_hosts() {
+        for (name, host, yes) in [
+            ("a.example", "A.example", true),
+            ("*.example", "a.example", true),
+            ("*.example", "a.b.example", false),
+            ("*.example", "example", false),
+            ("a.example", "b.example", false),
+        ] {
+            assert_eq!(covers(name, host), yes, "{name} {host}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Reads the content of a site and makes its index and compressed variants.
 
+use crate::certificate::Checked;
 use crate::compress::{Compressor, Content, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
@@ -7,9 +8,11 @@ use donjon_image::bundle::Source;
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line};
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 /// Modification time without a reproducible one: see [`prepare`].
 const ALWAYS: u64 = 315_532_800;
@@ -30,6 +33,8 @@ pub struct Prepared {
     pub plain_bytes: u64,
     /// Secrets that have to be handed over at start: name and the host file that the options name for it, if they do.
     pub secrets: Vec<(String, Option<PathBuf>)>,
+    /// What works and may not be meant.
+    pub warnings: Vec<String>,
 }
 
 impl Prepared {
@@ -66,12 +71,28 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         list.extend(files.into_iter().map(|(path, file)| (number as u32, path, file)));
     }
     let mut config = options.config(base, hosts)?;
-    let (mut files, mut secrets) = (vec![], vec![]);
+    let (mut files, mut secrets, mut warnings) = (vec![], vec![], vec![]);
     for (i, tls) in options.tls.iter().enumerate() {
-        let names = pack_certificate(base, tls, i, &mut files, &mut secrets)?;
-        if tls.names.is_empty() {
-            config.certificates[i].names = names.join(",");
+        let checked = pack_certificate(base, tls, i, &mut files, &mut secrets)?;
+        warnings.extend(checked.warnings);
+        for name in tls.names.iter().filter(|name| !checked.names.iter().any(|n| certificate::covers(n, name))) {
+            warnings.push(format!("{}: its certificate is not for `{name}`, which chooses it", tls.cert.display()));
         }
+        if tls.names.is_empty() {
+            config.certificates[i].names = checked.names.join(",");
+        }
+    }
+    for host in config.hosts.iter().filter(|h| h.name != "*" && config.https.is_some()) {
+        let mut names = config.certificates.iter().flat_map(|c| c.names.split(','));
+        if !names.any(|name| certificate::covers(name, &host.name)) {
+            warnings.push(format!("no certificate is for the virtual host `{}`: clients will refuse it", host.name));
+        }
+    }
+    for proxy in
+        config.proxies.iter().filter(|p| p.upstream.parse::<SocketAddr>().is_err() && !p.upstream.contains(','))
+    {
+        let (name, port) = proxy.upstream.rsplit_once(':').unwrap_or_default();
+        warnings.push(format!("`{name}` is a name, so the image may connect to port {port} of any address; `pin` limits it to those of today"));
     }
     for page in [&config.not_found, &config.spa].into_iter().flatten() {
         if !list.iter().any(|(_, path, _)| path == page) {
@@ -79,7 +100,7 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         }
     }
     let made = resources(&list, &Compressor::new(cache), scratch)?;
-    let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, secrets };
+    let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, secrets, warnings };
     let mut index = String::new();
     for made in made {
         index += &made.line;
@@ -92,22 +113,22 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
     Ok(out)
 }
 
-/// Checks certificate and key, packs the certificate, and packs the key or notes that it is to be handed over. Returns the names in the certificate.
+/// Checks certificate and key, packs the certificate, and packs the key or notes that it is to be handed over.
 fn pack_certificate(
     base: &Path,
     tls: &Tls,
     index: usize,
     files: &mut Vec<(String, Source)>,
     secrets: &mut Vec<(String, Option<PathBuf>)>,
-) -> Result<Vec<String>, Error> {
+) -> Result<Checked, Error> {
     let read = |p: &PathBuf| {
         let path = base.join(p);
         fs::read(&path).map(|bytes| (path.clone(), bytes)).map_err(|e| Error::Io(path, e))
     };
     let (cert_path, cert) = read(&tls.cert)?;
     let key = tls.key.as_ref().map(read).transpose()?;
-    let names =
-        certificate::check((&cert_path, &cert), key.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..])))?;
+    let own_key = key.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..]));
+    let checked = certificate::check((&cert_path, &cert), own_key, SystemTime::now())?;
     files.push((Tls::chain_path(index), Source::Bytes(cert)));
     match (key, tls.embed_key) {
         (Some((_, key)), true) => files.push((Tls::key_path(index), Source::Bytes(key))),
@@ -116,7 +137,7 @@ fn pack_certificate(
         }
         (key, false) => secrets.push((tls.secret_name(index), key.map(|(path, _)| path))),
     }
-    Ok(names)
+    Ok(checked)
 }
 
 /// What must not be served must not lie where it would be.
@@ -331,6 +352,10 @@ mod tests {
         fs::remove_dir_all(dir).unwrap();
     }
 
+    fn to(path: &str, upstream: &str) -> Proxy {
+        Proxy { path: path.into(), to: upstream.into(), pin: false }
+    }
+
     #[test]
     fn options_are_checked() {
         let dir = scratch("options");
@@ -353,10 +378,12 @@ mod tests {
                 |o| o.headers = vec![Rule { path: "*".into(), name: "Connection".into(), value: "x".into() }],
                 "by the server",
             ),
-            (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "nowhere".into() }], "not ADDRESS:PORT"),
-            (|o| o.proxy = vec![Proxy { path: "a".into(), to: "a:1".into() }], "must start with /"),
-            (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "[::1]:1".into() }], "the image itself"),
-            (|o| o.proxy = vec![Proxy { path: "/a".into(), to: "http://10.0.0.1:80".into() }], "not ADDRESS:PORT"),
+            (|o| o.proxy = vec![to("/a", "nowhere")], "not ADDRESS:PORT"),
+            (|o| o.proxy = vec![to("a", "a:1")], "must start with /"),
+            (|o| o.proxy = vec![to("/a", "[::1]:1")], "the image itself"),
+            (|o| o.proxy = vec![to("/a", "http://10.0.0.1:80")], "not ADDRESS:PORT"),
+            (|o| o.proxy = vec![Proxy { pin: true, ..to("/a", "no-such-name.invalid:80") }], "cannot find"),
+            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
             (
                 |o| {
                     o.auth = vec![Auth {
@@ -373,6 +400,24 @@ mod tests {
             let got = problem(f);
             assert!(got.contains(want), "{got} / {want}");
         }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn upstreams_that_may_be_anywhere_are_said() {
+        let dir = scratch("upstreams");
+        let warnings = |upstream: &str| {
+            let o = Options { proxy: vec![to("/a", upstream)], upstream_seconds: Some(7), ..Options::default() };
+            let p = prepare(&dir, &o, None, &dir).unwrap();
+            assert_eq!(p.config.limits.upstream_seconds, 7);
+            p.warnings
+        };
+        assert!(warnings("10.0.0.5:80").is_empty() && warnings("[fd00::1]:80").is_empty());
+        let said = warnings("api.example:8080");
+        assert!(
+            said.len() == 1 && said[0].contains("`api.example`") && said[0].contains("port 8080 of any"),
+            "{said:?}"
+        );
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -426,6 +471,15 @@ mod tests {
         assert_eq!(p.secrets, [("tls-key".into(), Some(dir.join("k.pem")))]);
         assert_eq!(p.features(), ["auth", "tls"]);
         assert_eq!(p.config.certificates[0].names, "a.example,*.b.example");
+        assert!(p.warnings.is_empty(), "{:?}", p.warnings);
+        let hosts = ["a.example", "x.b.example", "b.example", "*"].map(|name| (name.to_owned(), "public".into()));
+        let more = Options { hosts: hosts.into(), ..o.clone() };
+        let p = prepare(&dir, &more, None, &dir).unwrap();
+        assert!(p.warnings.len() == 1 && p.warnings[0].contains("virtual host `b.example`"), "{:?}", p.warnings);
+        let mut named = o.clone();
+        named.tls[0].names = vec!["A.example".into(), "c.example".into()];
+        let p = prepare(&dir, &named, None, &dir).unwrap();
+        assert!(p.warnings.len() == 1 && p.warnings[0].contains("not for `c.example`"), "{:?}", p.warnings);
         o.tls[0].embed_key = true;
         let p = prepare(&dir, &o, None, &dir).unwrap();
         assert!(has(&p, &key) && p.secrets.is_empty());

@@ -4,6 +4,8 @@ use crate::Error;
 use donjon_web_format as format;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 /// The file that may have a `[web]` table.
@@ -59,6 +61,8 @@ pub struct Options {
     pub stall_seconds: Option<u32>,
     /// Longest pause between requests, seconds.
     pub idle_seconds: Option<u32>,
+    /// Longest wait for an upstream's answer, and for more of it, seconds.
+    pub upstream_seconds: Option<u32>,
     /// Longest time for requests in progress after a stop, seconds.
     pub drain_seconds: Option<u32>,
 }
@@ -120,6 +124,9 @@ pub struct Proxy {
     pub path: String,
     /// `ADDRESS:PORT` or `NAME:PORT`.
     pub to: String,
+    /// Look the name up when the image is made: the image may then connect to what was found, and not to that port of any address.
+    #[serde(default)]
+    pub pin: bool,
 }
 
 fn all() -> String {
@@ -171,6 +178,9 @@ impl Options {
                 return option("metrics", "every port can be used once only");
             }
         }
+        if self.upstream_seconds == Some(0) {
+            return option("upstream_seconds", "0 would leave an upstream no time at all");
+        }
         let limits = format::Limits::default();
         Ok(format::Config {
             http,
@@ -190,7 +200,7 @@ impl Options {
                 .collect::<Result<_, _>>()?,
             auth: self.auth.iter().map(|a| auth(base, a)).collect::<Result<_, _>>()?,
             hosts,
-            proxies: self.proxy.iter().map(proxy).collect::<Result<_, _>>()?,
+            proxies: self.proxy.iter().map(|p| proxy(p, &look_up)).collect::<Result<_, _>>()?,
             certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
             limits: format::Limits {
                 connections: self.connections.unwrap_or(limits.connections),
@@ -199,7 +209,7 @@ impl Options {
                 body_bytes: self.body_bytes.unwrap_or(limits.body_bytes),
                 stall_seconds: self.stall_seconds.unwrap_or(limits.stall_seconds),
                 idle_seconds: self.idle_seconds.unwrap_or(limits.idle_seconds),
-                upstream_seconds: limits.upstream_seconds,
+                upstream_seconds: self.upstream_seconds.unwrap_or(limits.upstream_seconds),
                 drain_seconds: self.drain_seconds.unwrap_or(limits.drain_seconds),
             },
         })
@@ -295,7 +305,12 @@ fn auth(base: &Path, a: &Auth) -> Result<format::Auth, Error> {
     })
 }
 
-fn proxy(p: &Proxy) -> Result<format::Proxy, Error> {
+/// The addresses of `NAME:PORT`, in the order in which they are to be tried.
+fn look_up(name: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(name.to_socket_addrs()?.collect())
+}
+
+fn proxy(p: &Proxy, look_up: &dyn Fn(&str) -> io::Result<Vec<SocketAddr>>) -> Result<format::Proxy, Error> {
     let bad = |problem| Err(Error::Option { option: "proxy", problem });
     if !p.path.starts_with('/') {
         return bad(format!("the path `{}` must start with /", p.path));
@@ -308,12 +323,56 @@ fn proxy(p: &Proxy) -> Result<format::Proxy, Error> {
         return bad(format!("`{}` is not ADDRESS:PORT", p.to));
     }
     let ip = bare.unwrap_or(host).parse::<std::net::IpAddr>();
-    if host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback()) {
+    if host.eq_ignore_ascii_case("localhost") || ip.as_ref().is_ok_and(std::net::IpAddr::is_loopback) {
         return bad(format!("`{}` would be the image itself", p.to));
     }
-    Ok(format::Proxy { prefix: p.path.clone(), upstream: p.to.clone() })
+    let mut upstream = p.to.clone();
+    if p.pin && ip.is_err() {
+        let mut found: Vec<String> = vec![];
+        for address in look_up(&p.to).map_err(|e| Error::Option {
+            option: "proxy",
+            problem: format!("cannot find the address of `{host}`, which is to be pinned: {e}"),
+        })? {
+            if address.ip().is_loopback() {
+                return bad(format!("`{}` is {}, which would be the image itself", p.to, address.ip()));
+            }
+            if !found.contains(&address.to_string()) {
+                found.push(address.to_string());
+            }
+        }
+        if found.is_empty() {
+            return bad(format!("`{host}`, which is to be pinned, has no address"));
+        }
+        upstream = found.join(",");
+    }
+    Ok(format::Proxy { prefix: p.path.clone(), upstream })
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_upstreams_can_be_pinned() {
+        let look_up = |name: &str| match name {
+            "two.example:80" => Ok(["10.0.0.5:80", "[fd00::5]:80", "10.0.0.5:80"].map(|a| a.parse().unwrap()).into()),
+            "loop.example:80" => Ok(vec!["127.0.1.1:80".parse().unwrap()]),
+            "none.example:80" => Ok(vec![]),
+            _ => Err(io::Error::other("asked for what is no name")),
+        };
+        let upstream = |to: &str, pin| {
+            let p = Proxy { path: "/a".into(), to: to.into(), pin };
+            proxy(&p, &look_up).map(|p| p.upstream).map_err(|e| e.to_string())
+        };
+        assert_eq!(upstream("two.example:80", true).unwrap(), "10.0.0.5:80,[fd00::5]:80");
+        assert_eq!(upstream("two.example:80", false).unwrap(), "two.example:80");
+        assert_eq!(upstream("10.0.0.7:80", true).unwrap(), "10.0.0.7:80");
+        assert!(upstream("loop.example:80", true).unwrap_err().contains("127.0.1.1, which would be the image itself"));
+        assert!(upstream("none.example:80", true).unwrap_err().contains("has no address"));
+        assert!(upstream("lost.example:80", true).unwrap_err().contains("cannot find the address of `lost.example`"));
+    }
 }
