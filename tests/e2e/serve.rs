@@ -2,9 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use donjon_tests::{Engine, Guest, donjon_command, have_program, target_dir};
+use donjon_tests::{Engine, Guest, Need, donjon_command, have_program, measure, missing, target_dir};
 
 use crate::bad_input::donjon;
 
@@ -201,4 +202,69 @@ fn a_small_site_is_below_a_million_bytes() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let bytes = std::fs::metadata(&image).unwrap().len();
     assert!(bytes < 1_000_000, "{bytes} bytes");
+}
+
+/// Most memory for packing, and for serving, what is several times as large.
+const LITTLE: u64 = 100 << 20;
+const SERVING: u64 = 32 << 20;
+
+#[test]
+fn large_content_costs_little_memory() {
+    if missing("large_content_costs_little_memory", &[Need::Program("curl")]) {
+        return;
+    }
+    let dir = site("large");
+    let public = dir.join("public");
+    // A file that is not compressed, and occupies no disk here; and text for each way of compressing.
+    let video = 256 << 20;
+    std::fs::File::create(public.join("video.bin")).unwrap().set_len(video).unwrap();
+    let line = |n: u64| format!("{n} {:016x} a line of a log\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let text: String = (0..500_000).map(line).collect();
+    std::fs::write(public.join("large.txt"), &text).unwrap();
+    std::fs::write(public.join("middle.txt"), &text[..text.len() / 3]).unwrap();
+    assert!(text.len() > 17 << 20 && text.len() < 24 << 20, "{}", text.len());
+
+    let image = dir.join("site.img");
+    let donjon = donjon_command();
+    let mut command = Command::new("sh");
+    // The limit makes sure; what was seen makes it a number.
+    let limited = format!("ulimit -d {}; exec \"$0\" \"$@\"", LITTLE / 1024);
+    command
+        .args(["-c", &limited])
+        .arg(donjon.get_program())
+        .args(["build", "--web"])
+        .arg(&public)
+        .arg("-o")
+        .arg(&image);
+    let mut build = command.stdin(Stdio::null()).spawn().unwrap();
+    let mut most = 0;
+    let status = loop {
+        most = most.max(measure::peak(build.id()).unwrap_or(0));
+        if let Some(status) = build.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success());
+    let content = video + text.len() as u64;
+    println!("packing {content} bytes took {most} bytes of memory");
+    assert!(most > 1 << 20 && most < LITTLE, "{most} bytes");
+    let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "the site, the image and its symbols: {left:?}");
+
+    let guest = Guest::builder(&image, Engine::ProcessUser).port(80).start_http("/healthz");
+    let script = format!("curl -sS --fail '{}' | cmp -n {video} - /dev/zero", guest.url("/video.bin"));
+    assert!(guest.command("sh").args(["-c", &script]).status().unwrap().success(), "{}", guest.log());
+    for file in ["large.txt", "middle.txt"] {
+        let plain = if file == "large.txt" { text.as_bytes() } else { &text.as_bytes()[..text.len() / 3] };
+        for encoding in ["gzip", "br", "identity"] {
+            let accept = format!("Accept-Encoding: {encoding}");
+            let got = guest.curl(&["--compressed", "-H", &accept, &guest.url(&format!("/{file}"))]);
+            assert!(got == plain, "{file} {encoding}: {} of {} bytes", got.len(), plain.len());
+        }
+    }
+    let memory = measure::tree_anonymous(guest.pid()).unwrap();
+    println!("serving it took {memory} bytes of memory that no file backs");
+    assert!(memory > 1 << 20 && memory < SERVING, "{memory} bytes: {:?}", measure::tree(guest.pid()));
+    std::fs::remove_dir_all(dir).unwrap();
 }

@@ -44,6 +44,21 @@ pub fn tree_pss(pid: u32) -> io::Result<u64> {
     Ok(tree(pid)?.iter().map(|m| m.pss).sum())
 }
 
+/// Sum of what no file backs in the process and all its descendants, bytes: memory that the kernel cannot take back.
+pub fn tree_anonymous(pid: u32) -> io::Result<u64> {
+    let one = |m: &Memory| {
+        let status = fs::read_to_string(format!("/proc/{}/status", m.pid))?;
+        Ok(sum_of(&status, "RssAnon:") + sum_of(&status, "RssShmem:"))
+    };
+    tree(pid)?.iter().map(one).sum()
+}
+
+/// The most that a process has had resident so far, bytes; `None` once it has ended.
+pub fn peak(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(sum_of(&status, "VmHWM:")).filter(|n| *n > 0)
+}
+
 /// One process.
 pub fn one(pid: u32) -> io::Result<Memory> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned();

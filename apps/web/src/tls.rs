@@ -1,6 +1,10 @@
 //! TLS 1.2 and 1.3 by rustls with ring.
+//!
+//! What a public web server does not need is not named here and so not linked (ADR 0005): ChaCha20-Poly1305 (every client that has it has
+//! AES-GCM), Ed25519 keys (no public authority certifies one, no browser takes one), and what reads or verifies certificates.
 
 use donjon_web_format::{Certificate, Config};
+use ring::aead;
 use ring::rand::SecureRandom as _;
 use std::io;
 use std::path::Path;
@@ -12,8 +16,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{self, CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, ring as suites};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use tokio_rustls::rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey};
+use tokio_rustls::rustls::ticketer::TicketRotator;
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
@@ -115,14 +120,27 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
     // Which cipher is used is ours to say (testssl.sh: cipher_order).
     tls.ignore_client_order = true;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    tls.ticketer = suites::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
+    let ticketer = TicketRotator::new(Tickets::LIFETIME / 2, Tickets::generate);
+    tls.ticketer = Arc::new(ticketer.map_err(|e| format!("TLS tickets: {e}"))?);
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
 
-/// What a server needs of ring, and not what verifies the certificates of clients: the linker drops what is not named here.
+/// What a server needs of ring, the stronger suite first.
 fn provider() -> CryptoProvider {
+    use suites::cipher_suite::{
+        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS13_AES_128_GCM_SHA256,
+        TLS13_AES_256_GCM_SHA384,
+    };
     CryptoProvider {
-        cipher_suites: suites::ALL_CIPHER_SUITES.to_vec(),
+        cipher_suites: vec![
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_AES_128_GCM_SHA256,
+            TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ],
         kx_groups: vec![suites::kx_group::X25519, suites::kx_group::SECP256R1],
         signature_verification_algorithms: WebPkiSupportedAlgorithms { all: &[], mapping: &[] },
         secure_random: &Random,
@@ -145,9 +163,61 @@ struct Keys;
 
 impl crypto::KeyProvider for Keys {
     fn load_private_key(&self, mut key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
-        let loaded = suites::sign::any_supported_type(&key);
+        let loaded = match suites::sign::RsaSigningKey::new(&key) {
+            Ok(rsa) => Ok(Arc::new(rsa) as Arc<dyn SigningKey>),
+            Err(_) => suites::sign::any_ecdsa_type(&key),
+        };
         key.zeroize();
         loaded
+    }
+}
+
+/// Session tickets (RFC 5077 §4): AES-256-GCM with a key of this boot, which is replaced while the server runs.
+#[derive(Debug)]
+struct Tickets {
+    key: aead::LessSafeKey,
+}
+
+impl Tickets {
+    /// Longest time that a ticket is taken, seconds.
+    const LIFETIME: u32 = 12 * 60 * 60;
+
+    fn generate() -> Result<Box<dyn ProducesTickets>, GetRandomFailed> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        crypto::SecureRandom::fill(&Random, &mut *bytes)?;
+        let key = aead::UnboundKey::new(&aead::AES_256_GCM, &*bytes).map_err(|_| GetRandomFailed)?;
+        Ok(Box::new(Tickets { key: aead::LessSafeKey::new(key) }))
+    }
+}
+
+/// A ticket is a random nonce and the sealed state with its tag.
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        Tickets::LIFETIME
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut nonce = [0; aead::NONCE_LEN];
+        crypto::SecureRandom::fill(&Random, &mut nonce).ok()?;
+        let mut out = [&nonce, plain].concat();
+        let sealed = &mut out[aead::NONCE_LEN..];
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let tag = self.key.seal_in_place_separate_tag(nonce, aead::Aad::empty(), sealed).ok()?;
+        out.extend(tag.as_ref());
+        Some(out)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = ticket.split_first_chunk()?;
+        let mut plain = sealed.to_vec();
+        let nonce = aead::Nonce::assume_unique_for_key(*nonce);
+        let len = self.key.open_in_place(nonce, aead::Aad::empty(), &mut plain).ok()?.len();
+        plain.truncate(len);
+        Some(plain)
     }
 }
 
@@ -163,9 +233,14 @@ fn load(c: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, Stri
         .map_err(|e| format!("{}: {e}", c.chain))?;
     let key =
         PrivateKeyDer::from_pem_slice(&Zeroizing::new(read(&key_path)?)).map_err(|e| format!("{key_path}: {e}"))?;
-    let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| format!("{}: {e}", c.chain))?;
-    key.keys_match().map_err(|_| format!("{key_path} is not the key of {}", c.chain))?;
-    Ok(key)
+    let key = provider.key_provider.load_private_key(key).map_err(|e| format!("{key_path}: {e}"))?;
+    // A certificate has its key in the very form in which the other half gives it (RFC 5280 §4.1.2.7), so nothing here needs to read certificates.
+    let own = key.public_key().ok_or_else(|| format!("{key_path} has no public half"))?;
+    let fits = |cert: &CertificateDer<'_>| cert.windows(own.len()).any(|part| part == &own[..]);
+    if !chain.first().is_some_and(fits) {
+        return Err(format!("{key_path} is not the key of {}", c.chain));
+    }
+    Ok(CertifiedKey::new(chain, key))
 }
 
 /// Certificates by server name; the first is the default.
@@ -192,6 +267,24 @@ fn covers(name: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_are_sealed() {
+        let (ours, others) = (Tickets::generate().unwrap(), Tickets::generate().unwrap());
+        let ticket = ours.encrypt(b"the state of a session").unwrap();
+        assert!(!ticket.windows(5).any(|w| w == b"state"));
+        assert_eq!(ours.decrypt(&ticket).unwrap(), b"the state of a session");
+        assert_ne!(ours.encrypt(b"the state of a session").unwrap(), ticket, "each has a nonce of its own");
+        assert_eq!(others.decrypt(&ticket), None);
+        for at in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[at] ^= 1;
+            assert_eq!(ours.decrypt(&changed), None, "{at}");
+            assert_eq!(ours.decrypt(&ticket[..at]), None, "{at}");
+        }
+    }
+
     #[test]
     fn names_cover_hosts() {
         for (name, host, yes) in [

@@ -1,9 +1,12 @@
 //! `donjon inspect`.
 
-use std::{fs, io::Write as _};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write as _},
+};
 
 use donjon_abi::image::{SegmentProt, relr_offsets};
-use donjon_image::{Image, config::show_egress, project};
+use donjon_image::{OpenError, config::show_egress, head, head::Head, project};
 use serde_json::{Value, json};
 
 use crate::{
@@ -14,8 +17,13 @@ use crate::{
 };
 
 pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
-    let image = Image::open(&args.image)?;
-    let mut about = describe(&image);
+    let path = &args.image;
+    let file = File::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => OpenError::Missing(path.clone()),
+        _ => OpenError::Io(path.clone(), e),
+    })?;
+    let head = Head::read(&file, path)?;
+    let mut about = describe(&head, &head::files(&file, &head.header, path)?);
     if args.crates {
         let debug = args.image.with_added_extension("debug");
         let elf = fs::read(&debug).map_err(|e| {
@@ -30,8 +38,8 @@ pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn describe(image: &Image) -> Value {
-    let (h, m) = (image.header(), image.manifest());
+fn describe(image: &Head, files: &[(String, u64)]) -> Value {
+    let (h, m) = (&image.header, &image.manifest);
     let segments: Vec<Value> = h
         .segments()
         .map(|(s, prot)| {
@@ -44,13 +52,8 @@ fn describe(image: &Image) -> Value {
             json!({"rights": rights, "offset": s.mem_offset, "file_bytes": s.file.len, "memory_bytes": s.mem_len})
         })
         .collect();
-    let words = image.extent(h.relr).as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
-    let bundle = image.bundle();
-    let files: Vec<Value> = (0..bundle.len())
-        .filter_map(|i| bundle.get(i))
-        .filter(|e| e.kind == donjon_abi::bundle::Kind::File)
-        .map(|e| json!({"path": format!("/{}", e.path), "bytes": e.data.len()}))
-        .collect();
+    let words = image.relr.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
+    let files: Vec<Value> = files.iter().map(|(path, len)| json!({"path": format!("/{path}"), "bytes": len})).collect();
     json!({
         "name": m.name,
         "bytes": h.file_len,

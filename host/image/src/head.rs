@@ -1,9 +1,11 @@
-//! Checking an image file without holding it in memory: for the monitor, which maps it and may run beside a bundle of any size.
+//! Checking an image file without holding it in memory: for the monitor, which maps it and may run beside a bundle of any size, and for
+//! `donjon inspect`.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use donjon_abi::{
     PAGE,
+    bundle::{self, ENTRY_LEN, HEADER_LEN, Kind},
     image::{Extent, HEADER_OFFSET, ImageHeader},
 };
 
@@ -67,6 +69,37 @@ impl Head {
         let manifest = Manifest::parse(&manifest_bytes).map_err(|e| OpenError::Manifest(path.into(), e))?;
         Ok(Head { header, manifest, manifest_bytes, relr })
     }
+}
+
+/// Path without its leading `/`, and length, of every file in the bundle of the image in `file`, whose header has been checked.
+pub fn files(file: &File, header: &ImageHeader, path: &Path) -> Result<Vec<(String, u64)>, OpenError> {
+    let extent = header.bundle;
+    let part = |from: u64, len: u64| {
+        // Never more than is there, so that a length is not the bundle's invention.
+        if from.checked_add(len).is_none_or(|end| end > extent.len) {
+            return Err(OpenError::Bundle(path.into()));
+        }
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, extent.offset + from).map_err(|e| OpenError::Io(path.into(), e))?;
+        Ok(bytes)
+    };
+    if extent.len == 0 {
+        return Ok(Vec::new());
+    }
+    let head = part(0, HEADER_LEN as u64)?;
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n: u64, b| n << 8 | u64::from(*b));
+    let entries = part(HEADER_LEN as u64, number(&head[8..12]) * ENTRY_LEN as u64)?;
+    let names = part((HEADER_LEN + entries.len()) as u64, number(&head[12..16]))?;
+    let one = |e: &[u8; ENTRY_LEN]| {
+        let (name, len) = (number(&e[0..4]) as usize, number(&e[4..8]) as usize);
+        let name = str::from_utf8(names.get(name..name.checked_add(len)?)?).ok()?;
+        let (at, len) = (number(&e[24..32]), number(&e[32..40]));
+        at.checked_add(len).filter(|end| *end <= extent.len)?;
+        Some((number(&e[8..12]) == Kind::File as u64, name.to_owned(), len))
+    };
+    let all: Option<Vec<_>> = entries.as_chunks().0.iter().map(one).collect();
+    let all = all.filter(|_| head.starts_with(&bundle::MAGIC)).ok_or_else(|| OpenError::Bundle(path.into()))?;
+    Ok(all.into_iter().filter(|(file, ..)| *file).map(|(_, name, len)| (name, len)).collect())
 }
 
 /// Fills `chunk` as far as the file reaches.

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
+use x509_parser::oid_registry::OID_SIG_ED25519;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// A certificate that is to be renewed within this time is worth a word.
@@ -36,6 +37,12 @@ pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>, now: Syst
     let mut warnings = vec![];
     for (i, der) in chain.iter().enumerate() {
         match X509Certificate::from_der(der) {
+            Ok((_, x509)) if i == 0 && x509.public_key().algorithm.algorithm == OID_SIG_ED25519 => {
+                return Err(bad(
+                    path,
+                    "is for an Ed25519 key, which browsers do not take: use an ECDSA or RSA key".into(),
+                ));
+            }
             Ok((_, x509)) => warnings.extend(unfit(&x509, i == 0, now)),
             Err(e) if i == 0 => return Err(unusable(e.to_string())),
             Err(_) => warnings.push(format!("certificate {} in it cannot be read", i + 1)),
@@ -117,6 +124,21 @@ mod tests {
         let now = day(20_513 + 91);
         assert_eq!(warnings(&format!("{good}{good}"), now).len(), 2);
         assert!(warnings(&format!("{good}{good}"), now)[1].contains("in it has expired"));
+    }
+
+    #[test]
+    fn keys_that_the_server_does_not_take_are_refused() {
+        let made = |kind| {
+            let key = KeyPair::generate_for(kind).unwrap();
+            let cert = CertificateParams::new(["a.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+            let (cert, key) = (cert.pem(), key.serialize_pem());
+            let (cert, key) = ((Path::new("c"), cert.as_bytes()), (Path::new("k"), key.as_bytes()));
+            check(cert, Some(key), SystemTime::now()).map(|c| c.names).map_err(|e| e.to_string())
+        };
+        for kind in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384] {
+            assert_eq!(made(kind).unwrap(), ["a.example"]);
+        }
+        assert!(made(&rcgen::PKCS_ED25519).unwrap_err().contains("Ed25519"));
     }
 
     #[test]

@@ -63,9 +63,14 @@ fn versions(engine: Engine) {
     for cipher in ["NULL", "RC4", "3DES", "aNULL", "AES128-SHA", "ECDHE-ECDSA-AES128-SHA"] {
         fails(&guest, &["-tls1_2", "-cipher", &format!("{cipher}:@SECLEVEL=0")]);
     }
-    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"] {
         works(&guest, &["-tls1_3", "-ciphersuites", suite]);
     }
+    for cipher in ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384"] {
+        works(&guest, &["-tls1_2", "-cipher", cipher]);
+    }
+    // Left out for its size (ADR 0005).
+    fails(&guest, &["-tls1_3", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256"]);
     guest.expect_alive();
 }
 

@@ -16,8 +16,15 @@ impl Keys {
         std::fs::create_dir_all(&dir).unwrap();
         let keys = Keys(dir);
         for host in hosts {
+            // A host is named after the kind of its key, if that matters.
+            let kind: &[&str] = match *host {
+                "rsa.example" => &["rsa:2048"],
+                "p384.example" => &["ec", "-pkeyopt", "ec_paramgen_curve:secp384r1"],
+                "ed25519.example" => &["ed25519"],
+                _ => &["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"],
+            };
             let mut openssl = Command::new("openssl");
-            openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+            openssl.args(["req", "-x509", "-nodes", "-newkey"]).args(kind);
             openssl.args(["-days", "2", "-subj", &format!("/CN={host}"), "-keyout"]).arg(keys.path(host, "key"));
             openssl.arg("-out").arg(keys.path(host, "crt")).stderr(Stdio::null());
             let Ok(status) = openssl.status() else {
@@ -92,6 +99,26 @@ fn versions_names_protocols_and_resumption() {
         assert!(said.contains("Reused, TLS"), "{version}: {said}");
         assert!(said.contains("home"), "{version}: {said}");
     }
+}
+
+#[test]
+fn kinds_of_keys() {
+    let hosts = ["a.example", "rsa.example", "p384.example"];
+    let Some(keys) = Keys::new("kinds", &[&hosts[..], &["ed25519.example"]].concat()) else { return };
+    let address = free_address();
+    let certificates = hosts.iter().map(|host| keys.certificate(host)).collect();
+    let config = Config { https: Some(address.port()), certificates, ..Config::default() };
+    let _server = Server::start(config, &[("/index.html", b"home")]);
+    for host in hosts {
+        let get = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        for version in ["-tls1_2", "-tls1_3"] {
+            let said = client(address, &[version, "-servername", host], &get).replace("CN=", "CN = ");
+            assert!(said.contains("home") && said.contains(&format!("CN = {host}")), "{host} {version}: {said}");
+        }
+    }
+    let ed25519 = vec![keys.certificate("ed25519.example")];
+    let config = Config { https: Some(free_address().port()), certificates: ed25519, ..Config::default() };
+    assert_ne!(Server::refused(config), 0);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::bundle::Layout;
-use crate::image::Image;
+use crate::bundle::{Source, bundle_sources};
+use crate::head::{Head, files as files_of};
+use crate::image::{Image, OpenError};
+use std::fs::File;
 use std::path::Path;
 
 /// A segment: flags, address, content, bytes of zeros after it.
@@ -119,6 +122,35 @@ fn packed(program: &[u8]) -> Result<Image, PackError> {
     let bytes = image.to_bytes().unwrap();
     assert_eq!(bytes.len() as u64, image.len());
     Ok(Image::from_bytes(bytes, Path::new("t")).unwrap())
+}
+
+/// What is read of a file without holding it is what is read of it in memory.
+#[test]
+fn an_image_is_read_from_its_file() {
+    let files = [("/a/big", vec![7; 9000]), ("/a/empty", vec![]), ("/b", b"b".to_vec())];
+    let bundle = bundle_sources(files.map(|(name, bytes)| (name.into(), Source::Bytes(bytes)))).unwrap();
+    let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
+    let program = program(&[], &relr(&[0x2000, 0b1011])).make();
+    let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
+    let path = std::env::temp_dir().join(format!("donjon-head-{}", std::process::id()));
+    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    image.write_to(&mut file).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes, image.to_bytes().unwrap());
+    let (head, whole) = (Head::read(&file, &path).unwrap(), Image::from_bytes(bytes, &path).unwrap());
+    assert_eq!((&head.header, &head.manifest), (whole.header(), whole.manifest()));
+    let list = files_of(&file, &head.header, &path).unwrap();
+    assert_eq!(list, [("a/big", 9000), ("a/empty", 0), ("b", 1)].map(|(name, len)| (name.to_owned(), len)));
+    assert_eq!(whole.bundle().lookup("a/big").unwrap().data, [7; 9000]);
+    // Counts, names and lengths that cannot be.
+    for (at, byte) in [(0, b'd'), (11, 0xff), (15, 0xff), (16 + 3, 0xff), (16 + 7, 0xff), (16 + 31, 1), (16 + 39, 0xff)]
+    {
+        let mut bytes = image.to_bytes().unwrap();
+        bytes[head.header.bundle.offset as usize + at] = byte;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(files_of(&file, &head.header, &path), Err(OpenError::Bundle(_))), "{at}");
+    }
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
