@@ -178,7 +178,8 @@ fn to_https(request: &Parts, host: Option<&str>, port: u16) -> Response<Content>
 }
 
 fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
-    let html = text(&request.headers, header::ACCEPT).is_some_and(|a| a.contains("text/html"));
+    let html = text(&request.headers, header::ACCEPT)
+        .is_some_and(|a| a.as_bytes().windows(9).any(|part| part == b"text/html"));
     if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
         return file(request, page, StatusCode::OK);
     }
