@@ -178,6 +178,13 @@ fn what_is_wrong_is_said_before_anything_starts() {
         (&["--tls", &nowhere, &key], 66, "cannot read"),
         (&["--proxy", "/api=nowhere"], 65, "is not ADDRESS:PORT"),
         (&["--proxy", "/api=127.0.0.1:80"], 65, "would be the image itself"),
+        (
+            &["--proxy", "/api=no-such-name.invalid:80", "--pin"],
+            65,
+            "cannot find the address of `no-such-name.invalid`",
+        ),
+        (&["--pin"], 2, "--proxy"),
+        (&["--upstream-seconds", "0"], 65, "no time at all"),
         (&["--header", "nonsense"], 2, "is not a header"),
         (&["--header", "A: b\u{1}"], 65, "control characters"),
         (&["--not-found", "/404.html"], 65, "the site has no /404.html"),
@@ -190,6 +197,45 @@ fn what_is_wrong_is_said_before_anything_starts() {
         let talk = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(code) && talk.contains(said), "{args:?}: {talk}");
     }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn what_may_not_be_meant_is_said() {
+    let dir = site("warnings");
+    let mut params = rcgen::CertificateParams::new(["site.test".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    let made_key = rcgen::KeyPair::generate().unwrap();
+    let (public, cert, key, image) = (dir.join("public"), dir.join("c.pem"), dir.join("k.pem"), dir.join("site.img"));
+    std::fs::write(&cert, params.self_signed(&made_key).unwrap().pem()).unwrap();
+    std::fs::write(&key, made_key.serialize_pem()).unwrap();
+    let host = format!("--host=other.test={}", text(&public));
+    let output = donjon(&[
+        "build",
+        "--web",
+        text(&public),
+        "--tls",
+        text(&cert),
+        text(&key),
+        &host,
+        "--proxy",
+        "/a=up.test:81",
+        "-o",
+        text(&image),
+        "--json",
+    ]);
+    let [said, talk] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
+    assert!(output.status.success(), "{talk}");
+    for want in ["its certificate has expired", "virtual host `other.test`", "port 81 of any address"] {
+        let warned = talk.lines().any(|l| l.starts_with("donjon: warning: ") && l.contains(want));
+        assert!(warned && said.contains(want), "{want}: {said}{talk}");
+    }
+    // An address is no reason for a word, and the only place where the image may go.
+    let output = donjon(&["build", "--web", text(&public), "--proxy", "/a=10.0.0.5:81", "--pin", "-o", text(&image)]);
+    let talk = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !talk.contains("warning"), "{talk}");
+    let about = String::from_utf8_lossy(&donjon(&["inspect", text(&image), "--json"]).stdout).into_owned();
+    assert!(about.contains("10.0.0.5:81/tcp") && !about.contains("any:"), "{about}");
     std::fs::remove_dir_all(dir).unwrap();
 }
 

@@ -257,3 +257,20 @@ fn upgrades() {
     // Without being asked for, 101 is an error.
     assert_eq!(server.get("/api/socket").status, 502);
 }
+
+/// A pinned upstream may have several addresses.
+#[test]
+fn the_first_address_that_accepts_is_used() {
+    let (address, seen) = upstream();
+    let nobody = free_address();
+    for list in [format!("{nobody},{address}"), format!("{address},{nobody}")] {
+        let proxies = vec![Proxy { prefix: "/api".into(), upstream: list }];
+        let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+        let r = server.ask("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc");
+        assert_eq!((r.status, r.text().as_str()), (200, "abc"));
+    }
+    assert_eq!(seen.connections.load(Ordering::Relaxed), 2);
+    let proxies = vec![Proxy { prefix: "/api".into(), upstream: format!("{nobody},{}", free_address()) }];
+    let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+    assert_eq!(server.get("/api/echo").status, 502);
+}
