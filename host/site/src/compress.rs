@@ -180,14 +180,15 @@ fn compressible(content_type: &str) -> bool {
 }
 
 fn brotli(mut data: impl Read, len: u64, mut out: &mut dyn Write) -> io::Result<()> {
-    let quality = match len {
-        n if n <= SLOW_TO => 11,
-        n if n <= MIDDLE_TO => 9,
-        _ => 5,
+    // The window is what memory goes by: with 4 MB, quality 9 takes 77 MB instead of 50, and saves 1 % of 2 MB of source text.
+    let (quality, window) = match len {
+        n if n <= SLOW_TO => (11, 22),
+        n if n <= MIDDLE_TO => (9, 20),
+        _ => (5, 20),
     };
-    // A window that is larger than the file is memory for nothing.
+    // One that is larger than the file is memory for nothing.
     let bits = len.next_power_of_two().trailing_zeros().cast_signed() + 1;
-    let params = brotli::enc::BrotliEncoderParams { quality, lgwin: bits.clamp(16, 22), ..Default::default() };
+    let params = brotli::enc::BrotliEncoderParams { quality, lgwin: bits.clamp(16, window), ..Default::default() };
     brotli::BrotliCompress(&mut data, &mut out, &params).map(drop)
 }
 
