@@ -106,11 +106,31 @@ impl Source {
         }
     }
 
+    /// Writes the content.
+    pub fn write_to(&self, out: &mut impl Write) -> Result<(), BundleError> {
+        self.copy_to(self.len()?, out)
+    }
+
     fn len(&self) -> Result<u64, BundleError> {
         match self {
             Source::Path(path) => fs::metadata(path).map(|m| m.len()).map_err(|e| BundleError::Io(path.clone(), e)),
             Source::Bytes(bytes) => Ok(bytes.len() as u64),
             Source::Part(_, range) => Ok(range.end.saturating_sub(range.start)),
+        }
+    }
+
+    /// Writes the content, which must have `len` bytes.
+    fn copy_to(&self, len: u64, out: &mut impl Write) -> Result<(), BundleError> {
+        match self {
+            Source::Bytes(bytes) => out.write_all(bytes).map_err(BundleError::Write),
+            Source::Path(path) => {
+                let io = |e| BundleError::Io(path.clone(), e);
+                let file = File::open(path).map_err(io)?;
+                copy(&file, 0..len, out, path)?;
+                let now = file.metadata().map_err(io)?.len();
+                if now == len { Ok(()) } else { Err(BundleError::Changed(path.clone())) }
+            }
+            Source::Part(file, range) => copy(file, range.clone(), out, &self.name()),
         }
     }
 }
@@ -278,7 +298,7 @@ impl Layout {
         for file in self.files.iter().filter(|f| f.len > 0) {
             let gap = (file.at - at) as usize;
             out.write_all(&[0; PAGE as usize][..gap]).map_err(BundleError::Write)?;
-            file.copy_to(out)?;
+            file.source.copy_to(file.len, out)?;
             at = file.at + file.len;
         }
         Ok(())
@@ -289,22 +309,6 @@ impl Layout {
         let mut out = Vec::new();
         self.write_to(&mut out)?;
         Ok(out)
-    }
-}
-
-impl Placed {
-    fn copy_to(&self, out: &mut impl Write) -> Result<(), BundleError> {
-        match &self.source {
-            Source::Bytes(bytes) => out.write_all(bytes).map_err(BundleError::Write),
-            Source::Path(path) => {
-                let io = |e| BundleError::Io(path.clone(), e);
-                let file = File::open(path).map_err(io)?;
-                copy(&file, 0..self.len, out, path)?;
-                let now = file.metadata().map_err(io)?.len();
-                if now == self.len { Ok(()) } else { Err(BundleError::Changed(path.clone())) }
-            }
-            Source::Part(file, range) => copy(file, range.clone(), out, &self.source.name()),
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Writes a prepared site to a directory, so that `apps/web` can be run as an ordinary process:
 //! `cargo run -p donjon-site --example prepare -- FROM TO [PORT]`, then `cargo run -- TO` in `apps/web`.
 
-use donjon_image::bundle::Source;
 use donjon_site::{Options, prepare};
 use std::path::Path;
 
@@ -10,13 +9,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [_, from, to, rest @ ..] = &args[..] else { return Err("usage: prepare FROM TO [PORT]".into()) };
     let http = rest.first().map(|p| p.parse()).transpose()?;
     let options = Options { root: Some(".".into()), http: http.or(Some(8080)), listing: true, ..Options::default() };
-    for (path, source) in prepare(Path::new(from), &options, None)?.files {
+    let scratch = std::env::temp_dir();
+    for (path, source) in prepare(Path::new(from), &options, None, &scratch)?.files {
         let path = Path::new(to).join(path.trim_start_matches('/'));
         std::fs::create_dir_all(path.parent().ok_or("a file has a directory")?)?;
-        match source {
-            Source::Bytes(bytes) => std::fs::write(path, bytes)?,
-            Source::Path(file) => std::fs::copy(file, path).map(|_| ())?,
-        }
+        source.write_to(&mut std::fs::File::create(path)?)?;
     }
     Ok(())
 }
