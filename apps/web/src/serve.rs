@@ -154,7 +154,10 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
         *response.body_mut() = Content::default();
     }
-    let closes = parts.headers.get(header::CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close"));
+    let closes = match parts.headers.get(header::CONNECTION) {
+        Some(value) => value.as_bytes().eq_ignore_ascii_case(b"close"),
+        None => parts.version < Version::HTTP_11,
+    };
     if closes && parts.version <= Version::HTTP_11 && !response.body().waits() {
         client.state.last();
     }
