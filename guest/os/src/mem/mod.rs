@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "raw memory is handed out")]
 // UNSAFETY: this module's functions are `malloc` and its kin.
+#![cfg_attr(donjon_soft_heap, expect(dead_code, reason = "the hardening's own"))]
 
 mod class;
 mod heap;
