@@ -3,6 +3,7 @@
 mod bad_input;
 mod boot;
 mod cli;
+mod dhcp;
 mod examples;
 mod hostile;
 mod limits;
