@@ -1,9 +1,10 @@
 //! Malformed packets at the guest: it drops them and goes on.
 
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
-use donjon_tests::{Engine, GUEST_IP, Guest, HOST_IP, Need, Netns, example, missing};
-use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket};
+use donjon_tests::{Engine, GUEST_IP, Guest, HOST_IP, Need, Netns, PATIENCE, example, missing, poll_until};
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 #[test]
 fn malformed_frames() {
@@ -17,7 +18,11 @@ fn malformed_frames() {
     // A changed ARP packet is a right one with another content, and may teach the guest a wrong address of the host's: that is
     // ARP, not a fault. So the guest hears the truth before it is asked whether it still answers.
     let truth = well_formed(&macs).into_iter().find(|(what, _)| *what == "ARP request").expect("among them").1;
-    let answers = |guest: &Guest, what: &str| {
+    let mut asked = 0u16;
+    let mut answers = |guest: &Guest, what: &str| {
+        // The queue between them holds so many frames, and loses the others: what the guest must hear is sent when it has taken all of it.
+        asked += 1;
+        wire.drained(&macs, asked);
         wire.send(&truth);
         assert_eq!(guest.get("/json").map(|r| r.status).ok(), Some(200), "after {what}\n{}", guest.log());
     };
@@ -100,6 +105,35 @@ impl Wire {
             let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), SockProtocol::EthAll).unwrap();
             Wire { fd, link }
         })
+    }
+
+    /// Waits until the guest has taken all that was sent to it: until it answers an echo request, the `number`th of this test.
+    fn drained(&self, macs: &Macs, number: u16) {
+        let echo = |kind| [&[kind, 0, 0, 0, 0xd0, 0x0d][..], &number.to_be_bytes(), b"are you there?"].concat();
+        let mut request = echo(8);
+        let sum = checksum(&request);
+        request[2..4].copy_from_slice(&sum.to_be_bytes());
+        let request = macs.ipv4(1, octets(HOST_IP), &request);
+        let answered = || {
+            self.send(&request);
+            let until = Instant::now() + Duration::from_millis(500);
+            let mut frame = [0; 2048];
+            while Instant::now() < until {
+                // Whomever the guest takes the host for, this socket sees what it sends.
+                match recv(self.fd.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+                    Ok(n) if n >= 34 && frame[23] == 1 && frame[6..12] == macs.guest => {
+                        let (said, expected) = (&frame[34..n], echo(0));
+                        if said.len() == expected.len() && said[0] == 0 && said[4..] == expected[4..] {
+                            return Some(());
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+            None
+        };
+        poll_until(PATIENCE, answered).expect("the guest answers an echo request");
     }
 
     fn send(&self, frame: &[u8]) {

@@ -57,8 +57,9 @@ impl Gatekeeper {
         if self.known.lock().is_ok_and(|known| seen(&known)) {
             return true;
         }
-        let right =
-            derive(password, &salt, area.rounds).await.is_some_and(|derived| bool::from(derived[..].ct_eq(&key)));
+        let right = Box::pin(derive(password, &salt, area.rounds))
+            .await
+            .is_some_and(|derived| bool::from(derived[..].ct_eq(&key)));
         if right
             && let Ok(mut known) = self.known.lock()
             && known.len() < KNOWN_MAX

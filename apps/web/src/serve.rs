@@ -196,7 +196,8 @@ async fn site(
     }
     #[cfg(feature = "proxy")]
     if let Some(proxy) = crate::proxy::find(&site.config, &target.path) {
-        return server.upstreams.forward(server, proxy, parts, body, client, scheme).await;
+        // On the heap: what a request keeps is as large as the largest thing that it might wait for.
+        return Box::pin(server.upstreams.forward(server, proxy, parts, body, client, scheme)).await;
     }
     let _ = (body, client);
     let mut response = respond::content(site, parts, &target);

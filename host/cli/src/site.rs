@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::{self, Path, PathBuf};
 
 use donjon_image::{
@@ -20,9 +19,6 @@ use crate::{
     failure::{Failure, code},
     ui,
 };
-
-/// Bytes that are compared at a time.
-const CHUNK: usize = 256 * 1024;
 
 /// A site that is ready to be packed.
 pub struct Site {
@@ -142,9 +138,14 @@ impl Site {
             BundleError::Write(e) => cannot_write(out, &e),
             e => donjon_image::project::BuildError::from(e).into(),
         };
-        replace(out, |file| image.write_to(file).map_err(failed))?;
+        // What is there already is not written again: the content may be large.
+        if !(out.is_file() && File::open(out).is_ok_and(|old| image.is_in(&old))) {
+            replace(out, |file| image.write_to(file).map_err(failed))?;
+        }
         let debug = out.with_added_extension("debug");
-        replace(&debug, |file| file.write_all(&program).map_err(|e| cannot_write(&debug, &e)))?;
+        if !fs::read(&debug).is_ok_and(|old| old == program) {
+            replace(&debug, |file| file.write_all(&program).map_err(|e| cannot_write(&debug, &e)))?;
+        }
         Ok(Made { image: out.into(), bytes: image.len() })
     }
 }
@@ -191,19 +192,12 @@ pub fn part((name, there): &(String, bool)) -> String {
     format!("{name}: {}", if *there { "in" } else { "absent" })
 }
 
-/// Never a half-written file under the final name, and none at all if it is the same already.
+/// Never a half-written file under the final name.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failure>) -> Result<(), Failure> {
     let part = path.with_added_extension(format!("{}.part", std::process::id()));
     let io = |e: io::Error| cannot_write(path, &e);
-    let make = || {
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&part).map_err(io)?;
-        write(&mut file)?;
-        if File::open(path).is_ok_and(|old| same(&old, &file)) {
-            return fs::remove_file(&part).map_err(io);
-        }
-        fs::rename(&part, path).map_err(io)
-    };
-    let done = make();
+    let done = File::create(&part).map_err(io).and_then(|mut file| write(&mut file));
+    let done = done.and_then(|()| fs::rename(&part, path).map_err(io));
     if done.is_err() {
         // It may never have come to be.
         _ = fs::remove_file(&part);
@@ -213,18 +207,6 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failure>) ->
 
 fn cannot_write(path: &Path, e: &io::Error) -> Failure {
     Failure::new(code::OS, format!("cannot write {}: {e}", path.display()), None)
-}
-
-/// Whether two files have the same content.
-fn same(a: &File, b: &File) -> bool {
-    let [Ok(len), Ok(other)] = [a, b].map(|f| f.metadata().map(|m| m.len())) else { return false };
-    let mut chunks = [vec![0; CHUNK], vec![0; CHUNK]];
-    let mut equal = |at: u64| {
-        let n = (len - at).min(CHUNK as u64) as usize;
-        let mut files = [a, b].into_iter().zip(&mut chunks);
-        files.all(|(file, chunk)| file.read_exact_at(&mut chunk[..n], at).is_ok()) && chunks[0][..n] == chunks[1][..n]
-    };
-    len == other && (0..len).step_by(CHUNK).all(&mut equal)
 }
 
 /// What the command line says, on top of the table. Paths on the command line are relative to where we are.

@@ -5,8 +5,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{self, Seek, SeekFrom, Write},
     ops::Range,
+    os::unix::fs::FileExt as _,
     path::PathBuf,
 };
 
@@ -118,15 +120,29 @@ impl Packed<'_> {
     /// # Errors
     /// Also if a file of the content has changed meanwhile.
     pub fn write_to(&self, out: &mut (impl Write + Seek)) -> Result<(), BundleError> {
-        let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
         let io = BundleError::Write;
-        hashed.write_all(&self.front).map_err(io)?;
-        self.bundle.write_to(&mut hashed)?;
-        hashed.write_all(&self.back).map_err(io)?;
-        let Hashed { out, hasher } = hashed;
+        let hash = self.hash_through(out)?;
         out.seek(SeekFrom::Start(ImageHeader::HASH_OFFSET)).map_err(io)?;
-        out.write_all(hasher.finalize().as_bytes()).map_err(io)?;
+        out.write_all(hash.as_bytes()).map_err(io)?;
         out.flush().map_err(io)
+    }
+
+    /// Whether `file` holds this image already, to its last byte. Stops at the first difference, writes nothing.
+    pub fn is_in(&self, file: &File) -> bool {
+        let mut old = Compared { file, at: 0, chunk: vec![] };
+        let mut hash = [0; blake3::OUT_LEN];
+        file.metadata().is_ok_and(|m| m.len() == self.len())
+            && file.read_exact_at(&mut hash, ImageHeader::HASH_OFFSET).is_ok()
+            && self.hash_through(&mut old).is_ok_and(|own| own == hash)
+    }
+
+    /// Writes all of it, with zeros for the hash, which it returns.
+    fn hash_through(&self, out: &mut impl Write) -> Result<blake3::Hash, BundleError> {
+        let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
+        hashed.write_all(&self.front).map_err(BundleError::Write)?;
+        self.bundle.write_to(&mut hashed)?;
+        hashed.write_all(&self.back).map_err(BundleError::Write)?;
+        Ok(hashed.hasher.finalize())
     }
 
     /// The image in memory.
@@ -152,6 +168,34 @@ impl<W: Write> Write for Hashed<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// Fails if it is given anything but an image file's own bytes, of which the hash is taken for zeros.
+struct Compared<'a> {
+    file: &'a File,
+    at: u64,
+    chunk: Vec<u8>,
+}
+
+impl Write for Compared<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const HASH: Range<u64> = ImageHeader::HASH_OFFSET..ImageHeader::HASH_OFFSET + blake3::OUT_LEN as u64;
+        self.chunk.resize(bytes.len(), 0);
+        self.file.read_exact_at(&mut self.chunk, self.at)?;
+        let end = self.at + bytes.len() as u64;
+        for at in HASH.start.max(self.at)..HASH.end.min(end) {
+            self.chunk[(at - self.at) as usize] = 0;
+        }
+        if self.chunk != bytes {
+            return Err(io::Error::other("another content"));
+        }
+        self.at = end;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

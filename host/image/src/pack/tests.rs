@@ -139,6 +139,7 @@ fn an_image_is_read_from_its_file() {
     assert_eq!(bytes, image.to_bytes().unwrap());
     let (head, whole) = (Head::read(&file, &path).unwrap(), Image::from_bytes(bytes, &path).unwrap());
     assert_eq!((&head.header, &head.manifest), (whole.header(), whole.manifest()));
+    assert!(image.is_in(&file));
     let list = files_of(&file, &head.header, &path).unwrap();
     assert_eq!(list, [("a/big", 9000), ("a/empty", 0), ("b", 1)].map(|(name, len)| (name.to_owned(), len)));
     assert_eq!(whole.bundle().lookup("a/big").unwrap().data, [7; 9000]);
@@ -150,6 +151,30 @@ fn an_image_is_read_from_its_file() {
         std::fs::write(&path, bytes).unwrap();
         assert!(matches!(files_of(&file, &head.header, &path), Err(OpenError::Bundle(_))), "{at}");
     }
+    std::fs::remove_file(path).unwrap();
+}
+
+/// An image file with a changed byte, wherever it is, is not the same.
+#[test]
+fn any_difference_is_found() {
+    let bundle = bundle_sources([("/a".to_owned(), Source::Bytes(vec![7; 9000]))]).unwrap();
+    let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
+    let program = program(&[], &relr(&[0x2000, 0b1011])).make();
+    let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
+    let path = std::env::temp_dir().join(format!("donjon-same-{}", std::process::id()));
+    let bytes = image.to_bytes().unwrap();
+    let is_in = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        image.is_in(&File::open(&path).unwrap())
+    };
+    assert!(is_in(&bytes));
+    let hash = ImageHeader::HASH_OFFSET as usize;
+    for at in (0..bytes.len()).step_by(61).chain(hash - 1..hash + 33).chain([bytes.len() - 1]) {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        assert!(!is_in(&other), "byte {at}");
+    }
+    assert!(!is_in(&bytes[..bytes.len() - 1]) && !is_in(&[&bytes[..], &[0]].concat()) && !is_in(&[]));
     std::fs::remove_file(path).unwrap();
 }
 
