@@ -105,7 +105,7 @@ http {{
   client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3; uwsgi_temp_path {dir}/4; scgi_temp_path {dir}/5;
   server {{ listen {NGINX_PLAIN} backlog=16384; root {files}; }}
   server {{ listen {NGINX_H2} http2 backlog=16384; root {files}; }}
-  server {{ listen {NGINX_TLS} ssl http2 backlog=16384; root {files}; ssl_certificate {cert}; ssl_certificate_key {key}; }}
+  server {{ listen {NGINX_TLS} ssl http2 backlog=16384; root {files}; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key}; }}
 }}
 ",
         dir = dir.display(),
