@@ -115,8 +115,12 @@ fn rela(at: u64, kind: u64, addend: u64) -> Vec<u8> {
     relr(&[at, kind, addend])
 }
 
+fn manifest() -> Manifest {
+    Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() }
+}
+
 fn packed(program: &[u8]) -> Result<Image, PackError> {
-    let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
+    let manifest = manifest();
     let bundle = Layout::default();
     let image = pack(Parts { program, manifest: &manifest, bundle: &bundle, shim: &[] })?;
     let bytes = image.to_bytes().unwrap();
@@ -129,7 +133,7 @@ fn packed(program: &[u8]) -> Result<Image, PackError> {
 fn an_image_is_read_from_its_file() {
     let files = [("/a/big", vec![7; 9000]), ("/a/empty", vec![]), ("/b", b"b".to_vec())];
     let bundle = bundle_sources(files.map(|(name, bytes)| (name.into(), Source::Bytes(bytes)))).unwrap();
-    let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
+    let manifest = manifest();
     let program = program(&[], &relr(&[0x2000, 0b1011])).make();
     let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
     let path = std::env::temp_dir().join(format!("donjon-head-{}", std::process::id()));
@@ -158,7 +162,7 @@ fn an_image_is_read_from_its_file() {
 #[test]
 fn any_difference_is_found() {
     let bundle = bundle_sources([("/a".to_owned(), Source::Bytes(vec![7; 9000]))]).unwrap();
-    let manifest = Manifest { name: "t".into(), memory: 1 << 20, tool: "t".into(), ..Manifest::default() };
+    let manifest = manifest();
     let program = program(&[], &relr(&[0x2000, 0b1011])).make();
     let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
     let path = std::env::temp_dir().join(format!("donjon-same-{}", std::process::id()));
