@@ -41,8 +41,9 @@ use udp::{Pair, Published, presented};
 
 /// Bytes that one read or write moves at most.
 const SCRATCH: usize = 128 * 1024;
-/// Frames that are taken from the guest before the host's sockets get their turn.
+/// Frames that are taken from the guest before the host's sockets get their turn, and their bytes: super-frames would fill the queues of many connections.
 const FRAMES_PER_TURN: usize = 256;
+const BYTES_PER_TURN: usize = 256 * 1024;
 /// Half-open attempts of the guest, and the host's backlog.
 const BACKLOG: u32 = 1024;
 /// A guest that refuses a published port in its first seconds may still be booting: it is asked again.
@@ -404,11 +405,11 @@ impl UserNet {
 
     /// True if there was one.
     fn receive_frames(&mut self, reactor: &Reactor) -> bool {
-        let mut any = false;
+        let (mut any, mut bytes) = (false, 0);
         for _ in 0..FRAMES_PER_TURN {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
             let Some((header, frame)) = self.device.receive() else { break };
-            any = true;
+            (any, bytes) = (true, bytes + frame.len());
             match self.filter.outbound(header, frame.into()) {
                 // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
                 Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),
@@ -416,6 +417,9 @@ impl UserNet {
             }
             for number in self.before_first_frame.take().into_iter().flatten() {
                 self.dial_guest(number);
+            }
+            if bytes >= BYTES_PER_TURN {
+                break;
             }
         }
         self.events(reactor);
