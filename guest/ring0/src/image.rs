@@ -23,9 +23,9 @@ impl From<Refused> for LoadError {
     }
 }
 
-/// Where a byte of the file lies in memory.
+/// Where a byte of the file lies in memory. What has no bytes may have any offset: of one before the payload, the payload's start.
 pub const fn physical(offset: u64) -> PhysAddr {
-    PhysAddr(PAYLOAD_PADDR + (offset - HEADER_OFFSET))
+    PhysAddr(PAYLOAD_PADDR + offset.saturating_sub(HEADER_OFFSET))
 }
 
 /// One past the last byte of the payload: all that the header refers to, the shim excepted.
@@ -63,7 +63,7 @@ pub fn seal<M: Phys>(space: &mut Space<M>, header: &ImageHeader) -> Result<(), L
     let end = payload_end(header).next_multiple_of(PAGE);
     let writable = |at: u64| {
         header.segments().any(|(s, p)| {
-            let start = physical(s.file.offset.max(HEADER_OFFSET)).0;
+            let start = physical(s.file.offset).0;
             p == SegmentProt::ReadWrite && at >= start && at < start + file_pages(&s)
         })
     };
@@ -111,7 +111,7 @@ fn file_pages(segment: &Segment) -> u64 {
 
 fn relocate(mem: &mut impl Phys, header: &ImageHeader, base: u64) -> Result<(), LoadError> {
     let count = header.relr.len / 8;
-    let at = physical(header.relr.offset.max(HEADER_OFFSET));
+    let at = physical(header.relr.offset);
     // The words are read one at a time, before the words that they name change: a table that overlaps a writable
     // segment can only spoil the image itself.
     let mut found = segment_of(header, 0);
@@ -268,6 +268,19 @@ mod tests {
         let bss = s.touch(BASE + 0x4ff8, Access::Write).unwrap();
         assert_eq!(s.mem.read_u64(bss), 0);
         assert_eq!(s.touch(BASE + 0x5000, Access::Read), Err(Refused::Rights));
+    }
+
+    #[test]
+    fn a_segment_without_bytes_in_the_file_may_have_any_offset() {
+        for offset in [0, 0xfff, 0x5f_0000] {
+            let mut header = header();
+            header.segments[2].file = Extent { offset, len: 0 };
+            let mut s = machine([0x1010, 0x1018, 0x1020]);
+            load(&mut s, &header, BASE).unwrap();
+            let fresh = s.touch(BASE + 0x2000, Access::Write).unwrap();
+            assert_eq!(s.mem.read_u64(fresh), 0, "{offset:x}");
+            assert!(fresh.0 < PAYLOAD_PADDR, "{offset:x}");
+        }
     }
 
     #[test]
