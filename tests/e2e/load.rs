@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use donjon_tests::{Engine, Guest, example, http, measure, poll_until};
+use donjon_tests::{Engine, Guest, Need, Netns, example, http, measure, missing, poll_until};
 
 crate::under_engines! {
     a_thousand_at_once: ProcessUser ProcessTap QemuMicrovm;
@@ -34,6 +34,25 @@ fn a_thousand_at_once(engine: Engine) {
     drop(connections);
     assert_eq!(guest.get("/json").unwrap().status, 200);
     guest.expect_alive();
+}
+
+#[test]
+fn the_queue_of_a_tap_is_lengthened_unless_it_was_set() {
+    if missing("the_queue_of_a_tap_is_lengthened_unless_it_was_set", &[Need::Tap]) {
+        return;
+    }
+    for (given, then) in [(None, "4096"), (Some("700"), "700")] {
+        let ns = Netns::with_tap();
+        if let Some(length) = given {
+            ns.ip(&["link", "set", Netns::TAP, "txqueuelen", length]);
+        }
+        let builder = Guest::builder(&example("hello-std"), Engine::ProcessTap).port(8080);
+        let guest = builder.start_in(Some(ns.clone()));
+        assert_eq!(guest.get("/").unwrap().status, 200);
+        let output = ns.command("ip").args(["-o", "link", "show", Netns::TAP]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(&format!("qlen {then}")), "{given:?}: {text}");
+    }
 }
 
 fn a_hundred_thousand_in_turn(engine: Engine) {

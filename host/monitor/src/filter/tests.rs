@@ -34,6 +34,7 @@ fn rules() -> Rules {
         listen_any: false,
         egress: vec![egress(TCP, "192.0.2.8", 128, 5432), egress(0, "2001:db8::", 32, 0)],
         limit: Limit::default(),
+        flows: 16 * 1024,
     }
 }
 

@@ -29,9 +29,6 @@ const MAP_TYPE_LRU_HASH: u32 = 9;
 const MAP_FLAG_MMAPABLE: u32 = 1 << 10;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 
-/// Flows that the kernel remembers.
-const FLOWS: u32 = 64 * 1024;
-
 /// The programs, attached.
 #[derive(Debug)]
 pub(crate) struct KernelFilter {
@@ -109,7 +106,7 @@ impl Loaded {
             return Err(Error::other(format!("more than {ENTRIES_MAX} ports or destinations")));
         }
         let state = map(MAP_TYPE_ARRAY, 4, STATE_LEN as u32, 1, MAP_FLAG_MMAPABLE)?;
-        let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, FLOWS, 0)?;
+        let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, rules.flows, 0)?;
         let maps = Maps { flows: flows.as_raw_fd(), state: state.as_raw_fd() };
         let load = |code: Option<Vec<u64>>| load(&code.ok_or(Error::other("too many rules for one program"))?);
         let programs = [load(program::from_guest(rules, maps))?, load(program::to_guest(rules, maps))?];
@@ -246,7 +243,7 @@ pub(super) mod run {
     /// What the verifier has to say.
     fn explain(rules: &Rules) -> String {
         let state = map(MAP_TYPE_ARRAY, 4, STATE_LEN as u32, 1, MAP_FLAG_MMAPABLE).unwrap();
-        let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, FLOWS, 0).unwrap();
+        let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, rules.flows, 0).unwrap();
         let maps = Maps { flows: flows.as_raw_fd(), state: state.as_raw_fd() };
         let mut out = String::new();
         for code in [program::from_guest(rules, maps), program::to_guest(rules, maps)] {
