@@ -92,6 +92,7 @@ impl Server {
 
 fn nginx(dir: &Path, files: &Path, certificate: &Certificate) -> Server {
     let (client, server) = Netns::veth_pair();
+    forget_closed(&client);
     backlog(&server);
     let config = dir.join("nginx.conf");
     let text = format!(
@@ -129,6 +130,7 @@ fn donjon(dir: &Path, files: &Path, certificate: &Certificate) -> Server {
         // Linux drops what does not fit into a TAP's queue of 1000 frames; a veth pair has none that could be full.
         ns.ip(&["link", "set", Netns::TAP, "txqueuelen", "20000"]);
         ns.ask_fast();
+        forget_closed(&ns);
         backlog(&ns);
         let builder =
             Guest::builder(&image, Engine::ProcessTap).port(80).memory(MEMORY).wrapper(["taskset", "-c", "0"]);
@@ -164,9 +166,18 @@ pub fn image(donjon: &Path, dir: &Path, files: &Path, name: &str, options: &[&st
 
 /// Room for all connections that a client opens at once.
 pub fn backlog(ns: &Netns) {
-    for (path, value) in [("net/core/somaxconn", "16384"), ("net/ipv4/tcp_max_syn_backlog", "16384")] {
-        ns.run(|| fs::write(Path::new("/proc/sys").join(path), value).unwrap_or_else(|e| panic!("{path}: {e}")));
-    }
+    set(ns, "net/core/somaxconn", "16384");
+    set(ns, "net/ipv4/tcp_max_syn_backlog", "16384");
+}
+
+/// A client that closes first keeps its port for a minute. With a connection for each request none would be free after two seconds, and the
+/// search for one takes all of the client's time.
+pub fn forget_closed(client: &Netns) {
+    set(client, "net/ipv4/tcp_max_tw_buckets", "16");
+}
+
+fn set(ns: &Netns, path: &str, value: &str) {
+    ns.run(|| fs::write(Path::new("/proc/sys").join(path), value).unwrap_or_else(|e| panic!("{path}: {e}")));
 }
 
 pub fn guest_ip() -> Ipv4Addr {
