@@ -3,6 +3,7 @@
 //! hyper's HTTP/1 state costs more than 16 KB of buffers, so a connection has it only while there is something to do: one that has been
 //! quiet for a second (with many connections: at all) gives it back and waits for the socket to become readable, which costs a task and the socket.
 
+use crate::gather::Gathered;
 use crate::progress::{End, State, Watched, quiet};
 use crate::serve::{Client, Server, answer, stopped};
 use bytes::Bytes;
@@ -223,6 +224,8 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         let (server, client) = (server.clone(), client.clone());
         async move { Ok::<_, Infallible>(answer(server, request, client).await) }
     });
+    let stream = Gathered::new(stream);
+    let gathered = stream.share();
     let mut connection = Box::pin(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -240,7 +243,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
             connection.as_mut().graceful_shutdown();
         }
         // What fails here is the client's doing.
-        if connection.as_mut().poll(cx).is_ready() {
+        if turn(connection.as_mut(), &gathered, cx) {
             return Poll::Ready(());
         }
         let (at, end) = state.due(&limits, true, 0);
@@ -253,7 +256,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         }
         // GOAWAY, and a little time to read it.
         connection.as_mut().graceful_shutdown();
-        if connection.as_mut().poll(cx).is_ready() {
+        if turn(connection.as_mut(), &gathered, cx) {
             return Poll::Ready(());
         }
         let until = state.now() + LINGER.0.as_millis() as u64;
@@ -261,6 +264,18 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         deadline.poll(cx, &state, until)
     })
     .await;
+}
+
+/// Lets HTTP/2 do what it can and sends what came of it; whether it has ended.
+fn turn<S: Socket>(
+    connection: Pin<&mut impl Future>,
+    gathered: &Gathered<Watched<S>>,
+    cx: &mut Context<'_>,
+) -> bool {
+    let ended = connection.poll(cx).is_ready();
+    // Pending: the task is woken, and the next turn goes on with it.
+    let sent = gathered.send(cx);
+    ended || matches!(sent, Poll::Ready(Err(_)))
 }
 
 /// Answers a request that hyper has not seen to its end.

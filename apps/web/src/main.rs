@@ -10,6 +10,7 @@ mod body;
 mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod gather;
 mod log;
 mod metrics;
 mod negotiate;
