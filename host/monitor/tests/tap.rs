@@ -140,6 +140,22 @@ fn limited(name: &str, port: u16) -> std::path::PathBuf {
     write(name, &pack(&Spec { egress, ..Spec::default() }))
 }
 
+/// A checksum that the kernel would write into what the filter has judged: no such frame passes, and those that are as they should be do.
+#[test]
+fn checksums_are_not_written_into_what_was_judged() {
+    let Some(ns) = Namespace::new("checksum") else { return };
+    ns.enter();
+    let image = limited("misplaced-checksum", 5432);
+    for extra in [&[][..], &["--relay-tap"]] {
+        let before = received();
+        let options = [&["--net", NET][..], extra].concat();
+        let r: Ran = launcher(&image, &options, &["misplace", "5432"]).output().unwrap().into();
+        assert_eq!((r.code, r.out.as_str()), (Some(0), "misplaced\n"), "{r:?}");
+        assert!(r.err.contains("dropped 9 frames by the guest: an offload header that does not fit"), "{r:?}");
+        assert_eq!(received(), before + 2, "{r:?}");
+    }
+}
+
 /// All arrives, no faster than it may.
 #[test]
 fn what_a_guest_sends_keeps_to_its_limit() {

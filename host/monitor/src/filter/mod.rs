@@ -112,6 +112,8 @@ pub(crate) struct Filter {
     rules: Rules,
     flows: Flows,
     lease: Lease,
+    /// The transaction of the guest's last DHCP message, while it has not been acknowledged.
+    transaction: Option<[u8; 4]>,
     /// Whom it has asked for an Ethernet address although nothing is known about them.
     asked: [[u8; 4]; STRANGERS],
     start: Instant,
@@ -177,6 +179,7 @@ impl Filter {
         Filter {
             flows: Flows::default(),
             lease: Lease::default(),
+            transaction: None,
             asked: [[0; 4]; STRANGERS],
             start: Instant::now(),
             connections: Rate::connections(rules.limit),
@@ -196,7 +199,7 @@ impl Filter {
     pub fn outbound(&mut self, header: NetHdr, frame: Frame<'_>) -> Result<(), Reason> {
         let verdict = offload_fits(header, frame)
             .and_then(|()| self.check_from_guest(frame))
-            .and_then(|()| self.in_time(self.send, 1, frame.len as u64));
+            .and_then(|()| self.in_time(self.send, 1, bytes_on_the_line(frame.len, header)));
         self.count(Way::FromGuest, verdict);
         verdict
     }
@@ -312,10 +315,14 @@ impl Filter {
             && fragment == 0
             && frame.array(ETH + 20)? == [0, 68, 0, 67];
         if self.own4() != Some(from) {
-            let asks = client && from == [0; 4] && to == [255; 4];
-            return if asks { Ok(()) } else { Err(Reason::SourceAddress) };
+            if !(client && from == [0; 4] && to == [255; 4]) {
+                return Err(Reason::SourceAddress);
+            }
+            self.transaction = Some(frame.array(ETH + 32)?);
+            return Ok(());
         }
         if client && (to == [255; 4] || to == self.lease.server) {
+            self.transaction = Some(frame.array(ETH + 32)?);
             return Ok(());
         }
         let peer = mapped(std::net::Ipv4Addr::from(to).into());
@@ -353,7 +360,7 @@ impl Filter {
             ICMPV6 if len >= 8 => {
                 let kind = frame.array::<8>(ETH + 40)?[0];
                 if matches!(kind, 133 | 135 | 136) {
-                    return self.neighbour_discovery(frame, kind, h[7], len);
+                    return self.neighbour_discovery(frame, kind, to, h[7], len);
                 }
             }
             TCP | UDP | ICMPV6 => {}
@@ -377,8 +384,16 @@ impl Filter {
         self.transport_from_guest(frame, ETH + 40, h[6], to, ETH + 40 + len)
     }
 
-    /// Router solicitation, neighbour solicitation and advertisement (RFC 4861 §4): the sender's own address is the only one that it may claim.
-    fn neighbour_discovery(&self, frame: Frame<'_>, kind: u8, hop_limit: u8, len: usize) -> Result<(), Reason> {
+    /// Router solicitation, neighbour solicitation and advertisement (RFC 4861 §4): the sender's own address is the only one that it may claim. They go to the groups that are meant for them,
+    /// to link-local addresses, and to who has asked: a router would send them on, with whatever is in them, to anybody.
+    fn neighbour_discovery(
+        &mut self,
+        frame: Frame<'_>,
+        kind: u8,
+        to: [u8; 16],
+        hop_limit: u8,
+        len: usize,
+    ) -> Result<(), Reason> {
         let bad = Err(Reason::NeighbourDiscovery);
         // With exactly one option: our Ethernet address.
         let option = if kind == 133 { 8 } else { 24 };
@@ -392,7 +407,18 @@ impl Filter {
         if kind == 136 && !self.owns6(frame.array(ETH + 48)?) {
             return bad;
         }
-        Ok(())
+        let link_local = to[..8] == [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
+        let group = |end: [u8; 8]| to[..8] == [0xff, 2, 0, 0, 0, 0, 0, 0] && to[8..] == end;
+        let stays = match kind {
+            133 => group([0, 0, 0, 0, 0, 0, 0, 2]),
+            135 => link_local || group([0, 0, 0, 1, 0xff, to[13], to[14], to[15]]),
+            _ => {
+                link_local
+                    || group([0, 0, 0, 0, 0, 0, 0, 1])
+                    || self.flows.has(Flow { peer: to, peer_port: 0, port: 0, protocol: NEIGHBOUR })
+            }
+        };
+        if stays { Ok(()) } else { bad }
     }
 
     /// `end` is where the IP packet ends.
@@ -494,9 +520,20 @@ impl Filter {
         let fixed: [u8; 34] = frame.array(AT)?;
         let option: [u8; 3] = frame.array(AT + 240)?;
         let address = [fixed[16], fixed[17], fixed[18], fixed[19]];
-        let other = option[..2] == [53, 1] && option[2] != 5;
-        if fixed[0] == 2 && fixed[28..34] == self.rules.mac && address != [0; 4] && address != [255; 4] && !other {
+        let (kind, acknowledges) = (option[..2] == [53, 1], option[2] == 5);
+        // The guest's own message that has come back to it, or somebody's who has not heard its question.
+        let answers = from != self.lease.address && self.transaction == Some([fixed[4], fixed[5], fixed[6], fixed[7]]);
+        if fixed[0] == 2
+            && fixed[28..34] == self.rules.mac
+            && answers
+            && address != [0; 4]
+            && address != [255; 4]
+            && (!kind || acknowledges)
+        {
             self.lease = Lease { address, server: from };
+            if kind {
+                self.transaction = None;
+            }
         }
         Ok(())
     }
@@ -510,7 +547,13 @@ impl Filter {
                 TCP => Err(Reason::Fragment),
                 _ => Ok(()),
             },
-            ICMPV6 if matches!(frame.array::<8>(ETH + 40)?[0], 1..=4 | 133..=136) => Ok(()),
+            ICMPV6 if matches!(frame.array::<8>(ETH + 40)?[0], 1..=4 | 133..=136) => {
+                // Whoever asks for our Ethernet address, from the same network, gets an answer.
+                if frame.bytes[ETH + 40] == 135 && h[7] == 255 {
+                    self.flows.add(Flow { peer: from, peer_port: 0, port: 0, protocol: NEIGHBOUR });
+                }
+                Ok(())
+            }
             next => self.transport_to_guest(frame, ETH + 40, next, from),
         }
     }
@@ -572,12 +615,41 @@ fn address(h: &[u8; 40], at: usize) -> [u8; 16] {
 /// `gso_type`: congestion was experienced.
 const GSO_ECN: u8 = 0x80;
 
-/// Whether an offload header (virtio 1.3 §5.1.6) stays within its frame. (The kernel's tun driver checks the same.)
-fn offload_fits(header: NetHdr, frame: Frame<'_>) -> Result<(), Reason> {
-    let checksum_end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
-    let partial = header.flags & net_hdr::NEEDS_CSUM != 0;
+/// Where the checksum is in the headers of TCP and UDP.
+const CHECKSUM_TCP: u8 = 16;
+const CHECKSUM_UDP: u8 = 6;
+/// Bytes of Ethernet, IP and TCP header before a segment, about.
+const SEGMENT_HEAD: usize = 66;
+
+/// How many bytes a frame is once it has been cut into segments.
+fn bytes_on_the_line(len: usize, header: NetHdr) -> u64 {
     let segmented = header.gso_type & !GSO_ECN != net_hdr::GSO_NONE;
-    let fits = (!partial || usize::from(header.csum_start) >= ETH && checksum_end <= frame.len)
-        && (!segmented || partial && header.gso_size != 0 && usize::from(header.hdr_len) <= frame.len);
+    let cuts = if segmented { len / usize::from(header.gso_size.max(1)) } else { 0 };
+    (len + cuts * SEGMENT_HEAD) as u64
+}
+
+/// Whether an offload header (virtio 1.3 §5.1.6) means what its frame is: what has to be filled in or cut after the filter has judged must be no part of what was judged.
+fn offload_fits(header: NetHdr, frame: Frame<'_>) -> Result<(), Reason> {
+    let kind = header.gso_type & !GSO_ECN;
+    if header.flags & net_hdr::NEEDS_CSUM == 0 {
+        return if kind == net_hdr::GSO_NONE { Ok(()) } else { Err(Reason::Offload) };
+    }
+    let ip: [u8; 20] = frame.array(ETH).map_err(|_| Reason::Offload)?;
+    let whole = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff == 0;
+    let (at, protocol, cut) = match frame.array(12)? {
+        IPV4 if ip[0] == 0x45 && whole => (ETH + 20, ip[9], net_hdr::GSO_TCPV4),
+        IPV6 => (ETH + 40, ip[6], net_hdr::GSO_TCPV6),
+        _ => return Err(Reason::Offload),
+    };
+    let sum = match protocol {
+        TCP => CHECKSUM_TCP,
+        UDP => CHECKSUM_UDP,
+        _ => return Err(Reason::Offload),
+    };
+    let fits = usize::from(header.csum_start) == at
+        && header.csum_offset == u16::from(sum)
+        && at + usize::from(sum) + 2 <= frame.len
+        && (kind == net_hdr::GSO_NONE
+            || kind == cut && protocol == TCP && header.gso_size != 0 && usize::from(header.hdr_len) <= frame.len);
     if fits { Ok(()) } else { Err(Reason::Offload) }
 }

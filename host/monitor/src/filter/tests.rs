@@ -298,6 +298,8 @@ fn arp_is_about_oneself_and_ones_peers() {
 #[test]
 fn a_guest_with_dhcp_asks_for_few_strangers() {
     let mut f = Both::new(dhcp_rules());
+    let discover = ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, &[1, 1, 6, 0, 7, 7, 7, 7])));
+    f.from(&discover).unwrap();
     f.to(&dhcp_answer(MAC, 5, OWN)).unwrap();
     let ask = |target| ethernet(MAC, ARP, &arp(1, MAC, OWN, target));
     let strangers = (100..200).map(|host| [10, 9, 0, host]);
@@ -307,6 +309,7 @@ fn a_guest_with_dhcp_asks_for_few_strangers() {
     assert_eq!(f.from(&ask(GATEWAY)), Err(Reason::ArpTarget), "one too many");
     assert_eq!(f.from(&ask(OWN)), Ok(()));
     // A new lease, even of another address, does not begin a new scan.
+    f.from(&discover).unwrap();
     f.to(&dhcp_answer(MAC, 5, OWN)).unwrap();
     assert_eq!(f.from(&ask(GATEWAY)), Err(Reason::ArpTarget));
     // Whoever has shown up is no stranger.
@@ -317,6 +320,7 @@ fn a_guest_with_dhcp_asks_for_few_strangers() {
 fn dhcp_answer(mac: [u8; 6], kind: u8, address: [u8; 4]) -> Vec<u8> {
     let mut m = vec![0; 244];
     m[0] = 2;
+    m[4..8].copy_from_slice(&[7; 4]);
     m[16..20].copy_from_slice(&address);
     m[28..34].copy_from_slice(&mac);
     m[240..243].copy_from_slice(&[53, 1, kind]);
@@ -335,7 +339,19 @@ fn neighbour_discovery_is_about_oneself() {
     let message = |kind: u8, target: [u8; 16], option: u8, mac: [u8; 6]| {
         [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target, &[option, 1], &mac].concat()
     };
-    let frame = |from, payload: &[u8]| ethernet(MAC, IPV6, &ipv6(from, all, ICMPV6, payload));
+    let group = |end: u16| {
+        Ipv6Addr::from([0xff02, 0, 0, 0, 0, if end == 9 { 1 } else { 0 }, if end == 9 { 0xff00 } else { 0 }, end])
+            .octets()
+    };
+    let sent_to = |from, to, payload: &[u8]| ethernet(MAC, IPV6, &ipv6(from, to, ICMPV6, payload));
+    let frame = |from, payload: &[u8]| {
+        let to = match payload[0] {
+            133 => group(2),
+            135 => group(9),
+            _ => all,
+        };
+        sent_to(from, to, payload)
+    };
     let bad = Err(Reason::NeighbourDiscovery);
     for own in [OWN6, own_link_local] {
         assert_eq!(f.from(&frame(own, &message(136, own, 2, MAC))), Ok(()));
@@ -350,6 +366,30 @@ fn neighbour_discovery_is_about_oneself() {
         assert_eq!(f.from(&frame(own, &[0; 4])), Err(Reason::Truncated));
     }
     assert_eq!(f.from(&frame(PEER6, &message(136, OWN6, 2, MAC))), Err(Reason::SourceAddress));
+    // Only to whom it may concern: anything else could be sent on by a router.
+    let far = Ipv6Addr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]).octets();
+    let near = Ipv6Addr::from([0xfe80, 0, 0, 0, 0, 0, 0, 7]).octets();
+    let solicit = [133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 3, 4, 5];
+    for (to, allowed) in
+        [(far, [false; 3]), (PEER6, [false; 3]), (near, [false, true, true]), (all, [false, false, true])]
+    {
+        for (message, passes) in
+            [solicit.to_vec(), message(135, PEER6, 1, MAC), message(136, OWN6, 2, MAC)].iter().zip(allowed)
+        {
+            assert_eq!(
+                f.from(&sent_to(OWN6, to, message)),
+                if passes { Ok(()) } else { bad },
+                "{to:02x?} {message:02x?}"
+            );
+        }
+    }
+    // An answer goes to who has asked, if it is a neighbour.
+    let mut asked = ethernet(PEER_MAC, IPV6, &ipv6(PEER6, OWN6, ICMPV6, &message(135, OWN6, 1, PEER_MAC)));
+    let answer = sent_to(OWN6, PEER6, &message(136, OWN6, 2, MAC));
+    asked[ETH + 7] = 254;
+    assert_eq!((f.to(&asked), f.from(&answer)), (Ok(()), bad));
+    asked[ETH + 7] = 255;
+    assert_eq!((f.to(&asked), f.from(&answer)), (Ok(()), Ok(())));
     let mut relayed = frame(OWN6, &message(136, OWN6, 2, MAC));
     relayed[ETH + 7] = 64;
     assert_eq!(f.from(&relayed), bad);
@@ -373,7 +413,7 @@ fn pings_are_answered_not_sent() {
 #[test]
 fn dhcp_pins_the_address_it_gives() {
     let mut f = Both::new(dhcp_rules());
-    let discover = ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, b"discover")));
+    let discover = ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, &[1, 1, 6, 0, 7, 7, 7, 7])));
     assert_eq!(f.from(&discover), Ok(()));
     let elsewhere = ethernet(MAC, IPV4, &ipv4([0; 4], [10, 9, 0, 1], UDP, &udp(68, 67, b"")));
     assert_eq!(f.from(&elsewhere), Err(Reason::SourceAddress));
@@ -385,10 +425,27 @@ fn dhcp_pins_the_address_it_gives() {
         assert_eq!(f.to(&ignored), Ok(()));
         assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Err(Reason::SourceAddress));
     }
+    let mut unasked = answer(MAC, 5, OWN);
+    unasked[ETH + 32] ^= 1;
+    assert_eq!(f.to(&unasked), Ok(()));
+    assert_eq!(
+        f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))),
+        Err(Reason::SourceAddress),
+        "another's transaction"
+    );
     assert_eq!(f.to(&answer(MAC, 5, OWN)), Ok(()));
     assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Ok(()));
+    // The question is answered: what comes now changes nothing.
+    assert_eq!(f.to(&answer(MAC, 5, [10, 9, 0, 66])), Ok(()));
+    assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Ok(()));
+    // Nor does an answer that the guest has sent to itself.
+    assert_eq!(f.from(&discover), Ok(()));
+    let mut own = answer(MAC, 5, [10, 9, 0, 66]);
+    own[ETH + 12..ETH + 16].copy_from_slice(&OWN);
+    assert_eq!(f.to(&own), Ok(()));
+    assert_eq!(f.from(&out4(CLIENT, TCP, &tcp(80, 4000, SYN_ACK))), Ok(()));
     assert_eq!(f.from(&ethernet(MAC, ARP, &arp(1, MAC, OWN, GATEWAY))), Ok(()));
-    assert_eq!(f.from(&out4(GATEWAY, UDP, &udp(68, 67, b"renew"))), Ok(()));
+    assert_eq!(f.from(&out4(GATEWAY, UDP, &udp(68, 67, b"renewing"))), Ok(()));
     assert_eq!(f.from(&out4(CLIENT, UDP, &udp(68, 67, b"renew"))), Err(Reason::Egress));
     assert_eq!(f.from(&discover), Ok(()), "the lease may be lost");
     let mut announced = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -414,14 +471,36 @@ fn offload_headers_stay_in_the_frame() {
         NetHdr { csum_start: end - 17, ..ok },
         NetHdr { csum_start: u16::MAX, csum_offset: u16::MAX, ..ok },
         NetHdr { csum_start: 2, ..ok },
+        // Into the ports, the flags, the addresses: by the start, by the offset.
+        NetHdr { csum_start: 20, ..ok },
+        NetHdr { csum_start: 33, ..ok },
+        NetHdr { csum_offset: 2, ..ok },
+        NetHdr { csum_offset: 12, ..ok },
+        NetHdr { csum_offset: 6, ..ok },
+        NetHdr { gso_type: net_hdr::GSO_TCPV6, gso_size: 1448, ..ok },
         NetHdr { gso_type: net_hdr::GSO_TCPV4, ..ok },
         NetHdr { gso_type: net_hdr::GSO_TCPV4, gso_size: 1448, ..NetHdr::default() },
         NetHdr { gso_type: net_hdr::GSO_TCPV4, gso_size: 1448, hdr_len: end + 1, ..ok },
     ] {
         assert_eq!(f.outbound(bad, frame[..].into()), Err(Reason::Offload), "{bad:?}");
     }
-    assert_eq!(f.dropped(Way::FromGuest)[Reason::Offload as usize], 6);
+    let ping = out4(CLIENT, ICMP, &[0, 0, 0, 0, 7, 7, 0, 1]);
+    assert_eq!(f.outbound(ok, ping[..].into()), Err(Reason::Offload), "no protocol whose checksum is made");
+    let mut fragment = frame.clone();
+    fragment[ETH + 6] = 0x20;
+    assert_eq!(f.outbound(ok, fragment[..].into()), Err(Reason::Offload), "a fragment");
+    assert_eq!(f.outbound(NetHdr { gso_type: net_hdr::GSO_TCPV4, gso_size: 1448, ..ok }, frame[..].into()), Ok(()));
+    assert_eq!(f.dropped(Way::FromGuest)[Reason::Offload as usize], 14);
     assert_eq!(f.dropped(Way::ToGuest), [0; _]);
+}
+
+#[test]
+fn a_frame_that_will_be_cut_counts_with_the_headers_of_its_segments() {
+    assert_eq!(bytes_on_the_line(1000, NetHdr::default()), 1000);
+    let cut = |gso_size| NetHdr { gso_type: net_hdr::GSO_TCPV4, gso_size, ..NetHdr::default() };
+    assert_eq!(bytes_on_the_line(64_066, cut(1448)), 64_066 + 44 * 66);
+    assert_eq!(bytes_on_the_line(1000, cut(1)), 1000 + 1000 * 66);
+    assert_eq!(bytes_on_the_line(1000, cut(0)), 1000 + 1000 * 66);
 }
 
 /// A xorshift generator: the same cases in every run.

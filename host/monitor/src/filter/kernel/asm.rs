@@ -45,6 +45,7 @@ pub(super) enum Op {
     Add = 0x00,
     Sub = 0x10,
     Mul = 0x20,
+    Div = 0x30,
     Or = 0x40,
     And = 0x50,
     Shl = 0x60,

@@ -5,7 +5,8 @@ use donjon_abi::manifest::METADATA6;
 use super::super::rate::{Rate, SHIFT};
 use super::super::rules::{Rules, Source4, TCP, UDP};
 use super::super::{
-    ARP, DATAGRAM, ETH, FRAGMENT6, ICMP, ICMPV6, IPV4, IPV6, NEIGHBOUR, Reason, STRANGERS, V4_MAPPED, Way,
+    ARP, CHECKSUM_TCP, CHECKSUM_UDP, DATAGRAM, ETH, FRAGMENT6, ICMP, ICMPV6, IPV4, IPV6, NEIGHBOUR, Reason,
+    SEGMENT_HEAD, STRANGERS, V4_MAPPED, Way,
 };
 use super::asm::{Asm, Cmp, Label, Op, Reg, Width};
 use Cmp::{Eq, Gt, Ne};
@@ -13,11 +14,13 @@ use Reg::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use Width::{B, D, H, W};
 
 /// Bytes of the only value of the state array: the lease's address and server, then a counter per way and reason, then when the next connection and the
-/// next byte are due, then whom the guest has asked for.
-pub(super) const STATE_LEN: usize = ASKED as usize + 4 * STRANGERS;
+/// next byte are due, then whom the guest has asked for, then the transaction of its last DHCP message and whether one is open.
+pub(super) const STATE_LEN: usize = OPEN as usize + 4;
 const CONNECTION_DUE: i16 = 8 + 16 * Reason::ALL.len() as i16;
 const BYTE_DUE: i16 = CONNECTION_DUE + 8;
 const ASKED: i16 = BYTE_DUE + 8;
+const TRANSACTION: i16 = ASKED + 4 * STRANGERS as i16;
+const OPEN: i16 = TRANSACTION + 4;
 /// Bytes of a key of the flow map: peer's address, its port, the guest's port (network order), protocol (`u32`).
 pub(super) const KEY_LEN: usize = 24;
 
@@ -29,11 +32,16 @@ const DROP: i32 = 2;
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const NANOSECONDS: u32 = 5;
+const STORE_BYTES: u32 = 9;
+const REPLACE_CHECKSUM: u32 = 11;
 const LOAD_BYTES: u32 = 26;
+const CHANGE_TAIL: u32 = 38;
+const EINVAL: i32 = 22;
 
 /// Fields of `struct __sk_buff`.
 const SKB_LEN: i16 = 0;
 const SKB_VLAN_PRESENT: i16 = 20;
+const SKB_GSO_SIZE: i16 = 176;
 
 // The stack. The verifier wants words at multiples of their size.
 /// The Ethernet header; its bytes 6 and 10 are aligned.
@@ -74,6 +82,8 @@ struct Program<'a> {
     maps: Maps,
     way: Way,
     accept: Label,
+    /// The same for TCP and UDP of the guest that is not in fragments; `R7` and `R8` hold.
+    accept_ports: Label,
 }
 
 /// The program for frames of the guest.
@@ -123,14 +133,17 @@ fn raw32(b: [u8; 4]) -> u32 {
 impl<'a> Program<'a> {
     fn new(rules: &'a Rules, maps: Maps, way: Way) -> Program<'a> {
         let mut asm = Asm::default();
-        let accept = asm.label();
-        Program { asm, rules, maps, way, accept }
+        let (accept, accept_ports) = (asm.label(), asm.label());
+        Program { asm, rules, maps, way, accept, accept_ports }
     }
 
     fn finish(mut self) -> Option<Vec<u64>> {
         self.asm.place(self.accept);
+        if self.way == Way::FromGuest {
+            self.require_fitting_checksum();
+        }
         if let Some(rate) = Rate::send(self.rules.limit).filter(|_| self.way == Way::FromGuest) {
-            self.asm.load(W, R7, R6, SKB_LEN);
+            self.count_bytes();
             self.require_in_time(rate, BYTE_DUE);
         }
         self.asm.op(Op::Mov, R0, NEXT);
@@ -144,6 +157,65 @@ impl<'a> Program<'a> {
             self.asm.exit();
         }
         self.asm.finish()
+    }
+
+    /// Of what the offload header says, a program sees nothing. But a checksum that is still to be made is written by the kernel, or a network card, to where that header says, after
+    /// the filter has judged: into addresses, ports or flags, with a value of the guest's choice. So there may be none to be made, or it lies behind all that was judged.
+    fn require_fitting_checksum(&mut self) {
+        let (done, misfit, udp) = (self.asm.label(), self.asm.drop(Reason::Offload), self.asm.label());
+        self.if_checksum_is_complete(done);
+        self.asm.jump(misfit);
+        self.asm.place(self.accept_ports);
+        self.if_checksum_is_complete(done);
+        // `bpf_skb_change_tail` cuts no frame to less than its checksum's end and says EINVAL. What it does cut is dropped.
+        self.asm.op_reg(Op::Mov, R2, R8);
+        self.asm.op(Op::Add, R2, i32::from(CHECKSUM_UDP) + 1);
+        self.asm.jump_if(Ne, R7, TCP.into(), udp);
+        self.asm.op(Op::Add, R2, i32::from(CHECKSUM_TCP - CHECKSUM_UDP));
+        self.asm.place(udp);
+        self.asm.op_reg(Op::Mov, R1, R6);
+        self.asm.op(Op::Mov, R3, 0);
+        self.asm.call(CHANGE_TAIL);
+        self.asm.jump_if(Ne, R0, -EINVAL as u32, misfit);
+        self.asm.place(done);
+    }
+
+    /// Goes to `yes` if no checksum is to be made: only then does replacing a word in one change its bytes. Any two do; they are the first two, which are put back.
+    fn if_checksum_is_complete(&mut self, yes: Label) {
+        let (partial, misfit) = (self.asm.label(), self.asm.drop(Reason::Offload));
+        for (argument, value) in [(R2, 0), (R3, 0), (R4, 1), (R5, 2)] {
+            self.asm.op(Op::Mov, argument, value);
+        }
+        self.asm.op_reg(Op::Mov, R1, R6);
+        self.asm.call(REPLACE_CHECKSUM);
+        self.asm.jump_if(Ne, R0, 0, misfit);
+        self.fetch(0, L4, 2);
+        self.stack(H, R1, ETHER);
+        self.stack(H, R2, L4);
+        self.asm.jump_if_reg(Eq, R1, R2, partial);
+        self.asm.op_reg(Op::Mov, R1, R6);
+        self.asm.op(Op::Mov, R2, 0);
+        self.asm.op_reg(Op::Mov, R3, R10);
+        self.asm.op(Op::Add, R3, i32::from(ETHER));
+        self.asm.op(Op::Mov, R4, 2);
+        self.asm.op(Op::Mov, R5, 0);
+        self.asm.call(STORE_BYTES);
+        self.asm.jump_if(Ne, R0, 0, misfit);
+        self.asm.jump(yes);
+        self.asm.place(partial);
+    }
+
+    /// `R7` = [`super::super::bytes_on_the_line`].
+    fn count_bytes(&mut self) {
+        let whole = self.asm.label();
+        self.asm.load(W, R7, R6, SKB_LEN);
+        self.asm.load(W, R1, R6, SKB_GSO_SIZE);
+        self.asm.jump_if(Eq, R1, 0, whole);
+        self.asm.op_reg(Op::Mov, R2, R7);
+        self.asm.op_reg(Op::Div, R2, R1);
+        self.asm.op(Op::Mul, R2, SEGMENT_HEAD as i32);
+        self.asm.op_reg(Op::Add, R7, R2);
+        self.asm.place(whole);
     }
 
     /// Drops unless `R7` units, which are lost, keep to the limit: `Rate::take`. Its state needs no lock: a device's frames come one after the other, from its only
@@ -497,8 +569,13 @@ impl Program<'_> {
     /// Accepts what has passed by its ports; if it is a first fragment, the others may follow.
     fn accept_transport(&mut self, entry: Label) {
         self.asm.place(entry);
+        let fragment = self.asm.label();
         self.stack(W, R1, FRAGMENT);
-        self.asm.jump_if(Eq, R1, 0, self.accept);
+        self.asm.jump_if(Ne, R1, 0, fragment);
+        self.asm.jump_if(Eq, R7, TCP.into(), self.accept_ports);
+        self.asm.jump_if(Eq, R7, UDP.into(), self.accept_ports);
+        self.asm.jump(self.accept);
+        self.asm.place(fragment);
         self.asm.store_immediate(W, R10, VALUE, 0);
         self.key_datagram();
         self.add();
@@ -516,7 +593,7 @@ impl Program<'_> {
 
     /// A client's questions pass: from nobody to all, or, with the lease in `R8`, to the server as well.
     fn dhcp_from_guest(&mut self) {
-        let (other, not_ours) = (self.asm.label(), self.asm.label());
+        let (other, not_ours, asks) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.jump_if(Ne, R7, UDP.into(), other);
         self.stack(W, R1, FRAGMENT);
         self.asm.jump_if(Ne, R1, 0, other);
@@ -527,15 +604,22 @@ impl Program<'_> {
         self.stack(W, R2, IP + 16);
         self.asm.jump_if(Eq, R8, 0, not_ours);
         self.asm.jump_if_reg(Ne, R1, R8, not_ours);
-        self.asm.jump_if(Eq, R2, u32::MAX, self.accept);
+        self.asm.jump_if(Eq, R2, u32::MAX, asks);
         self.asm.map_value(R3, self.maps.state);
         self.asm.load(W, R3, R3, 4);
-        self.asm.jump_if_reg(Eq, R2, R3, self.accept);
+        self.asm.jump_if_reg(Eq, R2, R3, asks);
         self.asm.jump(other);
         self.asm.place(not_ours);
         self.drop_if(Ne, R1, 0, Reason::SourceAddress);
         self.drop_if(Ne, R2, u32::MAX, Reason::SourceAddress);
-        self.asm.jump(self.accept);
+        self.asm.place(asks);
+        self.fetch(ETH + 32, L4, 4);
+        self.stack(W, R1, L4);
+        self.asm.map_value(R3, self.maps.state);
+        self.asm.store(W, R3, TRANSACTION, R1);
+        self.asm.store_immediate(W, R3, OPEN, 1);
+        self.asm.op(Op::Mov, R8, ETH as i32 + 20);
+        self.asm.jump(self.accept_ports);
         self.asm.place(other);
     }
 
@@ -610,6 +694,34 @@ impl Program<'_> {
             self.fetch(ETH + 48, L4, 16);
             self.require_own6(L4, reason);
         }
+        // Where to: what a router sends on could carry anything to anybody.
+        let network = |dst: [u8; 8]| u64::from_ne_bytes(dst);
+        self.stack(D, R1, IP + 24);
+        self.stack(D, R2, IP + 32);
+        if kind != 133 {
+            self.asm.constant(R3, network([0xfe, 0x80, 0, 0, 0, 0, 0, 0]));
+            self.asm.jump_if_reg(Eq, R1, R3, self.accept);
+        }
+        if kind == 136 {
+            self.key_neighbour();
+            self.accept_if_known();
+            self.stack(D, R1, IP + 24);
+            self.stack(D, R2, IP + 32);
+        }
+        let group = match kind {
+            133 => [0, 0, 0, 0, 0, 0, 0, 2],
+            136 => [0, 0, 0, 0, 0, 0, 0, 1],
+            _ => {
+                self.asm.constant(R3, network([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]));
+                self.asm.op_reg(Op::And, R2, R3);
+                [0, 0, 0, 1, 0xff, 0, 0, 0]
+            }
+        };
+        let other = self.asm.drop(reason);
+        for (half, value) in [(R1, [0xff, 2, 0, 0, 0, 0, 0, 0]), (R2, group)] {
+            self.asm.constant(R3, network(value));
+            self.asm.jump_if_reg(Ne, half, R3, other);
+        }
         self.asm.jump(self.accept);
     }
 
@@ -682,6 +794,7 @@ impl Program<'_> {
             self.asm.jump_if(Ne, R1, 0x02, passes);
             self.asm.op(Op::Mov, R7, 1);
             self.require_in_time(rate, CONNECTION_DUE);
+            self.asm.op(Op::Mov, R7, TCP.into());
             self.asm.jump(passes);
         } else {
             self.if_permitted(true, passes);
@@ -800,6 +913,15 @@ impl Program<'_> {
         self.asm.jump_if(Ne, R1, raw32([a, b, c, d]), ignore);
         self.stack(H, R1, DHCP + 32);
         self.asm.jump_if(Ne, R1, raw16([e, f]), ignore);
+        self.stack(W, R3, IP + 12);
+        self.asm.map_value(R4, self.maps.state);
+        self.asm.load(W, R1, R4, 0);
+        self.asm.jump_if_reg(Eq, R1, R3, ignore);
+        self.asm.load(W, R1, R4, OPEN);
+        self.asm.jump_if(Eq, R1, 0, ignore);
+        self.asm.load(W, R1, R4, TRANSACTION);
+        self.stack(W, R2, DHCP + 4);
+        self.asm.jump_if_reg(Ne, R1, R2, ignore);
         self.stack(W, R2, DHCP + 16);
         self.asm.jump_if(Eq, R2, 0, ignore);
         self.asm.jump_if(Eq, R2, u32::MAX, ignore);
@@ -807,11 +929,10 @@ impl Program<'_> {
         self.asm.jump_if(Ne, R1, raw16([53, 1]), take);
         self.stack(B, R1, OPTION + 2);
         self.asm.jump_if(Ne, R1, 5, ignore);
+        self.asm.store_immediate(W, R4, OPEN, 0);
         self.asm.place(take);
-        self.stack(W, R3, IP + 12);
-        self.asm.map_value(R1, self.maps.state);
-        self.asm.store(W, R1, 0, R2);
-        self.asm.store(W, R1, 4, R3);
+        self.asm.store(W, R4, 0, R2);
+        self.asm.store(W, R4, 4, R3);
         self.asm.jump(self.accept);
         self.asm.place(other);
     }
@@ -836,9 +957,15 @@ impl Program<'_> {
         self.asm.place(icmp);
         self.fetch(ETH + 40, L4, 8);
         self.stack(B, R1, L4);
-        for kind in [1, 2, 3, 4, 133, 134, 135, 136] {
+        for kind in [1, 2, 3, 4, 133, 134, 136] {
             self.asm.jump_if(Eq, R1, kind, self.accept);
         }
+        self.asm.jump_if(Ne, R1, 135, go_on);
+        // Whoever asks for our Ethernet address, from the same network, gets an answer.
+        self.stack(B, R1, IP + 7);
+        self.asm.jump_if(Ne, R1, 255, self.accept);
+        self.key_neighbour();
+        self.remember_and_accept();
         self.asm.place(go_on);
     }
 

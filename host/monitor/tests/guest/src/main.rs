@@ -434,6 +434,7 @@ extern "sysv64" fn main(page: u64) -> ! {
         "echo" => net::echo(number(args.next()), false),
         "http" => net::echo(0, true),
         "forge" => net::forge(),
+        "misplace" => net::misplace(number(args.next()) as u16),
         "flood" => net::flood(number(args.next()) as u16, number(args.next())),
         "connect" => net::connect(args.next().unwrap_or("?"), number(args.next())),
         "datagram" => net::datagram(args.next().unwrap_or("?")),

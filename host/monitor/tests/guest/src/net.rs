@@ -246,14 +246,39 @@ pub fn flood(port: u16, count: u64) -> ! {
     exit(0)
 }
 
+/// Sends segments to the gateway's port whose checksum is to be written to where it does not belong, and two that are as they should be.
+pub fn misplace(port: u16) -> ! {
+    let net = boot().net;
+    let mut frame = [&[0xff; 6][..], &net.mac, &[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
+    frame.extend(net.ipv4);
+    frame.extend(net.ipv4_gateway);
+    let sum = frame[14..34].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend([0x9c, 0x40]);
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    let send = |csum_start, csum_offset| {
+        let header = NetHdr { flags: net_hdr::NEEDS_CSUM, csum_start, csum_offset, ..NetHdr::default() };
+        assert_eq!(Gate.send(header, &frame, &[]), Sent::Done);
+    };
+    // Into the source's and the destination's address, the ports, the flags; from the header's beginning and from before it.
+    for (start, offset) in [(20, 6), (20, 12), (34, 0), (34, 2), (34, 12), (20, 16), (24, 12), (24, 22), (34, 14)] {
+        send(start, offset);
+    }
+    send(34, 16);
+    assert_eq!(Gate.send(NetHdr::default(), &frame, &[]), Sent::Done);
+    say!("misplaced");
+    exit(0)
+}
+
 /// Sends frames that a guest must not send, straight to the device.
 pub fn forge() -> ! {
     let net = boot().net;
     let (own, mac) = (net.ipv4, net.mac);
     let other = [own[0], own[1], own[2], 200];
-    let ethernet = |from: [u8; 6], kind: u16, payload: &[u8]| {
-        [&[0xff; 6][..], &from, &kind.to_be_bytes(), payload].concat()
-    };
+    let ethernet =
+        |from: [u8; 6], kind: u16, payload: &[u8]| [&[0xff; 6][..], &from, &kind.to_be_bytes(), payload].concat();
     let arp = |mac: [u8; 6], sender: [u8; 4], target: [u8; 4]| {
         [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac, &sender, &[0; 6], &target].concat()
     };
