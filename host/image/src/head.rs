@@ -16,6 +16,8 @@ use crate::{
 
 /// Bytes that are read and hashed at a time; the header lies in the first ones.
 const CHUNK: usize = 64 * 1024;
+/// Longest manifest, in bytes.
+const MANIFEST_MAX: u64 = 1 << 20;
 const _: () = assert!(ImageHeader::HASH_OFFSET as usize + 32 <= CHUNK);
 
 /// The small parts of an image whose header, hash and manifest have been checked.
@@ -60,6 +62,9 @@ impl Head {
         }
         check_hash(&header, hasher.finalize(), path)?;
 
+        if header.manifest.len > MANIFEST_MAX {
+            return Err(OpenError::Field(path.into(), "manifest of more than 1 MiB"));
+        }
         let extent = |e: Extent| {
             // In the file, so that its length is not the header's invention.
             let mut bytes = vec![0; e.len as usize];

@@ -43,9 +43,19 @@ fn attempts() {
     tell("start a program", std::process::Command::new("/bin/true").spawn().map(drop));
     tell("listen", TcpListener::bind("127.0.0.1:0").map(drop));
     tell("connect", TcpStream::connect("127.0.0.1:1").map(drop));
+    tell("connect by sending", fast_open("127.0.0.1:1"));
     tell("open a datagram socket", UdpSocket::bind("127.0.0.1:0").map(drop));
     tell("open a Unix socket", std::os::unix::net::UnixDatagram::unbound().map(drop));
     tell("start a thread", std::thread::Builder::new().spawn(|| ()).map(drop));
+}
+
+/// A connection attempt without `connect` (tcp(7), TCP Fast Open).
+fn fast_open(to: &str) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
+    let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sendto(&socket, b"x", SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32), &to)?;
+    Ok(())
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions), String> {

@@ -48,6 +48,8 @@ impl Link {
         let verbose = options.verbose;
         match &options.net {
             NetMode::None => Ok(Link { guest: None, boot: None, end: End::None, verbose }),
+            // Nothing could pass: then there is no device.
+            NetMode::User if silent(options, manifest) => Ok(Link { guest: None, boot: None, end: End::None, verbose }),
             NetMode::Tap(t) => {
                 let boot = tap::boot_net(t);
                 let (guest, end) = filtered_tap(options, manifest, t, &boot, wire)?;
@@ -146,6 +148,12 @@ fn filtered_tap(
             Ok((guest, End::Relay((device, fd, Filter::new(rules)).into())))
         }
     }
+}
+
+/// Whether the image declares no network at all and the operator opens none.
+fn silent(options: &RunOptions, manifest: &Manifest) -> bool {
+    let declared = manifest.listen.is_empty() && manifest.egress.is_empty();
+    declared && options.publish.is_empty() && !options.listen_any && !options.egress_any
 }
 
 /// Ports are published by user-mode networking only.

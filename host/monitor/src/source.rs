@@ -49,18 +49,21 @@ impl Source {
     }
 }
 
-/// Decodes the relocations, or `None` if one lies outside of the writable segments. The count is bounded by the writable bytes.
+/// Decodes the relocations, or `None` if one lies outside of what the file has of the writable segments, or not behind the one before: so their number is bounded by the file's length.
 fn relocations(header: &ImageHeader, relr: &[u8]) -> Option<Vec<u32>> {
     let writable: Vec<(u64, u64)> = header
         .segments()
         .filter(|(_, p)| matches!(p, SegmentProt::ReadWrite | SegmentProt::ReadAfterRelocation))
-        .map(|(s, _)| (s.mem_offset, s.mem_offset + s.mem_len))
+        .map(|(s, _)| (s.mem_offset, s.mem_offset + s.file.len))
         .collect();
     let words = relr.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
-    let mut out = Vec::new();
+    let mut out: Vec<u32> = Vec::new();
     for at in relr_offsets(words) {
         let end = at.checked_add(8)?;
         if !writable.iter().any(|(from, to)| at >= *from && end <= *to) {
+            return None;
+        }
+        if out.last().is_some_and(|last| at < u64::from(*last) + 8) {
             return None;
         }
         out.push(u32::try_from(at).ok()?);
@@ -75,15 +78,15 @@ mod tests {
 
     fn header() -> ImageHeader {
         let mut segments = [Segment::default(); SEGMENTS_MAX];
-        let seg = |mem_offset, mem_len, prot: SegmentProt| Segment {
-            file: Extent { offset: 8192, len: 0 },
+        let seg = |mem_offset, mem_len: u64, prot: SegmentProt| Segment {
+            file: Extent { offset: 8192, len: mem_len.min(4096) },
             mem_offset,
             mem_len,
             prot: prot as u32,
             _pad: 0,
         };
         segments[0] = seg(0, 4096, SegmentProt::ReadExecute);
-        segments[1] = seg(4096, 4096, SegmentProt::ReadWrite);
+        segments[1] = seg(4096, 8192, SegmentProt::ReadWrite);
         ImageHeader {
             magic: MAGIC,
             version: donjon_abi::VERSION,
@@ -111,7 +114,10 @@ mod tests {
         assert_eq!(decode(&[4096, 3]), Some(vec![4096, 4104]));
         assert_eq!(decode(&[8184]), Some(vec![8184]));
         assert_eq!(decode(&[0]), None, "text");
-        assert_eq!(decode(&[8192]), None, "past the end");
+        assert_eq!(decode(&[8192]), None, "not in the file");
+        assert_eq!(decode(&[4096, 4096]), None, "again");
+        assert_eq!(decode(&[4104, 4096]), None, "backwards");
+        assert_eq!(decode(&[4096, 4100]), None, "overlapping");
         assert_eq!(decode(&[8190]), None, "across the end");
         assert_eq!(decode(&[u64::MAX - 1]), None, "wraps");
         assert_eq!(decode(&[8184, 3]), None, "bitmap past the end");

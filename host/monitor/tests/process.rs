@@ -159,6 +159,19 @@ fn no_device_no_calls() {
     assert_eq!(run(&["no-net"]).out, "-38 -38\n");
 }
 
+/// An image that declares no network has no device, unless the operator opens something.
+#[test]
+fn what_is_not_declared_is_not_there() {
+    let image = write("silent", &pack(&Spec { listen: vec![], ..Spec::default() }));
+    let out = |options: &[&str]| {
+        let r: Ran = launcher(&image, options, &["no-net"]).output().unwrap().into();
+        r.out
+    };
+    assert_eq!(out(&[]), "-38 -38\n");
+    assert_ne!(out(&["--listen-any"]), "-38 -38\n");
+    assert_ne!(out(&["--egress-any"]), "-38 -38\n");
+}
+
 #[test]
 fn forbidden_system_calls_kill() {
     let rw = "3";

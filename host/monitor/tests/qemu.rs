@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Ran, first_line, image, launcher};
+use common::{Ran, Spec, first_line, image, launcher, pack, write};
 
 /// A folder with a `qemu-system-x86_64` that runs this shell script. `$status` is where the guest's status byte goes.
 fn stand_in(name: &str, script: &str) -> PathBuf {
@@ -65,6 +65,13 @@ fn the_command_line_carries_everything() {
     for word in ["microvm,acpi=off\n", "-nodefaults\n", "64M\n", "tcg\n", "virtio-net-device,netdev=n0"] {
         assert!(r.out.contains(word), "{word} in {}", r.out);
     }
+    // Nothing that the image does not declare.
+    let silent = write("silent-machine", &pack(&Spec { listen: vec![], ..Spec::default() }));
+    let mut command = launcher(&silent, &["--engine", "qemu"], &[]);
+    command.env("PATH", format!("{}:/usr/bin:/bin", stand_in("silent", script).display()));
+    let r = ran(command);
+    assert!(r.code == Some(0) && r.out.contains("donjon.ip=none") && !r.out.contains("-netdev"), "{r:?}");
+    assert!(!r.out.contains("virtio-net"), "{r:?}");
     let r = ran(with("long", script, &[], &[&"x".repeat(5000)]));
     assert!(r.code == Some(2) && r.err.contains("4095"), "{r:?}");
     let r = ran(with("small", script, &["-m", "4"], &[]));

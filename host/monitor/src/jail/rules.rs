@@ -5,6 +5,7 @@ use crate::process::seccomp::{Check, Rule};
 
 const PROT_EXEC: u32 = 4;
 const F_GETFD: u32 = 1;
+const MSG_FASTOPEN: u32 = 0x2000_0000;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
@@ -57,7 +58,12 @@ pub const FRAMES: [Rule; 2] =
 pub const USERNET: [Rule; 6] = [
     rule("accept4", 288, Check::Any, "connections to published ports, which were opened before"),
     rule("recvfrom", 45, Check::Any, "data from the other side of a connection, or a datagram"),
-    rule("sendto", 44, Check::Any, "data to the other side, or a datagram"),
+    rule(
+        "sendto",
+        44,
+        Check::Without(3, MSG_FASTOPEN),
+        "data to the other side, or a datagram; never a connection attempt, which Landlock would not see",
+    ),
     rule("setsockopt", 54, Check::Any, "no delay; reset instead of FIN"),
     rule("getsockopt", 55, Check::Any, "whether a connection attempt has succeeded"),
     rule("shutdown", 48, Check::Any, "half-closes"),

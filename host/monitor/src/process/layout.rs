@@ -122,17 +122,20 @@ mod tests {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             state ^ state >> 29
         };
-        let lengths = Lengths { image: 1 << 20, bundle: 0, boot: 4096, stub: 3 * 4096, reserve: 1 << 40, secrets: 100 };
-        let mut seen_bits = 0;
+        let lengths =
+            Lengths { image: 1 << 20, bundle: 1 << 20, boot: 4096, stub: 3 * 4096, reserve: 1 << 40, secrets: 100 };
+        let mut seen_bits = [0u64; 9];
         for _ in 0..2000 {
             let l = Layout::choose(lengths, &mut next);
             let mut all: Vec<_> = l.all().into_iter().filter(|r| r.len > 0).collect();
             all.sort_by_key(|r| r.base);
             assert!(all.iter().all(|r| r.base % PAGE == 0 && r.base >= LOWEST && r.base + r.len <= HIGHEST));
             assert!(all.windows(2).all(|w| w[0].base + w[0].len + GAP <= w[1].base), "{l:x?}");
-            seen_bits |= l.image.base;
+            seen_bits.iter_mut().zip(l.all()).for_each(|(seen, range)| *seen |= range.base);
         }
-        assert!((12..40).all(|bit| seen_bits >> bit & 1 == 1), "28 bits vary");
+        for (i, seen) in seen_bits.into_iter().enumerate() {
+            assert!((12..40).all(|bit| seen >> bit & 1 == 1), "28 bits of range {i} vary");
+        }
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub(super) fn arguments(
         // The shim drives modern virtio only.
         put(&["-global", "virtio-mmio.force-legacy=false"]);
     }
+    // The host's entropy; the shim mixes it with the CPU's.
+    put(&["-object", "rng-builtin,id=entropy", "-device"]);
+    put(&[if microvm { "virtio-rng-device,rng=entropy" } else { "virtio-rng-pci,rng=entropy,disable-legacy=on" }]);
     put(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]);
     put(&["-chardev", &format!("file,id=status,path=/proc/self/fd/{}", fds.status)]);
@@ -88,7 +91,7 @@ pub(super) fn arguments(
     }
     put(&["-kernel", &format!("/proc/self/fd/{}", fds.image)]);
     out.extend(crate::secrets::fw_cfg(fds.secrets));
-    let append = append(source, options)?;
+    let append = append(source, options, link.guest_fd().is_some())?;
     out.extend(["-append".into(), append]);
     out.extend(qemu.extra.iter().cloned());
     Ok(out)
@@ -126,8 +129,9 @@ pub(super) fn named_files(extra: &[String]) -> Vec<PathBuf> {
 }
 
 /// The guest's command line.
-fn append(source: &Source, options: &RunOptions) -> Result<String, Error> {
+fn append(source: &Source, options: &RunOptions, device: bool) -> Result<String, Error> {
     let mut words: Vec<String> = match &options.net {
+        _ if !device => vec!["donjon.ip=none".into(), "donjon.ip6=none".into()],
         NetMode::None => vec!["donjon.ip=none".into(), "donjon.ip6=none".into()],
         NetMode::User => vec![
             format!("donjon.ip={GUEST4}/{PREFIX4}"),
