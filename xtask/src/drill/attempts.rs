@@ -125,7 +125,13 @@ fn make_executable(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     match v.inject(code::FORTY_TWO)? {
         Ok(at) => Ok(if v.call(at, &[])? == 42 { Succeeded("it ran".into()) } else { Failed("it did not run".into()) }),
         Err(e) => {
-            let refused = format!("mprotect: {}", errno(e));
+            // Written first, executable then; and both at once.
+            let page = v.alloc(0x2000)?.next_multiple_of(0x1000);
+            let then = v.libc("mprotect", &[page, 0x1000, 5])?;
+            if then == 0 {
+                return Ok(Succeeded("mprotect to r-x".into()));
+            }
+            let refused = format!("mprotect: {} (rwx), {} (r-x)", errno(e), errno(-then));
             // The same by `mmap`, then whatever the answer: the call.
             let at = v.libc("mmap", &[0, 0x1000, 7, 0x22, u64::MAX, 0])?;
             if at > 0 {
@@ -176,7 +182,7 @@ fn privileged(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
         v,
         &[
             ("reading CR3", code::READ_CR3, "gadget_read_cr3", &[]),
-            ("writing CR3", code::READ_CR3, "gadget_write_cr3", &[0x1000]),
+            ("writing CR3", code::WRITE_CR3, "gadget_write_cr3", &[0x1000]),
             ("clearing CR0.WP", code::CLEAR_WP, "gadget_cr0", &[]),
             ("writing LSTAR", code::WRMSR, "gadget_wrmsr", &[]),
         ],
@@ -189,8 +195,8 @@ fn ports(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
         &[
             ("in 0xcf8", code::IN, "gadget_in", &[0xcf8]),
             ("out 0x64", code::OUT, "gadget_out", &[0x64, 0xfe]),
-            ("out 0xf4", code::OUT, "gadget_out", &[0xf4, 0]),
-            ("in 0x3f8", code::IN, "gadget_in", &[0x3f8]),
+            ("out 0xf4", code::OUT_EXIT, "gadget_out", &[0xf4, 0]),
+            ("in 0x3f8", code::IN_SERIAL, "gadget_in", &[0x3f8]),
         ],
     )
 }

@@ -43,6 +43,8 @@ pub const TRY: &[u8] = &[
 pub const FORTY_TWO: &[u8] = &[0xb8, 42, 0, 0, 0, 0xc3];
 /// `mov rax, cr3; ret`
 pub const READ_CR3: &[u8] = &[0x0f, 0x20, 0xd8, 0xc3];
+/// `mov edi, 0x1000; mov cr3, rdi; ret`
+pub const WRITE_CR3: &[u8] = &[0xbf, 0, 0x10, 0, 0, 0x0f, 0x22, 0xdf, 0xc3];
 /// `mov rax, cr0; and rax, ~WP; mov cr0, rax; ret`
 pub const CLEAR_WP: &[u8] = &[0x0f, 0x20, 0xc0, 0x48, 0x25, 0xff, 0xff, 0xfe, 0xff, 0x0f, 0x22, 0xc0, 0xc3];
 /// `mov ecx, LSTAR; xor eax, eax; xor edx, edx; wrmsr; ret`
@@ -51,6 +53,11 @@ pub const WRMSR: &[u8] = &[0xb9, 0x82, 0, 0, 0xc0, 0x31, 0xc0, 0x31, 0xd2, 0x0f,
 pub const IN: &[u8] = &[0xba, 0xf8, 0x0c, 0, 0, 0xed, 0xc3];
 /// `mov edx, 0x64; mov al, 0xfe; out dx, al; ret`: the keyboard controller resets the machine.
 pub const OUT: &[u8] = &[0xba, 0x64, 0, 0, 0, 0xb0, 0xfe, 0xee, 0xc3];
+
+/// `mov edx, 0xf4; xor eax, eax; out dx, al; ret`: QEMU's way out.
+pub const OUT_EXIT: &[u8] = &[0xba, 0xf4, 0, 0, 0, 0x31, 0xc0, 0xee, 0xc3];
+/// `mov edx, 0x3f8; in al, dx; ret`: the first serial port.
+pub const IN_SERIAL: &[u8] = &[0xba, 0xf8, 0x03, 0, 0, 0xec, 0xc3];
 
 /// A static program that ends with 42: an ELF header, one program header, `mov edi, 42; mov eax, 60; syscall`.
 pub fn elf() -> Vec<u8> {
