@@ -56,7 +56,7 @@ fn the_queue_of_a_tap_is_lengthened_unless_it_was_set() {
 }
 
 fn a_hundred_thousand_in_turn(engine: Engine) {
-    // Under emulation fewer, to keep the run short; still ten times what stops others.
+    // Under emulation fewer, to keep the run short; still five times what stops others.
     let total: u64 = if engine.is_qemu() { 10_000 } else { 100_000 };
     let mut guest = Guest::builder(&example("hello-axum"), engine).port(8080).start_http("/");
     let memory_early = measure::tree_pss(guest.pid()).unwrap();

@@ -21,9 +21,9 @@ pub enum Engine {
     ProcessUser,
     /// Sandboxed process, TAP in a network namespace of its own.
     ProcessTap,
-    /// QEMU's microvm machine, TCG, QEMU's user network.
+    /// QEMU's microvm machine, TCG, the monitor's user-mode networking.
     QemuMicrovm,
-    /// QEMU's q35 machine, TCG, QEMU's user network.
+    /// QEMU's q35 machine, TCG, the monitor's user-mode networking.
     QemuQ35,
 }
 
