@@ -15,6 +15,7 @@ crate::under_engines! {
     echo_udp: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     keep_alive: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     load_with_wrk: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    idle_does_not_spin: ProcessUser QemuMicrovm;
     little_real_memory: ProcessUser ProcessTap;
     stops_when_asked: ProcessUser ProcessTap QemuMicrovm QemuQ35;
 }
@@ -178,6 +179,18 @@ fn little_real_memory(engine: Engine) {
         check("after a load");
     }
     guest.expect_alive();
+}
+
+fn idle_does_not_spin(engine: Engine) {
+    let guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
+    let used = || donjon_tests::measure::tree_processor_time(guest.pid()).unwrap();
+    let before = used();
+    // This is what is measured, not a wait for something. Processor time does not grow when the machine is busy with other things.
+    let idle = Duration::from_secs(3);
+    std::thread::sleep(idle);
+    let spent = used() - before;
+    println!("{engine}: {spent:?} of processor time in {idle:?}");
+    assert!(spent < idle / 10, "{spent:?} in {idle:?}\n{}", guest.log());
 }
 
 fn stops_when_asked(engine: Engine) {
