@@ -128,6 +128,16 @@ fn idle_connections_are_small() {
 }
 
 #[test]
+fn a_backlog_costs_nothing_before_it_fills() {
+    let used = |backlog| {
+        let mut sim = Sim::new(26);
+        sim.listen(1, 80, backlog);
+        sim.stacks[1].memory_used()
+    };
+    assert_eq!(used(4096), used(1));
+}
+
+#[test]
 fn the_memory_budget_holds() {
     let small = Limits { memory: 300_000, ..limits() };
     let mut sim = Sim::with(23, config(1), Config { limits: small, ..config(2) });

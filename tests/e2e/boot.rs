@@ -1,9 +1,11 @@
 //! Booting: by QEMU alone, with little memory, with queues of any size, and when it must fail.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use donjon_tests::qemu::{Ended, Machine};
-use donjon_tests::{Engine, Guest, Need, PATIENCE, missing, target_dir, test_guest};
+use donjon_tests::{Engine, Guest, Need, PATIENCE, example, missing, target_dir, test_guest};
 
 /// Memory sizes in MiB: odd ones, and those at which others failed (Nanos between 68 and 74, and below 77 on microvm).
 const SIZES: &[u32] = &[4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 23, 32, 33, 48, 63, 64, 68, 70, 71, 74, 76, 77, 97, 128, 255];
@@ -45,6 +47,41 @@ fn lowest_memory_is_monotonic() {
         println!("{name}: boots from {lowest:?} MiB on");
         assert!(lowest.is_some_and(|m| m <= 8), "{name}: lowest memory that boots: {lowest:?} MiB");
     }
+}
+
+#[test]
+fn hello_axum_boots_or_says_that_memory_is_short() {
+    if missing("hello_axum_boots_or_says_that_memory_is_short", &[Need::Qemu]) {
+        return;
+    }
+    let image = example("hello-axum");
+    for name in ["microvm", "q35"] {
+        for memory in 2..=5 {
+            let text = first_words(&Machine { append: "", ..machine(&image, name, memory) });
+            let booted = text.contains("listening on");
+            println!("{name}, {memory} MiB: {text:?}");
+            assert!(booted || text.contains("memory"), "{name}, {memory} MiB: {text:?}");
+            // It asks for 4; another firmware may keep more for itself.
+            assert!(booted || memory < 5, "{name}, {memory} MiB: {text:?}");
+        }
+    }
+}
+
+/// The first line that is the guest's or the shim's.
+fn first_words(machine: &Machine) -> String {
+    let mut child = machine.command(None).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let (sender, line) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let words = ["donjon: ", "listening on"];
+        let found = BufReader::new(stdout).lines().map_while(Result::ok).find(|l| words.iter().any(|w| l.contains(w)));
+        // Nobody waits any more if this took too long.
+        let _ = sender.send(found.unwrap_or_default());
+    });
+    let line = line.recv_timeout(PATIENCE);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    line.unwrap_or_default()
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 use std::io::BufReader;
 use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use donjon_tests::{Builder, Engine, Guest, example, have_program, http, pattern};
 
@@ -12,6 +15,8 @@ crate::under_engines! {
     echo_udp: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     keep_alive: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     load_with_wrk: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    idle_does_not_spin: ProcessUser QemuMicrovm;
+    little_real_memory: ProcessUser ProcessTap;
     stops_when_asked: ProcessUser ProcessTap QemuMicrovm QemuQ35;
 }
 
@@ -114,22 +119,91 @@ fn load_with_wrk(engine: Engine) {
         return;
     }
     let mut guest = axum(engine).start_http("/");
-    let output = guest.command("wrk").args(["-t1", "-c16", "-d2s", &guest.url("/json")]).output().unwrap();
+    wrk(&guest, "/json");
+    guest.expect_alive();
+    let mut guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
+    wrk(&guest, "/");
+    guest.expect_alive();
+}
+
+/// Two seconds of `wrk` with 16 connections: no errors, and no answer that took a second or more.
+fn wrk(guest: &Guest, path: &str) {
+    let output = guest.command("wrk").args(["-t1", "-c16", "-d2s", &guest.url(path)]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains("Requests/sec"), "{text}");
     // wrk prints these lines only if there were any.
     assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}\n{}", guest.log());
+    let longest = longest_latency(&text).unwrap_or_else(|| panic!("no latency in {text}"));
+    assert!(longest < Duration::from_secs(1), "an answer took {longest:?}\n{text}\n{}", guest.log());
+}
+
+/// The column `Max` of the line that begins with `Latency`: `30.25ms`, for example.
+fn longest_latency(text: &str) -> Option<Duration> {
+    let line = text.lines().find_map(|l| l.trim_start().strip_prefix("Latency "))?;
+    let word = line.split_whitespace().nth(2)?;
+    let (number, unit) = word.split_at(word.find(|c: char| c.is_ascii_alphabetic())?);
+    let seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
+}
+
+#[test]
+fn the_longest_latency_is_read() {
+    for (max, expected) in [("950.00us", Some(950)), ("30.25ms", Some(30_250)), ("1.60s", Some(1_600_000)), ("x", None)]
+    {
+        let text = format!(
+            "  Thread Stats   Avg      Stdev     Max   +/- Stdev\n    Latency     1.20ms    3.40ms  {max}   90.00%\n"
+        );
+        assert_eq!(longest_latency(&text), expected.map(Duration::from_micros), "{max}");
+    }
+}
+
+fn little_real_memory(engine: Engine) {
+    let most = 16 << 20;
+    let mut guest = axum(engine).start_http("/");
+    let check = |when: &str| {
+        let memory = donjon_tests::measure::tree(guest.pid()).unwrap();
+        let sum: u64 = memory.iter().map(|m| m.pss).sum();
+        println!("{engine}, {when}: {sum} bytes");
+        assert!(sum < most, "{when}: {sum} bytes, {memory:?}");
+    };
+    check("after an answer");
+    if have_program("wrk") {
+        wrk(&guest, "/json");
+        check("after a load");
+    }
     guest.expect_alive();
 }
 
+fn idle_does_not_spin(engine: Engine) {
+    let guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
+    let used = || donjon_tests::measure::tree_processor_time(guest.pid()).unwrap();
+    let before = used();
+    // This is what is measured, not a wait for something. Processor time does not grow when the machine is busy with other things.
+    let idle = Duration::from_secs(3);
+    std::thread::sleep(idle);
+    let spent = used() - before;
+    println!("{engine}: {spent:?} of processor time in {idle:?}");
+    assert!(spent < idle / 10, "{spent:?} in {idle:?}\n{}", guest.log());
+}
+
 fn stops_when_asked(engine: Engine) {
-    let guest = axum(engine).start_http("/");
-    let addr = guest.addr();
-    let exit = guest.stop();
-    assert!(matches!(exit.code, Some(0 | 130 | 143)), "{exit}");
-    if engine != Engine::ProcessTap {
-        // Nothing is left that holds the port.
-        std::net::TcpListener::bind(addr).unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut guest = axum(engine).start_http("/");
+        let addr = guest.addr();
+        guest.signal(signal);
+        // The guest has no handler, and what it gets is SIGTERM either way.
+        guest.wait().expect_code(143);
+        if engine != Engine::ProcessTap {
+            // Nothing is left that holds the port.
+            std::net::TcpListener::bind(addr).unwrap();
+        }
     }
 }
 

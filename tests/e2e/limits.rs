@@ -9,6 +9,7 @@ crate::under_engines! {
     out_of_files: ProcessUser QemuMicrovm;
     full_tmpfs: ProcessUser QemuMicrovm;
     honest_madvise: ProcessUser QemuMicrovm QemuQ35;
+    shared_mappings_of_changing_files: ProcessUser QemuMicrovm;
     freed_memory_is_used_again: ProcessUser QemuMicrovm;
     preemption: ProcessUser QemuMicrovm QemuQ35;
     panics_unwind: ProcessUser QemuMicrovm QemuQ35;
@@ -48,6 +49,10 @@ fn full_tmpfs(engine: Engine) {
 
 fn honest_madvise(engine: Engine) {
     pass(engine, "madvise", "32M");
+}
+
+fn shared_mappings_of_changing_files(engine: Engine) {
+    pass(engine, "mappings", "32M");
 }
 
 fn freed_memory_is_used_again(engine: Engine) {
@@ -91,7 +96,7 @@ fn arguments_and_environment(engine: Engine) {
 fn exit_codes(engine: Engine) {
     let run = |case: &str| Guest::builder(&test_guest("limits"), engine).args([case]).run();
     run("exit").expect_code(42);
-    run("abort").expect_code(134);
+    run("abort").expect_code(134).expect_text("thread 'main': aborted");
     run("main-panics").expect_code(101).expect_text("on purpose");
     run("no-such-case").expect_code(1).expect_text("FAILURE no-such-case");
 }

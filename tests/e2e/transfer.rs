@@ -179,6 +179,26 @@ fn client_that_vanishes_without_a_word() {
 }
 
 #[test]
+fn ipv6_over_tap() {
+    if missing("ipv6_over_tap", &[Need::Tap]) {
+        return;
+    }
+    // The host is fd77::1.
+    let builder = Guest::builder(&test_guest("sockets"), Engine::ProcessTap).port(9000).tap("ip=fd77::2/64");
+    let mut guest = builder.args(["server", "::"]).start();
+    guest.wait_console("listening");
+    // An address that is not announced yet is as good as no answer.
+    let connect = || guest.run(|| TcpStream::connect("[fd77::2]:9000")).ok();
+    let mut stream = poll_until(PATIENCE, connect).unwrap_or_else(|| panic!("unreachable\n{}", guest.log()));
+    assert_eq!(stream.local_addr().unwrap().ip().to_string(), "fd77::1");
+    stream.write_all(b"B").unwrap();
+    stream.write_all(&1_000_000u64.to_le_bytes()).unwrap();
+    assert_eq!(pattern::check(stream).unwrap(), 1_000_000, "{}", guest.log());
+    // The same socket, by IPv4.
+    live(&guest).unwrap();
+}
+
+#[test]
 fn a_pipelining_client_over_http() {
     // Not a matter of the engine: the smallest one does.
     let guest = Guest::builder(&example("hello-axum"), Engine::ProcessUser).port(8080).start_http("/");

@@ -21,9 +21,9 @@ pub enum Engine {
     ProcessUser,
     /// Sandboxed process, TAP in a network namespace of its own.
     ProcessTap,
-    /// QEMU's microvm machine, TCG, QEMU's user network.
+    /// QEMU's microvm machine, TCG, the monitor's user-mode networking.
     QemuMicrovm,
-    /// QEMU's q35 machine, TCG, QEMU's user network.
+    /// QEMU's q35 machine, TCG, the monitor's user-mode networking.
     QemuQ35,
 }
 
@@ -75,13 +75,18 @@ pub struct Builder {
     options: Vec<String>,
     args: Vec<String>,
     wrapper: Vec<String>,
-    dns: Option<String>,
+    tap: String,
 }
 
 impl Builder {
     /// The resolver of a TAP guest.
-    pub fn dns(mut self, address: &str) -> Self {
-        self.dns = Some(address.to_owned());
+    pub fn dns(self, address: &str) -> Self {
+        self.tap(&format!("dns={address}"))
+    }
+
+    /// One more word for the TAP of a guest that has one: `mac=02:00:00:00:00:07`, `ip=fd77::2/64`.
+    pub fn tap(mut self, word: &str) -> Self {
+        self.tap += &format!(",{word}");
         self
     }
 
@@ -141,8 +146,7 @@ impl Builder {
         let mut udp_ports = Vec::new();
         let tap = self.engine == Engine::ProcessTap;
         if tap {
-            let dns = self.dns.as_ref().map(|a| format!(",dns={a}")).unwrap_or_default();
-            command.args(["--net", &format!("tap:{},ip={GUEST_IP}/24,gw={HOST_IP}{dns}", Netns::TAP)]);
+            command.args(["--net", &format!("tap:{},ip={GUEST_IP}/24,gw={HOST_IP}{}", Netns::TAP, self.tap)]);
             ports.clone_from(&self.ports);
             udp_ports.clone_from(&self.udp_ports);
         } else {
@@ -236,7 +240,7 @@ impl Guest {
             options: Vec::new(),
             args: Vec::new(),
             wrapper: Vec::new(),
-            dns: None,
+            tap: String::new(),
         }
     }
 

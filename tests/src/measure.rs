@@ -53,6 +53,18 @@ pub fn tree_anonymous(pid: u32) -> io::Result<u64> {
     tree(pid)?.iter().map(one).sum()
 }
 
+/// Processor time of the process and all its descendants so far, in user and kernel mode (proc_pid_stat(5), fields 14 and 15).
+pub fn tree_processor_time(pid: u32) -> io::Result<Duration> {
+    let mut ticks = 0;
+    for process in tree(pid)? {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid))?;
+        // The name before may contain anything, `)` too.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        ticks += fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second()))
+}
+
 /// The most that a process has had resident so far, bytes; `None` once it has ended.
 pub fn peak(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -137,6 +149,17 @@ fn sum_of(text: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sees_its_own_processor_time_grow() {
+        let used = || tree_processor_time(std::process::id()).unwrap();
+        let before = used();
+        let grown = crate::poll_until(PATIENCE, || {
+            std::hint::black_box((0..1_000_000u64).map(std::hint::black_box).sum::<u64>());
+            (used() > before).then_some(())
+        });
+        assert!(grown.is_some(), "{before:?}");
+    }
 
     #[test]
     fn sees_its_own_memory_grow() {

@@ -209,7 +209,8 @@ unsafe fn map(addr: usize, len: usize, prot: c_int, flags: c_int, file: c_int, o
         return finish(at, len, rights);
     }
     let source = map_source(file, offset as u64, len)?;
-    if shared && rights == Prot::ReadWrite {
+    // A copy would not follow the file: only what nobody can write to may be shared.
+    if shared && (rights == Prot::ReadWrite || source == MapSource::Changing) {
         return Err(Errno::ENODEV);
     }
     if let (MapSource::Static(data), Prot::Read) = (source, rights) {

@@ -1,5 +1,4 @@
 //! What a sealed machine with one process refuses by design: every function here fails with ENOSYS and does nothing else.
-//! `donjon audit` names who refers to them.
 
 #![cfg_attr(donjon_guest, expect(unsafe_code, reason = "C names"))]
 // UNSAFETY: exports symbols; nothing is dereferenced.

@@ -68,6 +68,11 @@ impl Machine {
         self.ram().iter().map(|s| s.end - s.start).sum()
     }
 
+    /// One past the last byte of usable memory.
+    pub fn end(&self) -> u64 {
+        self.ram().iter().map(|s| s.end).max().unwrap_or(0)
+    }
+
     /// Whether all of `[start, end)` is one piece of usable memory.
     pub fn has(&self, start: u64, end: u64) -> bool {
         self.ram().iter().any(|s| s.start <= start && end <= s.end)

@@ -58,6 +58,12 @@ pub fn load<M: Phys>(space: &mut Space<M>, header: &ImageHeader, base: u64) -> R
     Ok(())
 }
 
+/// Bytes that the image's segments have beyond their pages of the file: what they take from the free memory at first touch.
+pub fn zeroed_len(header: &ImageHeader) -> u64 {
+    let zeroed = |(s, _): (Segment, SegmentProt)| s.mem_len.next_multiple_of(PAGE).saturating_sub(file_pages(&s));
+    header.segments().map(zeroed).sum()
+}
+
 /// Makes all of the payload that the guest may not write read-only for the shim, too.
 pub fn seal<M: Phys>(space: &mut Space<M>, header: &ImageHeader) -> Result<(), LoadError> {
     let end = payload_end(header).next_multiple_of(PAGE);

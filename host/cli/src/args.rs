@@ -15,7 +15,8 @@ Exit codes:
    69   this host lacks something that is needed (a tool, an engine)
    70   the guest crashed without an exit code of its own
    71   the host's system refused something (a port in use, a TAP)
-  130, 143  ended by Ctrl-C or SIGTERM";
+  143   asked to stop by Ctrl-C or SIGTERM, and without a handler for it
+  130, 143  ended by Ctrl-C or SIGTERM when it did not stop, or at the second one";
 
 const EXAMPLES: &str = "\
 Examples:

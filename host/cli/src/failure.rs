@@ -60,10 +60,12 @@ impl From<BuildError> for Failure {
             BuildError::NoProject(dir) => Failure::new(
                 code::NO_INPUT,
                 text,
-                format!(
-                    "`donjon new {}` makes a project",
-                    if dir == Path::new(".") { "NAME".into() } else { shown(&dir) }
-                ),
+                // `donjon new` makes its directory, and `cargo init` takes one that is there.
+                if dir.is_dir() {
+                    format!("`cargo init {}` makes a program there, `donjon new NAME` a project elsewhere", shown(&dir))
+                } else {
+                    format!("`donjon new {}` makes a project", shown(&dir))
+                },
             ),
             BuildError::Tool("cc", _) | BuildError::Libgcc(_) => Failure::new(
                 code::UNAVAILABLE,
@@ -99,6 +101,10 @@ impl From<BuildError> for Failure {
             BuildError::Config(ConfigError::Key { .. }) => {
                 let keys = donjon_image::config::KEYS.join(", ");
                 Failure::new(code::DATA, text, format!("the keys are {keys}"))
+            }
+            BuildError::Config(ConfigError::Value { key, .. }) => {
+                let hint = format!("docs/getting-started.md shows what `{key}` takes");
+                Failure::new(code::DATA, text, hint)
             }
             BuildError::Bundle(BundleError::Missing(_) | BundleError::NoMatch(_)) => Failure::new(
                 code::NO_INPUT,

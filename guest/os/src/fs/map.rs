@@ -12,6 +12,8 @@ pub enum MapSource {
     Static(&'static [u8]),
     /// The content has to be copied with [`crate::fd::pread_into`].
     Copy,
+    /// As `Copy`, and it may change later.
+    Changing,
 }
 
 /// Where a private mapping of `len` bytes from `offset` on may get its pages.
@@ -31,7 +33,7 @@ pub fn map_source(fd: i32, offset: u64, len: usize) -> Result<MapSource> {
             let aligned = data.as_ptr().addr() % donjon_base::PAGE == 0;
             Ok(if whole && aligned { MapSource::Static(data) } else { MapSource::Copy })
         }
-        Node::Tmp(_) => Ok(MapSource::Copy),
+        Node::Tmp(_) => Ok(MapSource::Changing),
         Node::Dev(_) => Err(Errno::ENODEV),
     }
 }

@@ -34,6 +34,11 @@ const RESERVE: u64 = 64 << 30;
 /// Address space of the first stack; its pages appear as they are touched.
 const STACK: u64 = 8 << 20;
 const FAULT_STACK: u64 = 64 << 10;
+/// What a guest must have for itself, bytes, beyond its image: as much as under the process engine.
+const MEMORY_LEAST: u64 = 1 << 20;
+/// Bytes at the end of memory in which the payload must not lie: SeaBIOS has code and tables of its own there while it loads the payload, and one
+/// overwrites the other.
+const FIRMWARE: u64 = 512 << 10;
 /// Longest command line, NUL included.
 const COMMAND_LINE_MAX: usize = PAGE as usize;
 
@@ -169,8 +174,8 @@ fn boot(
     }
     let header = read_header(&mem)?;
     let end = payload_end(&header);
-    *needed = end + (2 << 20);
-    if !machine.has(SHIM_PADDR, end) {
+    *needed = end.saturating_add(1 << 20);
+    if !machine.has(SHIM_PADDR, end.saturating_add(FIRMWARE)) {
         return Err(Stop::Beyond);
     }
     // The last page of the payload may be mapped whole.
@@ -184,7 +189,8 @@ fn boot(
     let mut secrets = Span { start: end.next_multiple_of(PAGE), end: end.next_multiple_of(PAGE) };
     if with(manifest, Tag::Secret).next().is_some() {
         secrets.end += RESERVED;
-        if !machine.has(secrets.start, secrets.end) {
+        *needed = secrets.end + (1 << 20);
+        if !machine.has(secrets.start, secrets.end + FIRMWARE) {
             return Err(Stop::Beyond);
         }
     }
@@ -280,7 +286,13 @@ fn boot(
     space.frames.release(&mut space.mem, scratch);
     // What the page tables of the reserve may take.
     let free = space.frames.free() * PAGE;
-    page.memory = (free - free / 32).checked_sub(128 << 10).ok_or(Stop::NoMemory)? & !(PAGE - 1);
+    page.memory = (free - free / 32).saturating_sub(128 << 10) & !(PAGE - 1);
+    let least = image::zeroed_len(&header) + MEMORY_LEAST;
+    if page.memory < least {
+        // Whole MiB are given to a machine; a part of the last one is the firmware's.
+        *needed = machine.end().next_multiple_of(1 << 20) + (least - page.memory);
+        return Err(Stop::NoMemory);
+    }
     space.mem.place(boot_frame, &page);
 
     cpu::flush_all();

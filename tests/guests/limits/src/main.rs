@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ fn main() {
         "files" => files(),
         "tmpfs" => tmpfs(),
         "madvise" => madvise_is_honest(),
+        "mappings" => mappings_are_honest(),
         "returned" => memory_is_returned(),
         "preemption" => preemption(),
         "panic" => panics(),
@@ -216,12 +218,47 @@ fn madvise_is_honest() -> Outcome {
     let rest = memory[LEN / 2..].iter().all(|b| *b == 0xaa);
     let invalid = unsafe { madvise(at.wrapping_add(1), LEN, DONTNEED) };
     let unknown = unsafe { madvise(at, LEN, 9999) };
+    // NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTFORK, DODUMP, DONTDUMP: hints.
+    for advice in [0, 1, 2, 3, 10, 17, 16] {
+        if unsafe { madvise(at, LEN, advice) } != 0 {
+            return Err(format!("advice {advice}: {}", io::Error::last_os_error()));
+        }
+    }
+    let memory = unsafe { std::slice::from_raw_parts(at, LEN) };
+    if memory[LEN / 2..].iter().any(|b| *b != 0xaa) {
+        return Err("a hint changed the memory".into());
+    }
     unsafe { munmap(at, LEN) };
     match (result, zeros, rest, invalid, unknown) {
         (0, true, true, -1, -1) => Ok("MADV_DONTNEED gives zeros; nonsense is refused".into()),
         (-1, false, true, -1, -1) => Ok(format!("MADV_DONTNEED says that it does nothing: {error}")),
         other => Err(format!("(result, zeros, rest intact, unaligned, unknown) = {other:?}, {error}")),
     }
+}
+
+fn mappings_are_honest() -> Outcome {
+    const ENODEV: i32 = 19;
+    const PROT_READ: i32 = 1;
+    const MAP_SHARED: i32 = 1;
+    const MAP_PRIVATE: i32 = 2;
+    fs::write("/tmp/mapped", vec![0xaa; PAGE]).map_err(|e| e.to_string())?;
+    let file = File::options().read(true).write(true).open("/tmp/mapped").map_err(|e| e.to_string())?;
+    let map = |prot, flags| unsafe { mmap(std::ptr::null_mut(), PAGE, prot, flags, file.as_raw_fd(), 0) };
+    // Writes to the file would have to show in it.
+    for prot in [PROT_READ, PROT_RW] {
+        let at = map(prot, MAP_SHARED);
+        let error = io::Error::last_os_error();
+        if at as isize != -1 || error.raw_os_error() != Some(ENODEV) {
+            return Err(format!("shared, rights {prot}: {at:?}, {error}"));
+        }
+    }
+    let at = map(PROT_READ, MAP_PRIVATE);
+    if at as isize == -1 {
+        return Err(format!("private: {}", io::Error::last_os_error()));
+    }
+    let same = unsafe { std::slice::from_raw_parts(at, PAGE) }.iter().all(|b| *b == 0xaa);
+    unsafe { munmap(at, PAGE) };
+    if same { Ok("shared is refused, private is a copy".into()) } else { Err("not the file's content".into()) }
 }
 
 fn memory_is_returned() -> Outcome {

@@ -1,4 +1,4 @@
-//! `sockets selftest`: what std::net promises, over loopback inside the guest. `sockets server`: a plain TCP server on port 9000, a
+//! `sockets selftest`: what std::net promises, over loopback inside the guest. `sockets server [ADDRESS]`: a plain TCP server on port 9000, a
 //! thread for each connection, for tests that need what HTTP servers hide.
 
 mod selftest;

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static LIVE: AtomicU64 = AtomicU64::new(0);
 
 pub fn main() {
-    let listener = TcpListener::bind("0.0.0.0:9000").expect("bind");
+    let address = std::env::args().nth(2).unwrap_or("0.0.0.0".to_owned());
+    let listener = TcpListener::bind((address.as_str(), 9000)).expect("bind");
     println!("listening");
     for stream in listener.incoming() {
         match stream {
