@@ -92,7 +92,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
     let (root, path) = (target.root, target.path.as_str());
     if path.ends_with('/') {
         if let Some(page) = site.file(root, &format!("{path}index.html")) {
-            return file(request, page, StatusCode::OK);
+            return file(site, request, page, StatusCode::OK);
         }
         if site.config.listing {
             let names = site.list(root, path);
@@ -101,7 +101,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
             }
         }
     } else if let Some(page) = site.file(root, path) {
-        return file(request, page, StatusCode::OK);
+        return file(site, request, page, StatusCode::OK);
     } else if !site.list(root, &format!("{path}/")).is_empty() {
         let mut to = encode(&format!("{path}/"));
         if let Some(query) = request.uri.query() {
@@ -181,17 +181,17 @@ fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
     let html = text(&request.headers, header::ACCEPT)
         .is_some_and(|a| a.as_bytes().windows(9).any(|part| part == b"text/html"));
     if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
-        return file(request, page, StatusCode::OK);
+        return file(site, request, page, StatusCode::OK);
     }
     match site.config.not_found.as_ref().and_then(|p| site.file(root, p)) {
-        Some(page) => file(request, page, StatusCode::NOT_FOUND),
+        Some(page) => file(site, request, page, StatusCode::NOT_FOUND),
         None => status(StatusCode::NOT_FOUND),
     }
 }
 
-fn file(request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
+fn file(site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
     let (variant, coding) = choose(request, page);
-    let Ok(content) = variant.content() else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
+    let Ok(content) = site.content(variant) else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
     let ok = code == StatusCode::OK;
     let met = if ok { precondition(&request.headers, &variant.tag, page.mtime) } else { Precondition::Go };
     let mut response = match met {
