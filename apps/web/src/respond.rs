@@ -240,6 +240,10 @@ fn whole(code: StatusCode, content: Bytes, content_type: &HeaderValue) -> Respon
 }
 
 fn choose<'a>(request: &Parts, page: &'a Page) -> (&'a Variant, Option<&'static str>) {
+    // Several ranges become a multipart body, which is not what was encoded (RFC 9110 §15.3.7.2): their parts are of the file as it is.
+    if request.headers.get(header::RANGE).is_some_and(|v| v.as_bytes().contains(&b',')) {
+        return (&page.plain, None);
+    }
     let brotli = page.brotli.as_ref().and_then(|v| Some((accepts(&request.headers, "br")?, v, "br")));
     let gzip = page.gzip.as_ref().and_then(|v| Some((accepts(&request.headers, "gzip")?, v, "gzip")));
     // The heavier weight wins, then the smaller file.
