@@ -267,11 +267,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
 }
 
 /// Lets HTTP/2 do what it can and sends what came of it; whether it has ended.
-fn turn<S: Socket>(
-    connection: Pin<&mut impl Future>,
-    gathered: &Gathered<Watched<S>>,
-    cx: &mut Context<'_>,
-) -> bool {
+fn turn<S: Socket>(connection: Pin<&mut impl Future>, gathered: &Gathered<Watched<S>>, cx: &mut Context<'_>) -> bool {
     let ended = connection.poll(cx).is_ready();
     // Pending: the task is woken, and the next turn goes on with it.
     let sent = gathered.send(cx);
