@@ -72,11 +72,16 @@ impl Server {
     }
 
     pub fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
+        self.connect_to(self.address)
+    }
+
+    /// Connects to another of its ports.
+    pub fn connect_to(&self, address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Client { stream, unread: vec![] }
+        Client { stream, unread: vec![], reset: false }
     }
 
     /// Sends a request on a connection of its own.
@@ -127,6 +132,8 @@ pub fn free_address() -> SocketAddr {
 pub struct Client {
     pub stream: TcpStream,
     unread: Vec<u8>,
+    /// Whether the server has ended the connection without reading all that was sent.
+    pub reset: bool,
 }
 
 #[derive(Debug)]
@@ -150,7 +157,7 @@ impl Response {
 impl Client {
     /// Sends; a server that has closed already is no error here, what it said is read later.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = self.stream.write_all(bytes.as_ref());
+        self.reset |= self.stream.write_all(bytes.as_ref()).is_err();
     }
 
     /// Reads more. `false` at the end.
@@ -161,7 +168,10 @@ impl Client {
                 self.unread.extend(&buffer[..n]);
                 n > 0
             }
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => false,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => {
+                self.reset = true;
+                false
+            }
             Err(e) => panic!("{e}, after {:?}", String::from_utf8_lossy(&self.unread)),
         }
     }

@@ -63,17 +63,18 @@ fn status(client: &mut Client, stream: u32) -> u16 {
     }
 }
 
-/// Whether the server says GOAWAY or closes.
+/// Whether the server ends the connection for what the client did: GOAWAY with an error, or a reset, which may take that away.
 fn is_refused(client: &mut Client) -> bool {
     let bytes = client.rest();
-    let mut at = 0;
-    while at + 9 <= bytes.len() {
-        if bytes[at + 3] == GOAWAY {
-            return true;
+    let mut rest = &bytes[..];
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        if let (GOAWAY, Some(code)) = (head[3], after.get(4..8)) {
+            return code != [0; 4];
         }
-        at += 9 + u32::from_be_bytes([0, bytes[at], bytes[at + 1], bytes[at + 2]]) as usize;
+        rest = after.get(len..).unwrap_or(&[]);
     }
-    true
+    client.reset
 }
 
 #[test]
