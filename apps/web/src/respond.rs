@@ -8,7 +8,7 @@ use crate::site::{Page, Site, Variant};
 use bytes::Bytes;
 use core::ops::Range;
 use donjon_web_format::matches;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 
@@ -124,6 +124,24 @@ pub fn dress(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Co
             headers.insert(name, value);
         }
     }
+    secure(site, scheme, headers);
+}
+
+/// The same for an upstream's response: what it has set stays, and how long it may be kept is for the upstream to say.
+#[cfg(feature = "proxy")]
+pub fn dress_forwarded(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Content>) {
+    let headers = response.headers_mut();
+    let theirs: Vec<HeaderName> = headers.keys().cloned().collect();
+    for rule in site.rules.iter().filter(|r| !r.success && matches(&r.pattern, path)) {
+        let (name, value) = rule.header.clone();
+        if !theirs.contains(&name) {
+            headers.insert(name, value);
+        }
+    }
+    secure(site, scheme, headers);
+}
+
+fn secure(site: &Site, scheme: Scheme, headers: &mut HeaderMap) {
     if let (Scheme::Https, Some(age)) = (scheme, site.config.hsts)
         && let Ok(value) = HeaderValue::try_from(format!("max-age={age}; includeSubDomains"))
     {
