@@ -148,6 +148,7 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
             let response = site(&server, &parts, &mut body, &client, scheme).await;
             if server.site.config.log {
                 let bytes = response.body().size_hint().exact();
+                let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
                 let (peer, status) = (client.peer, response.status().as_u16());
                 Entry { peer, request: &parts, status, bytes, took: start.elapsed() }.write();
             }

@@ -2,10 +2,10 @@
 
 use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, Variant, index_line};
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running server.
 pub struct Server {
     child: Child,
+    console: Option<BufReader<ChildStdout>>,
     dir: PathBuf,
     pub address: SocketAddr,
 }
@@ -62,8 +63,10 @@ impl Server {
         put(CONFIG_PATH, config.to_text().unwrap().as_bytes());
         put(INDEX_PATH, index.as_bytes());
         put("/secret.txt", b"SECRET");
-        let child = Command::new(env!("CARGO_BIN_EXE_donjon-web")).arg(&dir).stdout(Stdio::null()).spawn().unwrap();
-        Server { child, dir, address }
+        let console = if config.log { Stdio::piped() } else { Stdio::null() };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_donjon-web")).arg(&dir).stdout(console).spawn().unwrap();
+        let console = child.stdout.take().map(BufReader::new);
+        Server { child, console, dir, address }
     }
 
     /// A plain site: `/` says "home", `/a.txt` has 100,000 bytes.
@@ -98,6 +101,13 @@ impl Server {
     /// Whether it still serves.
     pub fn assert_alive(&self) {
         assert_eq!(self.get("/healthz").status, 200);
+    }
+
+    /// The next line of the access log.
+    pub fn logged(&mut self) -> String {
+        let mut line = String::new();
+        self.console.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
     }
 
     /// Bytes of memory in use.
