@@ -317,3 +317,33 @@ fn large_content_costs_little_memory() {
     assert!(memory > 100_000 && memory < SERVING, "{memory} bytes: {all:?}");
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+/// More of them than the guest has memory, in both of the ways in which they are sent: from the image, and as copies of which some are kept.
+#[test]
+fn many_small_files_fit_a_small_guest() {
+    if missing("many_small_files_fit_a_small_guest", &[Need::Program("curl")]) {
+        return;
+    }
+    const FILES: usize = 8000;
+    let dir = site("many");
+    std::fs::write(dir.join("Donjon.toml"), "memory = \"32M\"\n[web]\n").unwrap();
+    for (kind, len) in [("mapped", 4000), ("copied", 2000)] {
+        std::fs::create_dir(dir.join("public").join(kind)).unwrap();
+        for n in 0..FILES {
+            std::fs::write(dir.join(format!("public/{kind}/{n}.bin")), vec![n as u8; len]).unwrap();
+        }
+    }
+    let image = dir.join("site.img");
+    let built = donjon(&["build", "--web", text(&dir), "-o", text(&image)]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let guest = Guest::builder(&image, Engine::ProcessUser).port(80).start_http("/healthz");
+    // The second round is for what was not kept.
+    for (kind, len) in [("mapped", 4000), ("copied", 2000)].repeat(2) {
+        let all = guest.url(&format!("/{kind}/[0-{}].bin", FILES - 1));
+        let got = guest.curl(&["-o", "/dev/null", "-w", "%{http_code} %{size_download}\n", &all]);
+        let want = format!("200 {len}");
+        let right = String::from_utf8_lossy(&got).lines().filter(|l| **l == want).count();
+        assert_eq!(right, FILES, "{kind}: {}\n{}", guest.log(), String::from_utf8_lossy(&got));
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}

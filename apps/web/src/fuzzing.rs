@@ -106,9 +106,9 @@ fn site() -> Site {
     // Content is opened at first use: now.
     for path in ["/index.html", "/a.txt", "/dir/index.html", "/dir/big", "/other/x"] {
         let page = site.file(0, path).expect("a page");
-        page.plain.content().expect("content");
+        site.content(&page.plain).expect("content");
         if let Some(packed) = &page.brotli {
-            packed.content().expect("content");
+            site.content(packed).expect("content");
         }
     }
     let _ = std::fs::remove_dir_all(&dir);

@@ -15,7 +15,7 @@ pub struct Entry<'a> {
     pub request: &'a Parts,
     /// The response's status.
     pub status: u16,
-    /// Body length; `None` if it is not known in advance.
+    /// Length of the body that is sent; `None` if it is not known in advance.
     pub bytes: Option<u64>,
     /// From the request's last header to the response's head.
     pub took: Duration,
@@ -35,7 +35,8 @@ impl Entry<'_> {
             string(&mut out, value);
         };
         let r = self.request;
-        field("client", &self.peer.to_string());
+        // A dual-stack listener's IPv4 clients have IPv6 addresses.
+        field("client", &SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string());
         field("method", r.method.as_str());
         field("target", r.uri.path_and_query().map_or("*", |p| p.as_str()));
         field("version", &format!("{:?}", r.version));
@@ -71,7 +72,7 @@ mod tests {
     fn lines_are_json_whatever_the_client_sends() {
         let request = hyper::Request::get("/a%22?x=\\").header("user-agent", "a\"b\tc").body(()).unwrap();
         let (request, ()) = request.into_parts();
-        let peer = "10.0.0.1:5".parse().unwrap();
+        let peer = "[::ffff:10.0.0.1]:5".parse().unwrap();
         let entry = Entry { peer, request: &request, status: 200, bytes: Some(5), took: Duration::from_micros(7) };
         assert_eq!(
             entry.line(Duration::from_millis(1_002)),

@@ -2,7 +2,7 @@
 
 use crate::body::Content;
 use crate::progress::Watched;
-use crate::respond::{Scheme, host, status};
+use crate::respond::{Scheme, host};
 use crate::serve::{Client, Server};
 use bytes::Bytes;
 use donjon_web_format::{Config, Proxy};
@@ -56,27 +56,27 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Forwards one request and returns the upstream's response, or 400, 408, 413, 502 or 504.
+    /// Forwards one request and returns the upstream's response, or 400, 408, 413, 502 or 504. A body that was not begun is left where it is.
     pub async fn forward(
         &self,
         server: &Arc<Server>,
         proxy: &Proxy,
         parts: &Parts,
-        body: Incoming,
+        body: &mut Option<Incoming>,
         client: &Client,
         scheme: Scheme,
-    ) -> Response<Content> {
+    ) -> Result<Response<Content>, StatusCode> {
         let limits = server.site.config.limits;
-        if body.size_hint().lower() > limits.body_bytes {
-            return status(StatusCode::PAYLOAD_TOO_LARGE);
+        if body.as_ref().is_some_and(|b| b.size_hint().lower() > limits.body_bytes) {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
         // The path was matched as we understand it; the upstream gets it as it was sent. Both must be the same place.
         if has_dots(parts.uri.path()) {
-            return status(StatusCode::BAD_REQUEST);
+            return Err(StatusCode::BAD_REQUEST);
         }
         let moved = Arc::new(AtomicU64::new(0));
         let stream = Stream {
-            body: Some(body),
+            body: body.take(),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
             sleep: None,
@@ -84,7 +84,8 @@ impl Upstreams {
             back: None,
         };
         let upgrade = upgrade_of(parts);
-        let exchange = self.exchange(proxy, stream, |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref()));
+        let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
+        let exchange = self.exchange(proxy, stream, request, body);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
         let (response, sender) = loop {
@@ -92,15 +93,14 @@ impl Upstreams {
             match timeout(limit, exchange.as_mut()).await {
                 // A long upload is no reason to give up.
                 Err(_) if moved.load(Relaxed) != before => {}
-                Err(_) => return status(StatusCode::GATEWAY_TIMEOUT),
-                Ok(Err(code)) => return status(code),
-                Ok(Ok(answer)) => break answer,
+                Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
+                Ok(answer) => break answer?,
             }
         };
         match (response.status(), &upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => switch(client, response),
-            (StatusCode::SWITCHING_PROTOCOLS, None) => status(StatusCode::BAD_GATEWAY),
-            _ => incoming(server, proxy, response, sender),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switch(client, response)),
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(StatusCode::BAD_GATEWAY),
+            _ => Ok(incoming(server, proxy, response, sender)),
         }
     }
 
@@ -109,6 +109,7 @@ impl Upstreams {
         proxy: &Proxy,
         stream: Stream,
         request: impl Fn(Stream) -> Request<Stream>,
+        unread: &mut Option<Incoming>,
     ) -> Result<(Response<Incoming>, SendRequest<Stream>), StatusCode> {
         let repeatable = stream.is_end_stream();
         let mut request_now = request(stream);
@@ -128,10 +129,13 @@ impl Upstreams {
                 },
             }
         }
-        let stream = match timeout(CONNECT, connect(&proxy.upstream)).await {
-            Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
-            Ok(None) => return Err(StatusCode::BAD_GATEWAY),
-            Ok(Some(stream)) => stream,
+        let connected = timeout(CONNECT, connect(&proxy.upstream)).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
+        let stream = match connected.and_then(|stream| stream.ok_or(StatusCode::BAD_GATEWAY)) {
+            Ok(stream) => stream,
+            Err(code) => {
+                *unread = request_now.into_body().body.take();
+                return Err(code);
+            }
         };
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) =

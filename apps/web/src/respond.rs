@@ -8,7 +8,7 @@ use crate::site::{Page, Site, Variant};
 use bytes::Bytes;
 use core::ops::Range;
 use donjon_web_format::matches;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 
@@ -92,7 +92,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
     let (root, path) = (target.root, target.path.as_str());
     if path.ends_with('/') {
         if let Some(page) = site.file(root, &format!("{path}index.html")) {
-            return file(request, page, StatusCode::OK);
+            return file(site, request, page, StatusCode::OK);
         }
         if site.config.listing {
             let names = site.list(root, path);
@@ -101,7 +101,7 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
             }
         }
     } else if let Some(page) = site.file(root, path) {
-        return file(request, page, StatusCode::OK);
+        return file(site, request, page, StatusCode::OK);
     } else if !site.list(root, &format!("{path}/")).is_empty() {
         let mut to = encode(&format!("{path}/"));
         if let Some(query) = request.uri.query() {
@@ -124,6 +124,24 @@ pub fn dress(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Co
             headers.insert(name, value);
         }
     }
+    secure(site, scheme, headers);
+}
+
+/// The same for an upstream's response: what it has set stays, and how long it may be kept is for the upstream to say.
+#[cfg(feature = "proxy")]
+pub fn dress_forwarded(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Content>) {
+    let headers = response.headers_mut();
+    let theirs: Vec<HeaderName> = headers.keys().cloned().collect();
+    for rule in site.rules.iter().filter(|r| !r.success && matches(&r.pattern, path)) {
+        let (name, value) = rule.header.clone();
+        if !theirs.contains(&name) {
+            headers.insert(name, value);
+        }
+    }
+    secure(site, scheme, headers);
+}
+
+fn secure(site: &Site, scheme: Scheme, headers: &mut HeaderMap) {
     if let (Scheme::Https, Some(age)) = (scheme, site.config.hsts)
         && let Ok(value) = HeaderValue::try_from(format!("max-age={age}; includeSubDomains"))
     {
@@ -181,17 +199,17 @@ fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
     let html = text(&request.headers, header::ACCEPT)
         .is_some_and(|a| a.as_bytes().windows(9).any(|part| part == b"text/html"));
     if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
-        return file(request, page, StatusCode::OK);
+        return file(site, request, page, StatusCode::OK);
     }
     match site.config.not_found.as_ref().and_then(|p| site.file(root, p)) {
-        Some(page) => file(request, page, StatusCode::NOT_FOUND),
+        Some(page) => file(site, request, page, StatusCode::NOT_FOUND),
         None => status(StatusCode::NOT_FOUND),
     }
 }
 
-fn file(request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
+fn file(site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
     let (variant, coding) = choose(request, page);
-    let Ok(content) = variant.content() else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
+    let Ok(content) = site.content(variant) else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
     let ok = code == StatusCode::OK;
     let met = if ok { precondition(&request.headers, &variant.tag, page.mtime) } else { Precondition::Go };
     let mut response = match met {
@@ -240,6 +258,10 @@ fn whole(code: StatusCode, content: Bytes, content_type: &HeaderValue) -> Respon
 }
 
 fn choose<'a>(request: &Parts, page: &'a Page) -> (&'a Variant, Option<&'static str>) {
+    // Several ranges become a multipart body, which is not what was encoded (RFC 9110 §15.3.7.2): their parts are of the file as it is.
+    if request.headers.get(header::RANGE).is_some_and(|v| v.as_bytes().contains(&b',')) {
+        return (&page.plain, None);
+    }
     let brotli = page.brotli.as_ref().and_then(|v| Some((accepts(&request.headers, "br")?, v, "br")));
     let gzip = page.gzip.as_ref().and_then(|v| Some((accepts(&request.headers, "gzip")?, v, "gzip")));
     // The heavier weight wins, then the smaller file.

@@ -9,14 +9,19 @@ use crate::respond::{self, Scheme};
 use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode, Version, header};
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+
+/// For how long, and how many bytes, a request's body is read that nobody wants.
+const UNREAD: (Duration, u64) = (Duration::from_secs(3), 64 * 1024);
 
 /// The server's shared state.
 pub struct Server {
@@ -136,18 +141,24 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let busy = Busy::new(&server, &client.state);
     let start = Instant::now();
     let (parts, body) = request.into_parts();
+    let mut body = Some(body);
     let mut response = match client.purpose {
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
-            let response = site(&server, &parts, body, &client, scheme).await;
+            let response = site(&server, &parts, &mut body, &client, scheme).await;
             if server.site.config.log {
-                let bytes = http_body::Body::size_hint(response.body()).exact();
+                let bytes = response.body().size_hint().exact();
+                let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
                 let (peer, status) = (client.peer, response.status().as_u16());
                 Entry { peer, request: &parts, status, bytes, took: start.elapsed() }.write();
             }
             response
         }
     };
+    if let Some(body) = body.filter(|b| parts.version == Version::HTTP_2 && !b.is_end_stream()) {
+        // On the heap: most requests have none.
+        Box::pin(drain(body)).await;
+    }
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
@@ -166,6 +177,22 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     response
 }
 
+/// Reads a body that nobody wants and that may be short, since HTTP/2 would reset its stream right after the response, which some clients then take
+/// for an error.
+async fn drain(mut body: Incoming) {
+    let (limit, mut left) = UNREAD;
+    if body.size_hint().lower() > left {
+        return;
+    }
+    let read = async {
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) else { return };
+            left = rest;
+        }
+    };
+    let _ = tokio::time::timeout(limit, read).await;
+}
+
 fn metrics(server: &Server, path: &str) -> Response<Content> {
     if path != "/metrics" {
         return respond::status(StatusCode::NOT_FOUND);
@@ -177,7 +204,7 @@ fn metrics(server: &Server, path: &str) -> Response<Content> {
 async fn site(
     server: &Arc<Server>,
     parts: &hyper::http::request::Parts,
-    body: Incoming,
+    body: &mut Option<Incoming>,
     client: &Client,
     scheme: Scheme,
 ) -> Response<Content> {
@@ -197,7 +224,18 @@ async fn site(
     #[cfg(feature = "proxy")]
     if let Some(proxy) = crate::proxy::find(&site.config, &target.path) {
         // On the heap: what a request keeps is as large as the largest thing that it might wait for.
-        return Box::pin(server.upstreams.forward(server, proxy, parts, body, client, scheme)).await;
+        let forwarding = server.upstreams.forward(server, proxy, parts, body, client, scheme);
+        return match Box::pin(forwarding).await {
+            Ok(mut response) => {
+                respond::dress_forwarded(site, scheme, &target.path, &mut response);
+                response
+            }
+            Err(code) => {
+                let mut response = respond::status(code);
+                respond::dress(site, scheme, &target.path, &mut response);
+                response
+            }
+        };
     }
     let _ = (body, client);
     let mut response = respond::content(site, parts, &target);

@@ -5,11 +5,20 @@ use bytes::Bytes;
 use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, parse_index};
 use hyper::header::{HeaderName, HeaderValue};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// One encoding of a file, its content opened at first use.
+/// From this length on, a file is mapped. The packer aligns files to pages from here on (`ALIGN_FROM` in `abi/src/bundle.rs`): in an image, the
+/// mapping is the bundle itself.
+const MAP_FROM: u64 = 2048;
+/// Heap for the content of smaller files that is kept, bytes. The rest is read for each request.
+const KEPT_MAX: u64 = 4 << 20;
+/// What the allocator and [`Bytes`] take beside the content, about.
+const KEPT_EXTRA: u64 = 64;
+
+/// One encoding of a file, its content opened at first use: see [`Site::content`].
 pub struct Variant {
     file: PathBuf,
     /// Entity tag, with its quotes.
@@ -53,6 +62,8 @@ pub struct Site {
     pub rules: Vec<Rule>,
     /// Sorted by root and path.
     files: Vec<((u32, String), Page)>,
+    /// What is left of [`KEPT_MAX`].
+    room: AtomicU64,
 }
 
 impl Site {
@@ -93,7 +104,7 @@ impl Site {
         if !files.is_sorted_by(|a, b| a.0 < b.0) {
             return Err(format!("{INDEX_PATH}: not sorted"));
         }
-        Ok(Site { config, rules, files })
+        Ok(Site { config, rules, files, room: AtomicU64::new(KEPT_MAX) })
     }
 
     /// The content root for a Host header's value.
@@ -132,32 +143,37 @@ impl Site {
         }
         names
     }
-}
 
-impl Variant {
-    /// The content. Files of some size are mapped, so that they are never on the heap: in an image, the mapping is the bundle itself.
-    pub fn content(&self) -> io::Result<Bytes> {
-        if let Some(content) = self.content.get() {
+    /// The content of one of the site's variants, mapped or, if it is small, from the heap.
+    pub fn content(&self, variant: &Variant) -> io::Result<Bytes> {
+        if let Some(content) = variant.content.get() {
             return Ok(content.clone());
         }
-        let content = open(&self.file)?;
-        if content.len() as u64 != self.len {
+        let file = File::open(&variant.file)?;
+        let len = file.metadata()?.len();
+        if len != variant.len {
             return Err(io::Error::other("the content does not have the length that the index says"));
         }
-        Ok(self.content.get_or_init(|| content).clone())
+        let mapped = len >= MAP_FROM;
+        let content = if mapped { map(&file)? } else { read(file, len)? };
+        let fits = |room: u64| room.checked_sub(len + KEPT_EXTRA);
+        if mapped || self.room.fetch_update(Relaxed, Relaxed, fits).is_ok() {
+            return Ok(variant.content.get_or_init(|| content).clone());
+        }
+        Ok(content)
     }
 }
 
-fn open(path: &Path) -> io::Result<Bytes> {
-    /// A mapping pays from here on.
-    const MAP_FROM: u64 = 4096;
-    let file = File::open(path)?;
-    if file.metadata()?.len() < MAP_FROM {
-        return Ok(Bytes::from(std::fs::read(path)?));
-    }
+fn read(mut file: File, len: u64) -> io::Result<Bytes> {
+    let mut content = Vec::with_capacity(len as usize);
+    file.read_to_end(&mut content)?;
+    Ok(content.into())
+}
+
+fn map(file: &File) -> io::Result<Bytes> {
     // SAFETY: the bundle is read-only and part of the sealed image, so the bytes cannot change under the slice. (Run as an ordinary process, the
     // server relies on nobody truncating the prepared site while it is served.)
-    let map = unsafe { memmap2::Mmap::map(&file)? };
+    let map = unsafe { memmap2::Mmap::map(file)? };
     Ok(Bytes::from_owner(map))
 }
 
@@ -209,12 +225,30 @@ pub mod tests {
     fn lookup_list_and_content() {
         let big = vec![7; 10_000];
         let s = site(&Config::default(), &[("/index.html", b"hi"), ("/a/b.txt", &big), ("/a/c/d", b""), ("/a-b", b"")]);
-        assert_eq!(s.file(0, "/a/b.txt").unwrap().plain.content().unwrap(), big);
+        assert_eq!(s.content(&s.file(0, "/a/b.txt").unwrap().plain).unwrap(), big);
         assert!(s.file(0, "/a").is_none());
         assert!(s.file(1, "/index.html").is_none());
         assert_eq!(s.list(0, "/"), ["a-b", "a/", "index.html"]);
         assert_eq!(s.list(0, "/a/"), ["b.txt", "c/"]);
         assert!(s.list(0, "/x/").is_empty());
+    }
+
+    /// The heap does not grow with the number of small files.
+    #[test]
+    fn little_is_kept_of_many_small_files() {
+        let data: Vec<u8> = (0..MAP_FROM - 1).map(|i| i as u8).collect();
+        let paths: Vec<String> = (0..3000).map(|i| format!("/{i}")).collect();
+        let files: Vec<(&str, &[u8])> = paths.iter().map(|p| (p.as_str(), &data[..])).collect();
+        let s = site(&Config::default(), &files);
+        for _ in 0..2 {
+            for path in &paths {
+                assert_eq!(s.content(&s.file(0, path).unwrap().plain).unwrap(), data);
+            }
+        }
+        let kept = s.files.iter().filter_map(|(_, page)| page.plain.content.get());
+        let bytes: u64 = kept.map(|c| c.len() as u64 + KEPT_EXTRA).sum();
+        assert_eq!(bytes, KEPT_MAX - s.room.load(Relaxed));
+        assert!((KEPT_MAX - 2 * MAP_FROM..=KEPT_MAX).contains(&bytes), "{bytes}");
     }
 
     #[test]

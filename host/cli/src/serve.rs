@@ -54,8 +54,7 @@ fn publish(args: &ServeArgs, site: &Site) -> Vec<Publish> {
         return args.publish.clone();
     }
     let local = |host: u16, guest| Publish { host: ([127, 0, 0, 1], host).into(), guest, protocol: Protocol::Tcp };
-    let ports = [(8080, site.prepared.config.http), (8443, site.prepared.config.https)];
-    ports.into_iter().filter_map(|(host, guest)| Some(local(host, guest?))).collect()
+    site.usual_ports().map(|(host, guest)| local(host, guest)).collect()
 }
 
 fn urls(site: &Site, publish: &[Publish]) {

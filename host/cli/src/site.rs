@@ -70,6 +70,12 @@ impl Site {
         blake3::hash(self.base.as_os_str().as_encoded_bytes()).to_hex()[..16].to_owned()
     }
 
+    /// Ports that one tries first: here, and the guest's for them.
+    pub fn usual_ports(&self) -> impl Iterator<Item = (u16, u16)> {
+        let ports = [(8080, self.prepared.config.http), (8443, self.prepared.config.https)];
+        ports.into_iter().filter_map(|(host, guest)| Some((host, guest?)))
+    }
+
     /// What the image may do: what its options need, and what Donjon.toml adds.
     fn manifest(&self) -> Result<Manifest, Failure> {
         let mut manifest = self.config.manifest(&self.name);
@@ -170,9 +176,13 @@ impl Made {
             let file = file.as_ref().map_or("FILE".into(), |f| f.display().to_string());
             format!(" --secret {name}={file}")
         };
-        let secrets: String = site.prepared.secrets.iter().map(flag).collect();
+        let p = &site.prepared;
+        let secrets: String = p.secrets.iter().map(flag).collect();
+        let ports = [(8080, p.config.http), (8443, p.config.https)];
+        let ports: String =
+            ports.iter().filter_map(|(host, guest)| Some(format!(" -p {host}:{}", (*guest)?))).collect();
         let image = self.image.display();
-        (!secrets.is_empty()).then(|| format!("the private key is not in it: `donjon run {image}{secrets}`"))
+        (!secrets.is_empty()).then(|| format!("the private key is not in it: `donjon run {image}{ports}{secrets}`"))
     }
 
     pub fn json(&self, site: &Site) -> Value {

@@ -17,6 +17,9 @@ use std::time::SystemTime;
 /// Modification time without a reproducible one: see [`prepare`].
 const ALWAYS: u64 = 315_532_800;
 
+/// Where the content is if the options do not say.
+const ROOT: &str = "public";
+
 /// Most threads that read and compress: each takes up to 50 MB for a file of some megabytes.
 const WORKERS: usize = 8;
 
@@ -80,6 +83,14 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         }
         if tls.names.is_empty() {
             config.certificates[i].names = checked.names.join(",");
+        }
+    }
+    if options.root.is_none() && !options.hosts.is_empty() && !options.hosts.contains_key("*") {
+        let unused = |dir: &Path| base.join(dir).is_dir() && options.hosts.values().all(|d| d != dir);
+        if unused(Path::new(ROOT)) {
+            warnings.push(format!(
+                "with `hosts`, `{ROOT}` is not packed and other names are answered 421: `root = \"{ROOT}\"` is for them"
+            ));
         }
     }
     for host in config.hosts.iter().filter(|h| h.name != "*" && config.https.is_some()) {
@@ -156,7 +167,7 @@ fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
 /// Content roots, and the virtual hosts that they belong to.
 fn roots(base: &Path, options: &Options) -> (Vec<PathBuf>, Vec<Host>) {
     if options.hosts.is_empty() {
-        return (vec![base.join(options.root.as_deref().unwrap_or(Path::new("public")))], vec![]);
+        return (vec![base.join(options.root.as_deref().unwrap_or(Path::new(ROOT)))], vec![]);
     }
     let mut roots: Vec<PathBuf> = options.root.iter().map(|r| base.join(r)).collect();
     let mut hosts = vec![];
@@ -418,6 +429,23 @@ mod tests {
             said.len() == 1 && said[0].contains("`api.example`") && said[0].contains("port 8080 of any"),
             "{said:?}"
         );
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_default_root_that_is_not_packed_is_said() {
+        let dir = scratch("hosts");
+        fs::create_dir(dir.join("a")).unwrap();
+        let warnings = |root: Option<&str>, hosts: &[(&str, &str)]| {
+            let hosts = hosts.iter().map(|(name, dir)| ((*name).to_owned(), (*dir).into())).collect();
+            let o = Options { root: root.map(Into::into), hosts, ..Options::default() };
+            prepare(&dir, &o, None, &dir).unwrap().warnings
+        };
+        let said = warnings(None, &[("a.example", "a")]);
+        assert!(said.len() == 1 && said[0].contains("421: `root = \"public\"`"), "{said:?}");
+        assert!(warnings(Some("public"), &[("a.example", "a")]).is_empty());
+        assert!(warnings(None, &[("a.example", "a"), ("*", "a")]).is_empty());
+        assert!(warnings(None, &[("a.example", "a"), ("b.example", "public")]).is_empty());
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -92,6 +92,15 @@ fn codings() {
         ("", "accept-encoding", "\"plain\"")
     );
     assert_eq!(head(&get(&s, "/g", &[("accept-encoding", "br")]), "vary"), "");
+    // A part is one of what is encoded; several parts are of what is not.
+    let r = get(&s, "/f.txt", &[("accept-encoding", "br"), ("range", "bytes=1-2")]);
+    assert_eq!((head(&r, "content-encoding"), head(&r, "content-range")), ("br", "bytes 1-2/6"));
+    assert_eq!(body(r), b"ro");
+    let r = get(&s, "/f.txt", &[("accept-encoding", "br"), ("range", "bytes=1-2,9-")]);
+    assert_eq!((r.status().as_u16(), head(&r, "content-encoding"), head(&r, "etag")), (206, "", "\"plain\""));
+    assert!(head(&r, "content-type").starts_with("multipart/byteranges"));
+    let text = String::from_utf8(body(r)).unwrap();
+    assert!(text.contains("bytes 1-2/10\r\n\r\n12\r\n") && text.contains("bytes 9-9/10\r\n\r\n9\r\n"), "{text}");
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use donjon_web_format::{CONFIG_PATH, Config, INDEX_PATH, Resource, Variant, index_line};
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running server.
 pub struct Server {
     child: Child,
+    console: Option<BufReader<ChildStdout>>,
     dir: PathBuf,
     pub address: SocketAddr,
 }
@@ -62,8 +63,10 @@ impl Server {
         put(CONFIG_PATH, config.to_text().unwrap().as_bytes());
         put(INDEX_PATH, index.as_bytes());
         put("/secret.txt", b"SECRET");
-        let child = Command::new(env!("CARGO_BIN_EXE_donjon-web")).arg(&dir).stdout(Stdio::null()).spawn().unwrap();
-        Server { child, dir, address }
+        let console = if config.log { Stdio::piped() } else { Stdio::null() };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_donjon-web")).arg(&dir).stdout(console).spawn().unwrap();
+        let console = child.stdout.take().map(BufReader::new);
+        Server { child, console, dir, address }
     }
 
     /// A plain site: `/` says "home", `/a.txt` has 100,000 bytes.
@@ -72,11 +75,16 @@ impl Server {
     }
 
     pub fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
+        self.connect_to(self.address)
+    }
+
+    /// Connects to another of its ports.
+    pub fn connect_to(&self, address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Client { stream, unread: vec![] }
+        Client { stream, unread: vec![], reset: false }
     }
 
     /// Sends a request on a connection of its own.
@@ -93,6 +101,13 @@ impl Server {
     /// Whether it still serves.
     pub fn assert_alive(&self) {
         assert_eq!(self.get("/healthz").status, 200);
+    }
+
+    /// The next line of the access log.
+    pub fn logged(&mut self) -> String {
+        let mut line = String::new();
+        self.console.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
     }
 
     /// Bytes of memory in use.
@@ -127,6 +142,8 @@ pub fn free_address() -> SocketAddr {
 pub struct Client {
     pub stream: TcpStream,
     unread: Vec<u8>,
+    /// Whether the server has ended the connection without reading all that was sent.
+    pub reset: bool,
 }
 
 #[derive(Debug)]
@@ -150,7 +167,7 @@ impl Response {
 impl Client {
     /// Sends; a server that has closed already is no error here, what it said is read later.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = self.stream.write_all(bytes.as_ref());
+        self.reset |= self.stream.write_all(bytes.as_ref()).is_err();
     }
 
     /// Reads more. `false` at the end.
@@ -161,7 +178,10 @@ impl Client {
                 self.unread.extend(&buffer[..n]);
                 n > 0
             }
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => false,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => {
+                self.reset = true;
+                false
+            }
             Err(e) => panic!("{e}, after {:?}", String::from_utf8_lossy(&self.unread)),
         }
     }

@@ -1,8 +1,11 @@
 //! HTTP/2 (RFC 9113) in plain text with prior knowledge, as frames made by hand, and the attacks that have a name.
 
-use crate::harness::{Client, Server};
+use crate::harness::{Client, Server, free_address};
+use donjon_web_format::{Config, Proxy};
+use std::process::Command;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -63,17 +66,18 @@ fn status(client: &mut Client, stream: u32) -> u16 {
     }
 }
 
-/// Whether the server says GOAWAY or closes.
+/// Whether the server ends the connection for what the client did: GOAWAY with an error, or a reset, which may take that away.
 fn is_refused(client: &mut Client) -> bool {
     let bytes = client.rest();
-    let mut at = 0;
-    while at + 9 <= bytes.len() {
-        if bytes[at + 3] == GOAWAY {
-            return true;
+    let mut rest = &bytes[..];
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        if let (GOAWAY, Some(code)) = (head[3], after.get(4..8)) {
+            return code != [0; 4];
         }
-        at += 9 + u32::from_be_bytes([0, bytes[at], bytes[at + 1], bytes[at + 2]]) as usize;
+        rest = after.get(len..).unwrap_or(&[]);
     }
-    true
+    client.reset
 }
 
 #[test]
@@ -121,6 +125,67 @@ fn requests_and_settings() {
     for (stream, path, want) in [(1, "/", 200), (3, "/none", 404), (5, "/a.txt", 200), (7, "/..", 400)] {
         client.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &request(path)));
         assert_eq!(status(&mut client, stream), want, "{path}");
+    }
+}
+
+/// The stream of a request with a body that nobody reads is closed by the body's end, not by a reset that a client takes for an error.
+#[test]
+fn unread_bodies() {
+    let server = Server::plain();
+    let mut client = open(&server);
+    // The server's window for a stream, which is large, holds from the acknowledgement on.
+    assert_eq!(read(&mut client).kind, SETTINGS);
+    client.send(frame(SETTINGS, ACK, 0, &[]));
+    // `:method POST`.
+    let post = [&[0x83], &request("/")[1..]].concat();
+    client.send(frame(HEADERS, END_HEADERS, 1, &post));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    client.send(frame(DATA, END_STREAM, 1, b"x"));
+    // In full, what is read of a body at most.
+    client.send(frame(HEADERS, END_HEADERS, 3, &post));
+    for _ in 0..4 {
+        client.send(frame(DATA, 0, 3, &[b'x'; 16 << 10]));
+    }
+    client.send(frame(DATA, END_STREAM, 3, &[]));
+    let mut ended = vec![];
+    while ended.len() < 2 {
+        let f = read(&mut client);
+        assert!(!matches!(f.kind, RST_STREAM | GOAWAY), "{}: {:?}", f.kind, f.payload);
+        if matches!(f.kind, DATA | HEADERS) && f.flags & END_STREAM != 0 {
+            ended.push(f.stream);
+        }
+    }
+    // A body that is longer or does not come is not waited for; what comes of it is a reset without an error after the response.
+    client.send(frame(HEADERS, END_HEADERS, 5, &post));
+    for _ in 0..5 {
+        client.send(frame(DATA, 0, 5, &[b'x'; 16 << 10]));
+    }
+    client.send(frame(HEADERS, END_HEADERS, 7, &post));
+    let mut reset = vec![];
+    while reset.len() < 2 {
+        let f = read(&mut client);
+        assert!(f.kind != RST_STREAM || f.payload == [0; 4], "{:?}", f.payload);
+        if f.kind == RST_STREAM {
+            reset.push(f.stream);
+        }
+    }
+    assert_eq!(reset, [5, 7]);
+}
+
+#[test]
+fn unread_bodies_with_curl() {
+    let mut config = Config::default();
+    if cfg!(feature = "proxy") {
+        config.proxies = vec![Proxy { prefix: "/down".into(), upstream: free_address().to_string() }];
+    }
+    let server = Server::start(config, &[]);
+    for (path, status) in [("/", "405"), ("/down", if cfg!(feature = "proxy") { "502" } else { "405" })] {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--http2-prior-knowledge", "-w", "%{http_code}", "-o", "/dev/null", "--data-binary", "x"]);
+        match curl.arg(format!("http://{}{path}", server.address)).output() {
+            Err(_) => println!("SKIP http2::unread_bodies_with_curl: curl is not installed"),
+            Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), status, "{output:?}"),
+        }
     }
 }
 

@@ -6,5 +6,6 @@ mod http2;
 mod limits;
 #[cfg(feature = "proxy")]
 mod proxy;
+mod records;
 #[cfg(feature = "tls")]
 mod tls;

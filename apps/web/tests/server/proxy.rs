@@ -1,7 +1,7 @@
 //! Forwarding, with an upstream that notes what it gets.
 
 use crate::harness::{Server, free_address};
-use donjon_web_format::{Config, Limits, Proxy};
+use donjon_web_format::{Config, Limits, Proxy, Rule};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -137,6 +137,40 @@ fn requests_and_headers() {
     assert_eq!(server.get("/").text(), "home");
     assert_eq!(server.get("/api/unknown?q=1").status, 404);
     assert!(seen.last().0.starts_with("get /api/unknown?q=1 http/1.1"));
+}
+
+/// The configuration's headers are on what comes from an upstream, unless that has set them, and on what is said in its place.
+#[test]
+fn headers_are_added() {
+    let (address, _) = upstream();
+    let rule = |pattern: &str, name: &str, value: &str| Rule {
+        pattern: pattern.into(),
+        name: name.into(),
+        value: value.into(),
+    };
+    let headers = vec![rule("*", "x-frame-options", "DENY"), rule("/api/*", "x-end", "ours"), rule("/a", "x-a", "1")];
+    let config = Config {
+        headers,
+        cache: vec![rule("*", "cache-control", "max-age=60")],
+        limits: Limits { body_bytes: 1000, ..Limits::default() },
+        proxies: vec![
+            Proxy { prefix: "/api".into(), upstream: address.to_string() },
+            Proxy { prefix: "/down".into(), upstream: free_address().to_string() },
+        ],
+        ..Config::default()
+    };
+    let server = Server::start(config, &[("/index.html", b"home")]);
+    let long = server.ask("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n");
+    for (r, status, end) in [
+        (server.get("/api/echo"), 200, Some("ours")),
+        (server.get("/api/stream"), 200, Some("2")),
+        (server.get("/down"), 502, None),
+        (long, 413, Some("ours")),
+    ] {
+        assert_eq!((r.status, r.header("x-frame-options"), r.header("x-end")), (status, Some("DENY"), end), "{r:?}");
+        assert_eq!((r.header("x-a"), r.header("cache-control")), (None, None), "{r:?}");
+    }
+    assert_eq!(server.get("/").header("cache-control"), Some("max-age=60"));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! TLS, with openssl as the client.
 
 use crate::harness::{Server, free_address};
+#[cfg(feature = "proxy")]
+use donjon_web_format::Proxy;
 use donjon_web_format::{Certificate, Config};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -99,6 +101,19 @@ fn versions_names_protocols_and_resumption() {
         assert!(said.contains("Reused, TLS"), "{version}: {said}");
         assert!(said.contains("home"), "{version}: {said}");
     }
+}
+
+#[cfg(feature = "proxy")]
+#[test]
+fn forwarded_paths_have_hsts() {
+    let Some(keys) = Keys::new("forwarded", &["a.example"]) else { return };
+    let address = free_address();
+    let proxies = vec![Proxy { prefix: "/down".into(), upstream: free_address().to_string() }];
+    let certificates = vec![keys.certificate("a.example")];
+    let config = Config { https: Some(address.port()), hsts: Some(60), certificates, proxies, ..Config::default() };
+    let _server = Server::start(config, &[]);
+    let said = client(address, &["-quiet"], "GET /down HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n");
+    assert!(said.contains("502 Bad Gateway") && said.contains("strict-transport-security: max-age=60"), "{said}");
 }
 
 #[test]
