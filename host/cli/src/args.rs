@@ -234,7 +234,7 @@ pub enum EngineName {
 Examples:
   donjon serve ./public                        http://127.0.0.1:8080/
   donjon serve ./public -p 0.0.0.0:80:80       to everybody
-  donjon serve ./public --tls cert.pem key.pem --redirect --redirect-port 8443 -p 8080:80 -p 8443:443
+  donjon serve ./public --tls cert.pem key.pem --redirect --redirect-port 8443
   donjon serve ./public --spa /index.html --proxy /api=10.0.2.2:3000    with a backend on this host
   donjon serve ./public --cache '*.css=max-age=3600' --header 'X-Frame-Options: DENY' --log")]
 pub struct ServeArgs {
