@@ -201,21 +201,12 @@ fn noise(len: usize) -> Vec<u8> {
 
 /// Time on a core of a program and its descendants so far, seconds.
 pub fn cpu(guest: &Guest) -> f64 {
-    let tree = measure::tree(guest.pid()).unwrap_or_default();
-    tree.iter().map(|process| cpu_fields(&format!("/proc/{}/stat", process.pid), &[11, 12])).sum()
+    measure::tree_processor_time(guest.pid()).unwrap_or_default().as_secs_f64()
 }
 
 /// The same of all clients that have ended.
 pub fn client_cpu() -> f64 {
-    cpu_fields("/proc/self/stat", &[13, 14])
-}
-
-/// Adds up fields of a `stat` file, numbered from the one after the name; they are hundredths of a second on every Linux of this architecture.
-fn cpu_fields(path: &str, fields: &[usize]) -> f64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let all: Vec<&str> = rest.split_ascii_whitespace().collect();
-    fields.iter().filter_map(|f| all.get(*f)?.parse::<f64>().ok()).sum::<f64>() / 100.0
+    measure::children_processor_time().unwrap_or_default().as_secs_f64()
 }
 
 /// Runs `f` and returns with its result how long it took, and the share of that time in which server and client kept their cores busy.

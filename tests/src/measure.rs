@@ -55,13 +55,20 @@ pub fn tree_anonymous(pid: u32) -> io::Result<u64> {
 
 /// Processor time of the process and all its descendants so far, in user and kernel mode (proc_pid_stat(5), fields 14 and 15).
 pub fn tree_processor_time(pid: u32) -> io::Result<Duration> {
-    let mut ticks = 0;
-    for process in tree(pid)? {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid))?;
-        // The name before may contain anything, `)` too.
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
-        ticks += fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>();
-    }
+    tree(pid)?.iter().map(|process| processor_time(&process.pid.to_string(), 14)).sum()
+}
+
+/// The same of this process's children that have ended (fields 16 and 17).
+pub fn children_processor_time() -> io::Result<Duration> {
+    processor_time("self", 16)
+}
+
+/// The sum of two fields that count clock ticks, the first of them with that number.
+fn processor_time(process: &str, field: usize) -> io::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name before, field 2, may contain anything, `)` too.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    let ticks: u64 = fields.skip(field - 3).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
     Ok(Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second()))
 }
 
