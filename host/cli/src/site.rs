@@ -176,11 +176,8 @@ impl Made {
             let file = file.as_ref().map_or("FILE".into(), |f| f.display().to_string());
             format!(" --secret {name}={file}")
         };
-        let p = &site.prepared;
-        let secrets: String = p.secrets.iter().map(flag).collect();
-        let ports = [(8080, p.config.http), (8443, p.config.https)];
-        let ports: String =
-            ports.iter().filter_map(|(host, guest)| Some(format!(" -p {host}:{}", (*guest)?))).collect();
+        let secrets: String = site.prepared.secrets.iter().map(flag).collect();
+        let ports: String = site.usual_ports().map(|(host, guest)| format!(" -p {host}:{guest}")).collect();
         let image = self.image.display();
         (!secrets.is_empty()).then(|| format!("the private key is not in it: `donjon run {image}{ports}{secrets}`"))
     }
