@@ -68,10 +68,7 @@ fn lengthen_queue(name: &str) -> Result<()> {
     }
     let mut request = named(name);
     request.ifr_ifru.ifru_metric = QUEUE;
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
-    // SAFETY: the request is a whole structure of the kernel's that lives for the call.
-    let result = unsafe { ioctl(&socket, libc::SIOCSIFTXQLEN, (&raw mut request) as u64) };
-    match result {
+    match ask(&mut request, libc::SIOCSIFTXQLEN) {
         // An ordinary user; docs/getting-started.md has the length on the line that makes the device.
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(()),
         other => other,
@@ -154,15 +151,17 @@ fn named(name: &str) -> libc::ifreq {
 
 /// Asks the kernel about an interface (netdevice(7)): a number of 32 bits, or of 16 in its lower half.
 fn query(name: &str, request: u64) -> Result<i32> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut answer = named(name);
-    // SAFETY: 1. the structure lives for the call, 2. all of its bytes are initialised.
-    unsafe {
-        if libc::ioctl(socket.as_raw_fd(), request, &raw mut answer) < 0 {
-            return Err(Error::last_os_error());
-        }
-        Ok(answer.ifr_ifru.ifru_mtu)
-    }
+    ask(&mut answer, request)?;
+    // SAFETY: all of its bytes are initialised.
+    Ok(unsafe { answer.ifr_ifru.ifru_mtu })
+}
+
+/// The request itself; the kernel writes its answer where the question was.
+fn ask(interface: &mut libc::ifreq, request: u64) -> Result<()> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: the structure is whole and lives for the call.
+    unsafe { ioctl(&socket, request, (&raw mut *interface) as u64) }
 }
 
 /// A locally administered address that stays the same for an interface name (FNV-1a), so that neighbours' caches stay right over restarts.

@@ -298,7 +298,7 @@ fn arp_is_about_oneself_and_ones_peers() {
 #[test]
 fn a_guest_with_dhcp_asks_for_few_strangers() {
     let mut f = Both::new(dhcp_rules());
-    let discover = ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, &[1, 1, 6, 0, 7, 7, 7, 7])));
+    let discover = dhcp_question();
     f.from(&discover).unwrap();
     f.to(&dhcp_answer(MAC, 5, OWN)).unwrap();
     let ask = |target| ethernet(MAC, ARP, &arp(1, MAC, OWN, target));
@@ -315,6 +315,11 @@ fn a_guest_with_dhcp_asks_for_few_strangers() {
     // Whoever has shown up is no stranger.
     assert_eq!(f.to(&ethernet(PEER_MAC, ARP, &arp(1, PEER_MAC, CLIENT, OWN))), Ok(()));
     assert_eq!(f.from(&ask(CLIENT)), Ok(()));
+}
+
+/// Of the transaction that [`dhcp_answer`] answers.
+fn dhcp_question() -> Vec<u8> {
+    ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, &[1, 1, 6, 0, 7, 7, 7, 7])))
 }
 
 fn dhcp_answer(mac: [u8; 6], kind: u8, address: [u8; 4]) -> Vec<u8> {
@@ -339,15 +344,13 @@ fn neighbour_discovery_is_about_oneself() {
     let message = |kind: u8, target: [u8; 16], option: u8, mac: [u8; 6]| {
         [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target, &[option, 1], &mac].concat()
     };
-    let group = |end: u16| {
-        Ipv6Addr::from([0xff02, 0, 0, 0, 0, if end == 9 { 1 } else { 0 }, if end == 9 { 0xff00 } else { 0 }, end])
-            .octets()
-    };
+    let routers = Ipv6Addr::from([0xff02, 0, 0, 0, 0, 0, 0, 2]).octets();
+    let solicited = Ipv6Addr::from([0xff02, 0, 0, 0, 0, 1, 0xff00, 9]).octets();
     let sent_to = |from, to, payload: &[u8]| ethernet(MAC, IPV6, &ipv6(from, to, ICMPV6, payload));
     let frame = |from, payload: &[u8]| {
         let to = match payload[0] {
-            133 => group(2),
-            135 => group(9),
+            133 => routers,
+            135 => solicited,
             _ => all,
         };
         sent_to(from, to, payload)
@@ -413,7 +416,7 @@ fn pings_are_answered_not_sent() {
 #[test]
 fn dhcp_pins_the_address_it_gives() {
     let mut f = Both::new(dhcp_rules());
-    let discover = ethernet(MAC, IPV4, &ipv4([0; 4], [255; 4], UDP, &udp(68, 67, &[1, 1, 6, 0, 7, 7, 7, 7])));
+    let discover = dhcp_question();
     assert_eq!(f.from(&discover), Ok(()));
     let elsewhere = ethernet(MAC, IPV4, &ipv4([0; 4], [10, 9, 0, 1], UDP, &udp(68, 67, b"")));
     assert_eq!(f.from(&elsewhere), Err(Reason::SourceAddress));

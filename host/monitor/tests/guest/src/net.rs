@@ -227,19 +227,25 @@ pub fn datagram(to: &str) -> ! {
     exit(1)
 }
 
+/// A TCP segment without data to the gateway's port, whole but for TCP's checksum.
+fn segment(from: u16, port: u16, flags: u8) -> Vec<u8> {
+    let net = boot().net;
+    let mut f = [&[0xff; 6][..], &net.mac, &[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
+    f.extend(net.ipv4);
+    f.extend(net.ipv4_gateway);
+    let sum = f[14..34].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    f[24..26].copy_from_slice(&sum.to_be_bytes());
+    f.extend(from.to_be_bytes());
+    f.extend(port.to_be_bytes());
+    f.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    f
+}
+
 /// Asks the gateway's port for connections, as fast as it can, with no network stack to hold it back.
 pub fn flood(port: u16, count: u64) -> ! {
-    let net = boot().net;
     for i in 0..count {
-        let mut f = [&[0xff; 6][..], &net.mac, &[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
-        f.extend(net.ipv4);
-        f.extend(net.ipv4_gateway);
-        let sum = f[14..34].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        f[24..26].copy_from_slice(&sum.to_be_bytes());
-        f.extend((20_000 + i as u16).to_be_bytes());
-        f.extend(port.to_be_bytes());
-        f.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+        let f = segment(20_000 + i as u16, port, 0x02);
         while Gate.send(NetHdr::default(), &f, &[]) == Sent::Full {}
     }
     say!("asked {count} times");
@@ -248,16 +254,7 @@ pub fn flood(port: u16, count: u64) -> ! {
 
 /// Sends segments to the gateway's port whose checksum is to be written to where it does not belong, and two that are as they should be.
 pub fn misplace(port: u16) -> ! {
-    let net = boot().net;
-    let mut frame = [&[0xff; 6][..], &net.mac, &[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]].concat();
-    frame.extend(net.ipv4);
-    frame.extend(net.ipv4_gateway);
-    let sum = frame[14..34].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum::<u32>();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
-    frame.extend([0x9c, 0x40]);
-    frame.extend(port.to_be_bytes());
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    let frame = segment(40_000, port, 0x10);
     let send = |csum_start, csum_offset| {
         let header = NetHdr { flags: net_hdr::NEEDS_CSUM, csum_start, csum_offset, ..NetHdr::default() };
         assert_eq!(Gate.send(header, &frame, &[]), Sent::Done);
