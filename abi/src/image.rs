@@ -12,6 +12,9 @@
 //! Everything from offset 4096 to the end of the bundle is one `PT_LOAD` at physical address [`PAYLOAD_PADDR`]; the shim
 //! is another at [`SHIM_PADDR`]. Offsets in the header are file offsets; the shim turns them into physical
 //! addresses by `PAYLOAD_PADDR + offset - HEADER_OFFSET`.
+//!
+//! Of a compressed image, the file has one LZ4 block ([`ImageHeader::packed`]) in place of the segments. Unpacked, they lie behind the end of the
+//! file ([`ImageHeader::unpacked`]): the offsets of segments and relocations may be there, and mean the same.
 
 use crate::PAGE;
 
@@ -25,6 +28,8 @@ pub const PAYLOAD_PADDR: u64 = 0x20_0000;
 pub const MAGIC: [u8; 8] = *b"DONJON\r\n";
 /// Most segments that an image may have.
 pub const SEGMENTS_MAX: usize = 8;
+/// Most bytes that may be unpacked at start.
+pub const UNPACKED_MAX: u64 = 64 << 20;
 
 /// A range of the image file.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -117,6 +122,10 @@ pub struct ImageHeader {
     pub shim: Extent,
     /// The segments, ascending by `mem_offset`, not overlapping.
     pub segments: [Segment; SEGMENTS_MAX],
+    /// The segments' bytes as one LZ4 block; `len` 0 if the file has them as they are. What is executable went through [`crate::bcj`] before.
+    pub packed: Extent,
+    /// Where the block's content is taken to lie: whole pages behind the end of the file; `len` is the content's exact length.
+    pub unpacked: Extent,
 }
 
 /// Why a header was refused.
@@ -144,7 +153,7 @@ pub enum HeaderError {
 }
 
 const U32S: usize = 2;
-const HEADER_LEN: usize = 8 + 4 * U32S + 8 + 32 + 8 * 4 + 16 * 4 + SEGMENTS_MAX * 40;
+const HEADER_LEN: usize = 8 + 4 * U32S + 8 + 32 + 8 * 4 + 16 * 6 + SEGMENTS_MAX * 40;
 
 impl ImageHeader {
     /// Length of the encoded header in bytes.
@@ -153,7 +162,7 @@ impl ImageHeader {
     pub const HASH_OFFSET: u64 = HEADER_OFFSET + core::mem::offset_of!(ImageHeader, hash) as u64;
 
     /// Reads and checks a header. `bytes` starts at [`HEADER_OFFSET`] of a file of `file_len` bytes. After this, every extent lies
-    /// in the file, every segment in the span, and entry points in executable segments. The hash is not checked.
+    /// in the file (that of a segment or the relocations in the file or in `unpacked`), every segment in the span, and entry points in executable segments. The hash is not checked.
     pub fn parse(bytes: &[u8], file_len: u64) -> Result<ImageHeader, HeaderError> {
         let mut r = Reader { bytes, at: 0 };
         let short = HeaderError::Field("header length");
@@ -193,6 +202,8 @@ impl ImageHeader {
                     }
                     segments
                 },
+                packed: r.extent()?,
+                unpacked: r.extent()?,
             })
         })()
         .ok_or(short)?;
@@ -224,6 +235,8 @@ impl ImageHeader {
             w.put(&s.prot.to_le_bytes());
             w.put(&s._pad.to_le_bytes());
         }
+        w.extent(self.packed);
+        w.extent(self.unpacked);
         w.bytes
     }
 
@@ -235,6 +248,23 @@ impl ImageHeader {
             .filter_map(|s| Some((*s, SegmentProt::from_number(s.prot)?)))
     }
 
+    /// The parts of the unpacked content that are executable, on which [`crate::bcj`] works.
+    pub fn code(&self) -> impl Iterator<Item = core::ops::Range<usize>> + '_ {
+        self.segments().filter(|(s, p)| *p == SegmentProt::ReadExecute && s.file.len > 0).filter_map(|(s, _)| {
+            let start = s.file.offset.checked_sub(self.unpacked.offset)?;
+            (self.packed.len > 0).then_some(start as usize..(start + s.file.len) as usize)
+        })
+    }
+
+    /// Unpacks `block`, the bytes of `packed`, into `content`, which is as long as `unpacked`. False if the block has another length or is damaged.
+    pub fn unpack(&self, block: &[u8], content: &mut [u8]) -> bool {
+        if crate::lz4::unpack(block, content) != Some(content.len()) {
+            return false;
+        }
+        self.code().for_each(|range| content.get_mut(range).into_iter().for_each(crate::bcj::decode));
+        true
+    }
+
     fn check(&self) -> Result<(), HeaderError> {
         let field = |ok: bool, name| if ok { Ok(()) } else { Err(HeaderError::Field(name)) };
         let in_file = |e: Extent| {
@@ -242,10 +272,23 @@ impl ImageHeader {
                 || (e.offset >= HEADER_OFFSET + PAGE
                     && e.offset.checked_add(e.len).is_some_and(|end| end <= self.file_len))
         };
+        let unpacked = self.unpacked;
+        let packed = self.packed.len > 0;
+        field(in_file(self.packed), "compressed part")?;
+        field(if packed { unpacked.len > 0 } else { unpacked == Extent::default() }, "unpacked length")?;
+        field(unpacked.len <= UNPACKED_MAX && unpacked.len <= self.span, "unpacked length")?;
+        let behind = unpacked.offset.is_multiple_of(PAGE) && unpacked.offset >= self.file_len;
+        field(!packed || (behind && unpacked.offset <= 1 << 32), "unpacked place")?;
+        let in_content = |e: Extent| {
+            let end = e.offset.checked_add(e.len);
+            packed && e.offset >= unpacked.offset && end.is_some_and(|end| end <= unpacked.offset + unpacked.len)
+        };
         field(self.segment_count as usize <= SEGMENTS_MAX && self.segment_count > 0, "segment count")?;
         field(self.span.is_multiple_of(PAGE) && self.span <= 1 << 32, "span")?;
         field(
-            in_file(self.relr) && self.relr.len.is_multiple_of(8) && self.relr.offset.is_multiple_of(8),
+            (in_file(self.relr) || in_content(self.relr))
+                && self.relr.len.is_multiple_of(8)
+                && self.relr.offset.is_multiple_of(8),
             "relocations",
         )?;
         field(in_file(self.manifest), "manifest")?;
@@ -254,7 +297,8 @@ impl ImageHeader {
         let mut end = 0;
         for s in self.segments.iter().take(self.segment_count as usize) {
             field(SegmentProt::from_number(s.prot).is_some(), "segment rights")?;
-            field(in_file(s.file) && s.file.offset.is_multiple_of(PAGE), "segment in file")?;
+            let there = in_file(s.file) || in_content(s.file);
+            field(there && s.file.offset.is_multiple_of(PAGE), "segment in file")?;
             field(s.mem_offset.is_multiple_of(PAGE) && s.mem_offset >= end && s.mem_len > 0, "segment order")?;
             field(s.file.len <= s.mem_len, "segment length")?;
             end = s.mem_offset.checked_add(s.mem_len).ok_or(HeaderError::Field("segment length"))?;
@@ -371,13 +415,56 @@ mod tests {
             bundle: Extent::default(),
             shim: Extent::default(),
             segments,
+            packed: Extent::default(),
+            unpacked: Extent::default(),
         }
+    }
+
+    /// The same with its segments in a compressed part.
+    fn packed() -> ImageHeader {
+        let mut h = header();
+        h.packed = Extent { offset: 8192, len: 50 };
+        h.unpacked = Extent { offset: 20480, len: 4196 };
+        h.segments[0].file.offset = 20480;
+        h.segments[1].file.offset = 24576;
+        h
     }
 
     #[test]
     fn header_round_trip() {
-        let h = header();
-        assert_eq!(ImageHeader::parse(&h.to_bytes(), h.file_len), Ok(h));
+        for h in [header(), packed()] {
+            assert_eq!(ImageHeader::parse(&h.to_bytes(), h.file_len), Ok(h));
+        }
+    }
+
+    #[test]
+    fn what_is_unpacked_lies_behind_the_file_and_is_bounded() {
+        let bad = |f: fn(&mut ImageHeader)| {
+            let mut h = packed();
+            f(&mut h);
+            ImageHeader::parse(&h.to_bytes(), 20480).unwrap_err()
+        };
+        let field = HeaderError::Field;
+        assert_eq!(bad(|h| h.packed.offset = 20470), field("compressed part"));
+        assert_eq!(bad(|h| h.packed.len = 0), field("unpacked length"));
+        assert_eq!(bad(|h| h.unpacked.len = 0), field("unpacked length"));
+        assert_eq!(bad(|h| h.unpacked.len = 12289), field("unpacked length"));
+        assert_eq!(bad(|h| h.unpacked.len = u64::MAX), field("unpacked length"));
+        assert_eq!(bad(|h| h.unpacked.offset = 16384), field("unpacked place"));
+        assert_eq!(bad(|h| h.unpacked.offset = 20481), field("unpacked place"));
+        assert_eq!(bad(|h| h.unpacked.offset = !4095), field("unpacked place"));
+        assert_eq!(bad(|h| h.segments[1].file.len = 101), field("segment in file"));
+        assert_eq!(bad(|h| h.segments[0].file.offset = 28672), field("segment in file"));
+        assert_eq!(bad(|h| h.bundle = Extent { offset: 20480, len: 10 }), field("bundle"));
+        assert_eq!(bad(|h| h.manifest.offset = 20480), field("manifest"));
+        let mut open = header();
+        open.segments[0].file.offset = 20480;
+        assert_eq!(ImageHeader::parse(&open.to_bytes(), 20480), Err(field("segment in file")));
+        open = header();
+        open.span = 1 << 30;
+        open.packed = Extent { offset: 8192, len: 1 };
+        open.unpacked = Extent { offset: 20480, len: UNPACKED_MAX + 1 };
+        assert_eq!(ImageHeader::parse(&open.to_bytes(), 20480), Err(field("unpacked length")));
     }
 
     #[test]

@@ -11,9 +11,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod bcj;
 pub mod boot;
 pub mod bundle;
 pub mod image;
+pub mod lz4;
 pub mod manifest;
 pub mod secrets;
 pub mod unwind;

@@ -6,7 +6,7 @@ use donjon_abi::bundle::{self, RawEntry};
 use donjon_abi::image::{Extent, HEADER_OFFSET, ImageHeader, MAGIC, PAYLOAD_PADDR, SEGMENTS_MAX, Segment, SegmentProt};
 use donjon_abi::{PAGE, VERSION};
 use donjon_image::{Image, OpenError};
-use donjon_ring0::image::{load, payload_end, seal};
+use donjon_ring0::image::{load, payload_end, physical, seal, spare};
 use donjon_ring0::phys::{Phys, PhysAddr};
 use donjon_ring0::space::Device;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 const ELF: usize = HEADER_OFFSET as usize;
 const HASH: usize = ImageHeader::HASH_OFFSET as usize;
 const FILE_LEN: usize = ELF + 16;
+/// Most that the shim unpacks here, bytes.
+const UNPACKED: u64 = 1 << 20;
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
@@ -68,7 +70,8 @@ fn monitor(file: &[u8]) -> Result<(), String> {
 
 fn shim(header: &ImageHeader, file: &[u8]) {
     // Tables below the payload, and room behind it.
-    let mut space = machine(256 + (file.len() as u64 + 64 * PAGE) / PAGE, 1);
+    let room = file.len() as u64 + header.unpacked.len.min(UNPACKED) + 64 * PAGE;
+    let mut space = machine(256 + room / PAGE, 1);
     let end = payload_end(header);
     let start = (PAYLOAD_PADDR - RAM) as usize;
     let payload = &file[ELF..];
@@ -78,9 +81,21 @@ fn shim(header: &ImageHeader, file: &[u8]) {
     if end > RAM + space.mem.ram.len() as u64 {
         return;
     }
-    // The free frames are those below the payload.
+    // The free frames are those below the payload, and those of compressed bytes once they are unpacked.
     let mut frames = donjon_ring0::frames::Frames::new();
     frames.add(RAM + PAGE, PAYLOAD_PADDR, &[]);
+    let spare = spare(header);
+    if header.packed.len > 0 {
+        let place = |e: Extent| {
+            let start = (physical(e.offset).0 - RAM) as usize;
+            start..start + e.len as usize
+        };
+        let (block, content) = (place(header.packed), place(header.unpacked));
+        let (before, behind) = space.mem.ram.split_at_mut(content.start);
+        // The command has unpacked it, too.
+        assert!(header.unpack(&before[block], &mut behind[..content.len()]));
+        frames.add(spare.start, spare.end, &[]);
+    }
     space.frames = frames;
     if space.map_shim(PhysAddr(RAM), space.mem.ram.len() as u64, Device::No).is_err() {
         return;
@@ -94,7 +109,8 @@ fn shim(header: &ImageHeader, file: &[u8]) {
     }
     let map = check(&space);
     for frame in map.user {
-        assert!(frame >= PAYLOAD_PADDR && frame < end.next_multiple_of(PAGE), "ring 3 is given the frame {frame:x}");
+        let payload = frame >= PAYLOAD_PADDR && frame < end.next_multiple_of(PAGE);
+        assert!(payload && !(spare.start..spare.end).contains(&frame), "ring 3 is given the frame {frame:x}");
     }
     let _ = space.mem.read_u8(PhysAddr(RAM));
 }
@@ -144,6 +160,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         bundle: at(6 * page, bundle.len() as u64),
         shim: Extent::default(),
         segments,
+        packed: Extent::default(),
+        unpacked: Extent::default(),
     };
     let mut body = vec![0; 5 * page as usize];
     for (i, word) in [page + 8, 0b101, 2 * page + 8].into_iter().enumerate() {
@@ -151,5 +169,22 @@ pub fn seeds() -> Vec<Vec<u8>> {
     }
     body[64..64 + manifest.len()].copy_from_slice(&manifest);
     body[4 * page as usize..][..bundle.len()].copy_from_slice(&bundle);
-    vec![[&[0][..], &header.to_bytes(), &body].concat()]
+    // The same, compressed: 24 bytes of relocations in front of the text, and zeros.
+    let mut block = vec![0xff, 24 - 15];
+    block.extend(&body[..24]);
+    block.extend([1, 0]);
+    block.extend([0xff; 32]);
+    block.extend([(2 * page + 64 - 24 - 19 - 32 * 255) as u8, 0]);
+    let mut small = header;
+    small.file_len = 4 * page;
+    small.relr = at(4 * page, 24);
+    small.bundle = at(3 * page, bundle.len() as u64);
+    small.packed = at(2 * page + 1024, block.len() as u64);
+    small.unpacked = at(4 * page, 2 * page + 64);
+    small.segments[..3].iter_mut().zip(4..).for_each(|(s, i)| s.file.offset = i * page);
+    let mut rest = vec![0; 2 * page as usize];
+    rest[64..64 + manifest.len()].copy_from_slice(&manifest);
+    rest[1024..1024 + block.len()].copy_from_slice(&block);
+    rest[page as usize..][..bundle.len()].copy_from_slice(&bundle);
+    vec![[&[0][..], &header.to_bytes(), &body].concat(), [&[0][..], &small.to_bytes(), &rest].concat()]
 }

@@ -75,6 +75,7 @@ fn script() {
             continue;
         }
         let (from, to) = (place.join(format!("{}.br", name(set))), out.join(format!("{}.br", name(set))));
+        _ = fs::remove_file(&to);
         fs::copy(&from, &to).unwrap();
         let len = fs::metadata(place.join(format!("{}.elf", name(set)))).unwrap().len();
         table += &format!("    Packed {{ len: {len}, bytes: include_bytes!({to:?}) }},\n");
@@ -120,7 +121,10 @@ fn build_one(place: &Path, lane: usize, set: usize) {
     run(Toolchain::find().objcopy().arg("--strip-debug").arg(&program.path).arg(&part));
     let bytes = fs::read(&part).unwrap();
     if !packed.exists() || fs::read(&elf).ok().as_ref() != Some(&bytes) {
-        fs::write(&packed, compress(&bytes)).unwrap();
+        // Whole, or not at all: this may be killed, and a copy of the directory may share its files.
+        let part = packed.with_extension("br.part");
+        fs::write(&part, compress(&bytes)).unwrap();
+        fs::rename(&part, &packed).unwrap();
         tell(&format!("{} ({:.0} s)", name(set), started.elapsed().as_secs_f64()));
     }
     // Last: what is compressed belongs to it.

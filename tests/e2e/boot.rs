@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use donjon_abi::image::ImageHeader;
 use donjon_tests::qemu::{Ended, Machine};
-use donjon_tests::{Engine, Guest, Need, PATIENCE, example, missing, target_dir, test_guest};
+use donjon_tests::{Engine, Guest, Need, PATIENCE, compressed, example, missing, repo_root, target_dir, test_guest};
 
 /// Memory sizes in MiB: odd ones, and those at which others failed (Nanos between 68 and 74, and below 77 on microvm).
 const SIZES: &[u32] = &[4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 23, 32, 33, 48, 63, 64, 68, 70, 71, 74, 76, 77, 97, 128, 255];
@@ -18,6 +19,11 @@ fn run(machine: &Machine) -> Ended {
     machine.run(PATIENCE).unwrap_or_else(|| panic!("{} with {} MiB does not end", machine.machine, machine.memory))
 }
 
+/// The test guest `limits`, compressed.
+fn compressed_guest() -> PathBuf {
+    compressed(&repo_root().join("tests/guests/limits"))
+}
+
 /// The guest's program ran and ended as it should.
 fn booted(ended: &Ended) -> bool {
     ended.status == Some(42)
@@ -28,11 +34,11 @@ fn lowest_memory_is_monotonic() {
     if missing("lowest_memory_is_monotonic", &[Need::Qemu]) {
         return;
     }
-    let image = test_guest("limits");
-    for name in ["microvm", "q35"] {
+    let images = [test_guest("limits"), compressed_guest()];
+    for (name, image) in ["microvm", "q35"].into_iter().flat_map(|name| images.iter().map(move |image| (name, image))) {
         let mut lowest = None;
         for memory in SIZES {
-            let ended = run(&machine(&image, name, *memory));
+            let ended = run(&machine(image, name, *memory));
             match (booted(&ended), lowest) {
                 (true, None) => lowest = Some(*memory),
                 (true, Some(_)) => {}
@@ -44,7 +50,7 @@ fn lowest_memory_is_monotonic() {
                 }
             }
         }
-        println!("{name}: boots from {lowest:?} MiB on");
+        println!("{name}: {} boots from {lowest:?} MiB on", image.display());
         assert!(lowest.is_some_and(|m| m <= 8), "{name}: lowest memory that boots: {lowest:?} MiB");
     }
 }
@@ -139,11 +145,19 @@ fn damaged_images_are_refused_by_the_shim() {
     }
     let image = test_guest("limits");
     // Magic, version, and a segment's place. (The hash is `donjon run`'s to check, see `bad_input::corrupt_image`.)
-    for (what, offset) in [("magic", 4096), ("version", 4096 + 8), ("segment", 4096 + 300)] {
-        let damaged = damaged(&image, offset, &format!("damaged-{what}.img"));
+    // The length of what is compressed, which is the last but three words of the header: its content then has another length than it says.
+    let block = 4096 + ImageHeader::LEN - 24;
+    for (what, image, offset) in [
+        ("magic", &image, 4096),
+        ("version", &image, 4096 + 8),
+        ("segment", &image, 4096 + 300),
+        ("compressed part", &compressed_guest(), block),
+    ] {
+        let damaged = damaged(image, offset, &format!("damaged-{what}.img"));
         let ended = run(&machine(&damaged, "microvm", 32));
         assert!(!booted(&ended) && ended.status != Some(0), "{what}: {ended:?}");
         assert!(ended.text.contains("donjon"), "{what}: no word: {ended:?}");
+        assert!(what != "compressed part" || ended.text.contains("cannot be unpacked"), "{ended:?}");
     }
 }
 
@@ -160,16 +174,17 @@ fn an_unknown_option_on_the_command_line_is_an_error() {
 #[test]
 fn little_memory_as_a_process() {
     // The process engine counts the same budget: once enough, always enough.
-    let image = test_guest("limits");
-    let mut lowest = None;
-    for memory in ["256K", "512K", "1M", "1537K", "2M", "3M", "4M", "5M", "8M", "13M", "16M", "31M", "64M"] {
-        let exit = Guest::builder(&image, Engine::ProcessUser).memory(memory).args(["exit"]).run();
-        match (exit.code == Some(42), lowest) {
-            (true, None) => lowest = Some(memory),
-            (true, Some(_)) => {}
-            (false, Some(lowest)) => panic!("runs with {lowest} and not with {memory}:\n{exit}"),
-            (false, None) => assert!(!exit.stderr.trim().is_empty(), "{memory}: no word\n{exit}"),
+    for image in [test_guest("limits"), compressed_guest()] {
+        let mut lowest = None;
+        for memory in ["256K", "512K", "1M", "1537K", "2M", "3M", "4M", "5M", "8M", "13M", "16M", "31M", "64M"] {
+            let exit = Guest::builder(&image, Engine::ProcessUser).memory(memory).args(["exit"]).run();
+            match (exit.code == Some(42), lowest) {
+                (true, None) => lowest = Some(memory),
+                (true, Some(_)) => {}
+                (false, Some(lowest)) => panic!("runs with {lowest} and not with {memory}:\n{exit}"),
+                (false, None) => assert!(!exit.stderr.trim().is_empty(), "{memory}: no word\n{exit}"),
+            }
         }
+        assert!(lowest.is_some(), "does not run at all");
     }
-    assert!(lowest.is_some(), "does not run at all");
 }

@@ -1,16 +1,18 @@
 //! Every example, under every engine, with the client that a user would take.
 
 use std::io::BufReader;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use donjon_tests::{Builder, Engine, Guest, example, have_program, http, pattern};
+use donjon_tests::{Builder, Engine, Guest, compressed, example, have_program, http, pattern, repo_root};
 
 crate::under_engines! {
     hello_std: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     hello_axum: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    hello_std_compressed: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     panicking_handler: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     echo_udp: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     keep_alive: ProcessUser ProcessTap QemuMicrovm QemuQ35;
@@ -26,6 +28,15 @@ fn axum(engine: Engine) -> Builder {
 
 fn hello_std(engine: Engine) {
     let guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
+    let page = String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).into_owned();
+    assert!(page.contains("Hello"), "{page}");
+}
+
+fn hello_std_compressed(engine: Engine) {
+    let (plain, image) = (example("hello-std"), compressed(&repo_root().join("examples/hello-std")));
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(bytes(&image) * 3 < bytes(&plain) * 2, "{} of {} bytes", bytes(&image), bytes(&plain));
+    let guest = Guest::builder(&image, engine).port(8080).start_http("/");
     let page = String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).into_owned();
     assert!(page.contains("Hello"), "{page}");
 }

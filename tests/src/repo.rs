@@ -58,14 +58,23 @@ pub fn test_guest(name: &str) -> PathBuf {
 
 /// The image of the crate in `dir`, built at the first call; later calls wait for the first and share its result.
 pub fn image(dir: &Path) -> PathBuf {
-    once_per(dir, || {
-        let images = target_dir().join("images");
+    image_as(dir, "", &[])
+}
+
+/// The same, compressed.
+pub fn compressed(dir: &Path) -> PathBuf {
+    image_as(dir, "-compressed", &["--compress"])
+}
+
+fn image_as(dir: &Path, suffix: &str, options: &[&str]) -> PathBuf {
+    let images = target_dir().join("images");
+    let name = dir.file_name().expect("a crate's directory has a name").to_string_lossy() + suffix;
+    once_per(&images.join(&*name), || {
         std::fs::create_dir_all(&images).expect("target directory is writable");
-        let name = dir.file_name().expect("a crate's directory has a name").to_string_lossy();
         // Several test processes may build at the same time: each writes its own file and renames it into place.
         let scratch = images.join(format!("{name}.{}.img", std::process::id()));
         let finished = images.join(format!("{name}.img"));
-        run(donjon_command().arg("build").arg(dir).arg("-o").arg(&scratch))?;
+        run(donjon_command().arg("build").arg(dir).args(options).arg("-o").arg(&scratch))?;
         for suffix in ["", ".debug"] {
             let [from, to] = [&scratch, &finished].map(|p| format!("{}{suffix}", p.display()));
             std::fs::rename(&from, &to).map_err(|e| format!("{from}: {e}"))?;

@@ -13,6 +13,8 @@ pub enum LoadError {
     Relocation(u64),
     /// A page of the file is in a writable segment and in something else that is mapped.
     Shared,
+    /// What is compressed cannot be unpacked.
+    Packed,
     /// Memory ran out.
     NoMemory,
 }
@@ -28,12 +30,34 @@ pub const fn physical(offset: u64) -> PhysAddr {
     PhysAddr(PAYLOAD_PADDR + offset.saturating_sub(HEADER_OFFSET))
 }
 
-/// One past the last byte of the payload: all that the header refers to, the shim excepted.
+/// One past the last byte of the payload: all that the header refers to, the shim excepted, and what is unpacked behind it.
 pub fn payload_end(header: &ImageHeader) -> u64 {
-    let end = |e: Extent| if e.len == 0 { HEADER_OFFSET + PAGE } else { e.offset + e.len };
-    let rest = [header.relr, header.manifest, header.bundle];
-    let last = header.segments().map(|(s, _)| s.file).chain(rest).map(end).max().unwrap_or(0);
-    physical(last).0
+    end(extents(header).chain([header.packed, header.unpacked]))
+}
+
+/// One past the last byte of what the hypervisor loads of it.
+pub fn loaded_end(header: &ImageHeader) -> u64 {
+    end(extents(header).chain([header.packed]).filter(|e| e.offset < header.file_len))
+}
+
+fn end(extents: impl Iterator<Item = Extent>) -> u64 {
+    physical(extents.filter(|e| e.len > 0).map(|e| e.offset + e.len).fold(HEADER_OFFSET + PAGE, u64::max)).0
+}
+
+/// What the header refers to, but for the shim and the compressed part.
+fn extents(header: &ImageHeader) -> impl Iterator<Item = Extent> + '_ {
+    header.segments().map(|(s, _)| s.file).chain([header.relr, header.manifest, header.bundle])
+}
+
+/// The pages that have nothing but compressed bytes: free once these are unpacked.
+pub fn spare(header: &ImageHeader) -> Span {
+    let e = header.packed;
+    let (start, end) = (e.offset.next_multiple_of(PAGE), (e.offset + e.len) & !(PAGE - 1));
+    let free = |o: Extent| o.len == 0 || o.offset >= end || o.offset + o.len <= start;
+    if e.len == 0 || start >= end || !extents(header).all(free) {
+        return Span::default();
+    }
+    Span { start: physical(start).0, end: physical(end).0 }
 }
 
 /// Maps the image at `base` and relocates it. What a segment has beyond its file pages is zero at first touch.
@@ -64,14 +88,16 @@ pub fn zeroed_len(header: &ImageHeader) -> u64 {
     header.segments().map(zeroed).sum()
 }
 
-/// Makes all of the payload that the guest may not write read-only for the shim, too.
+/// Makes all of the payload that the guest may not write read-only for the shim, too, but for what is [`spare`].
 pub fn seal<M: Phys>(space: &mut Space<M>, header: &ImageHeader) -> Result<(), LoadError> {
     let end = payload_end(header).next_multiple_of(PAGE);
+    let spare = spare(header);
     let writable = |at: u64| {
-        header.segments().any(|(s, p)| {
-            let start = physical(s.file.offset).0;
-            p == SegmentProt::ReadWrite && at >= start && at < start + file_pages(&s)
-        })
+        (spare.start..spare.end).contains(&at)
+            || header.segments().any(|(s, p)| {
+                let start = physical(s.file.offset).0;
+                p == SegmentProt::ReadWrite && at >= start && at < start + file_pages(&s)
+            })
     };
     for page in (PAYLOAD_PADDR..end).step_by(PAGE as usize).filter(|at| !writable(*at)) {
         space.seal_shim(PhysAddr(page), PAGE)?;
@@ -242,7 +268,41 @@ mod tests {
             bundle: Extent::default(),
             shim: Extent::default(),
             segments,
+            packed: Extent::default(),
+            unpacked: Extent::default(),
         }
+    }
+
+    /// The same, compressed.
+    fn packed() -> ImageHeader {
+        let mut h = header();
+        h.packed = Extent { offset: 0x2f00, len: 0x2000 };
+        h.unpacked = Extent { offset: 0x6000, len: 0x2800 };
+        h.relr.offset = 0x2008;
+        h.segments.iter_mut().for_each(|s| s.file.offset += 0x3000);
+        h
+    }
+
+    #[test]
+    fn only_whole_pages_of_compressed_bytes_are_spare() {
+        let pages = |h| spare(&h).end - spare(&h).start;
+        assert_eq!(pages(header()), 0);
+        let at = physical(0x3000).0;
+        assert_eq!(spare(&packed()), Span { start: at, end: at + 0x1000 });
+        for f in [
+            (|h| h.bundle = Extent { offset: 0x3fff, len: 1 }) as fn(&mut ImageHeader),
+            |h| h.manifest = Extent { offset: 0x2fff, len: 2 },
+            |h| h.relr = Extent { offset: 0x3800, len: 8 },
+            |h| h.segments[2].file = Extent { offset: 0x3000, len: 0x10 },
+            |h| h.packed.len = 0x1100 - 1,
+        ] {
+            let mut h = packed();
+            f(&mut h);
+            assert_eq!(pages(h), 0);
+        }
+        assert_eq!(payload_end(&packed()), PAYLOAD_PADDR + 0x7800);
+        assert_eq!(loaded_end(&packed()), PAYLOAD_PADDR + 0x3f00);
+        assert_eq!(loaded_end(&header()), payload_end(&header()));
     }
 
     fn machine(words: [u64; 3]) -> Space<Fake> {

@@ -93,6 +93,10 @@ pub struct BuildArgs {
     /// Compile for speed rather than for size, whatever Donjon.toml says.
     #[arg(long)]
     pub speed: bool,
+    /// Compress the program in the image, or with --compress=false do not, whatever Donjon.toml says: half the size as a file, unpacked into memory at every start
+    /// [default: with --web only].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub compress: Option<bool>,
     /// Print what was made as JSON.
     #[arg(long)]
     pub json: bool,
@@ -250,6 +254,9 @@ pub struct ServeArgs {
     pub site: SiteArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Compress the server in the image, or with --compress=false do not [default: true].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub compress: Option<bool>,
     /// Say what is being done.
     #[arg(long, short)]
     pub verbose: bool,

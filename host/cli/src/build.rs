@@ -25,6 +25,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
     let options = Options {
         bin: args.bin.clone(),
         optimize: args.speed.then_some(Optimize::Speed),
+        compress: args.compress,
         cargo: args.compile.cargo(),
         plain: !ui::colour(),
         allow_undefined: args.allow_undefined,
@@ -47,7 +48,8 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
 fn web(args: &BuildArgs) -> Result<u8, Failure> {
     // Beside the image, where there must be place for the same content anyway.
     let beside = args.output.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty());
-    let site = Site::load(args.dir.as_deref(), &args.site, None, beside.unwrap_or(Path::new(".")))?;
+    let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside.unwrap_or(Path::new(".")))?;
+    site.compress = args.compress.unwrap_or(site.compress);
     let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
     if args.json {
         println!("{}", made.json(&site));

@@ -71,6 +71,7 @@ fn describe(image: &Head, files: &[(String, u64)]) -> Value {
         "parts": m.parts.iter().map(|(name, there)| (name.clone(), json!(there))).collect::<serde_json::Map<_, _>>(),
         "segments": segments,
         "relocations": relr_offsets(words).count(),
+        "compressed": if h.packed.len > 0 { json!({"file_bytes": h.packed.len, "bytes": h.unpacked.len}) } else { Value::Null },
         "sections": {"bundle": h.bundle.len, "shim": h.shim.len, "manifest": h.manifest.len},
         "bootable": h.shim.len > 0,
         "files": files,
@@ -89,6 +90,10 @@ fn human(about: &Value) -> String {
     let mut line = |name: &str, value: String| out += &format!("{name:<14}{value}\n");
     line("name", text("name"));
     line("size", format!("{} bytes", number(&about["bytes"])));
+    let (packed, plain) = (&about["compressed"]["file_bytes"], &about["compressed"]["bytes"]);
+    if !packed.is_null() {
+        line("compressed", format!("the segments, {} bytes of the file; {} unpacked", number(packed), number(plain)));
+    }
     line("blake3", text("blake3"));
     line("made by", format!("{}, gate version {}", text("made_by"), about["gate_version"]));
     line("memory", format!("{} bytes", number(&about["memory"])));

@@ -11,7 +11,8 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let cache = cache();
     // One place for each site, so that the next start finds what has not changed.
     let place = cache.clone().unwrap_or_else(env::temp_dir);
-    let site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref(), &place)?;
+    let mut site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref(), &place)?;
+    site.compress = args.compress.unwrap_or(site.compress);
     let image = place.join(format!("{}-{}.img", site.name, site.key()));
     let made = site.write(&image)?;
     let publish = publish(args, &site);

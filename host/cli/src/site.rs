@@ -24,6 +24,8 @@ use crate::{
 pub struct Site {
     pub name: String,
     pub prepared: Prepared,
+    /// Whether its image is compressed.
+    pub compress: bool,
     base: PathBuf,
     config: Config,
 }
@@ -62,7 +64,8 @@ impl Site {
             let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
             own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())
         });
-        Ok(Site { name, prepared, base, config })
+        let compress = config.compress.unwrap_or(true);
+        Ok(Site { name, prepared, compress, base, config })
     }
 
     /// Tells sites apart.
@@ -138,8 +141,9 @@ impl Site {
         let files = bundle_sources(self.prepared.files.iter().cloned())
             .map_err(|e| Failure::from(donjon_image::project::BuildError::from(e)))?;
         let manifest = self.manifest()?;
-        let image = pack(Parts { program: &program, manifest: &manifest, bundle: &files, shim: SHIM })
-            .map_err(|e| Failure::new(code::DATA, e, None))?;
+        let image =
+            pack(Parts { program: &program, manifest: &manifest, bundle: &files, shim: SHIM, compress: self.compress })
+                .map_err(|e| Failure::new(code::DATA, e, None))?;
         let failed = |e| match e {
             BundleError::Write(e) => cannot_write(out, &e),
             e => donjon_image::project::BuildError::from(e).into(),

@@ -46,6 +46,8 @@ pub struct Config {
     pub optimize: Optimize,
     /// Which of the package's programs.
     pub bin: Option<String>,
+    /// Whether the image is compressed.
+    pub compress: Option<bool>,
 }
 
 /// One item of `files`.
@@ -101,8 +103,9 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 13] = [
-    "name", "memory", "listen", "egress", "limit", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin", "web",
+pub const KEYS: [&str; 14] = [
+    "name", "memory", "listen", "egress", "limit", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin",
+    "compress", "web",
 ];
 
 #[derive(Deserialize)]
@@ -128,6 +131,7 @@ struct Raw {
     #[serde(default)]
     optimize: Optimize,
     bin: Option<String>,
+    compress: Option<bool>,
     /// The options of the stock web server, which donjon-site reads.
     #[serde(rename = "web")]
     _web: Option<serde::de::IgnoredAny>,
@@ -248,6 +252,7 @@ impl Config {
             secrets,
             optimize: raw.optimize,
             bin: raw.bin,
+            compress: raw.compress,
         })
     }
 
@@ -395,6 +400,7 @@ mod tests {
             secrets = ["tls-key", "db"]
             optimize = "speed"
             bin = "server"
+            compress = true
             [env]
             RUST_LOG = "info"
             [limit]
@@ -406,7 +412,7 @@ mod tests {
         assert_eq!(c.memory, Some(32 << 20));
         assert_eq!(c.listen[1].to_string(), "53/udp");
         assert_eq!(c.files[1].to.as_deref(), Some("/etc"));
-        assert_eq!((c.tmpfs, c.optimize), (Some(1 << 20), Optimize::Speed));
+        assert_eq!((c.tmpfs, c.optimize, c.compress), (Some(1 << 20), Optimize::Speed, Some(true)));
         assert_eq!(c.secrets, ["db", "tls-key"]);
         assert_eq!(c.limit, Limit { connections: 20, send: 10 << 20 });
         let m = c.manifest("x");

@@ -10,7 +10,7 @@ use donjon_abi::{
 };
 
 use crate::{
-    image::{OpenError, check_hash, parse_header},
+    image::{OpenError, check_hash, parse_header, unpack},
     manifest::Manifest,
 };
 
@@ -31,6 +31,8 @@ pub struct Head {
     pub manifest_bytes: Vec<u8>,
     /// The relocations (RELR words).
     pub relr: Vec<u8>,
+    /// What was compressed: what lies from `header.unpacked.offset` on. Empty if nothing was.
+    pub content: Vec<u8>,
 }
 
 impl Head {
@@ -70,9 +72,17 @@ impl Head {
             let mut bytes = vec![0; e.len as usize];
             file.read_exact_at(&mut bytes, e.offset).map(|()| bytes).map_err(io)
         };
-        let (manifest_bytes, relr) = (extent(header.manifest)?, extent(header.relr)?);
+        let content = unpack(&header, &extent(header.packed)?, path)?;
+        let manifest_bytes = extent(header.manifest)?;
+        let relr = match header.relr.offset.checked_sub(header.unpacked.offset) {
+            Some(at) if !content.is_empty() => {
+                let all = content.get(at as usize..).unwrap_or_default();
+                all.get(..header.relr.len as usize).unwrap_or_default().to_vec()
+            }
+            _ => extent(header.relr)?,
+        };
         let manifest = Manifest::parse(&manifest_bytes).map_err(|e| OpenError::Manifest(path.into(), e))?;
-        Ok(Head { header, manifest, manifest_bytes, relr })
+        Ok(Head { header, manifest, manifest_bytes, relr, content })
     }
 }
 

@@ -16,6 +16,8 @@ use crate::manifest::{Manifest, ManifestError};
 #[derive(Debug)]
 pub struct Image {
     bytes: Vec<u8>,
+    /// What was compressed in it.
+    content: Vec<u8>,
     header: ImageHeader,
     manifest: Manifest,
 }
@@ -88,10 +90,11 @@ impl Image {
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Image, OpenError> {
         let header = parse_header(&bytes, bytes.len() as u64, path)?;
         check_hash(&header, hash(&bytes), path)?;
+        let content = unpack(&header, extent(&bytes, header.packed).unwrap_or_default(), path)?;
         let manifest = Manifest::parse(extent(&bytes, header.manifest).unwrap_or_default())
             .map_err(|e| OpenError::Manifest(path.into(), e))?;
         extent(&bytes, header.bundle).and_then(Bundle::parse).ok_or_else(|| OpenError::Bundle(path.into()))?;
-        Ok(Image { bytes, header, manifest })
+        Ok(Image { bytes, content, header, manifest })
     }
 
     /// The whole file.
@@ -114,10 +117,13 @@ impl Image {
         extent(&self.bytes, self.header.bundle).and_then(Bundle::parse).unwrap_or(Bundle::EMPTY)
     }
 
-    /// The bytes of an extent of this image; empty if it lies outside of the file, which `open` has excluded for all
-    /// extents of the header.
+    /// The bytes of an extent of this image, unpacked; empty if it lies outside, which `open` has excluded for all extents of the header.
     pub fn extent(&self, e: Extent) -> &[u8] {
-        extent(&self.bytes, e).unwrap_or_default()
+        match e.offset.checked_sub(self.header.unpacked.offset) {
+            Some(offset) if !self.content.is_empty() => extent(&self.content, Extent { offset, ..e }),
+            _ => extent(&self.bytes, e),
+        }
+        .unwrap_or_default()
     }
 }
 
@@ -147,6 +153,15 @@ pub(crate) fn check_hash(header: &ImageHeader, got: blake3::Hash, path: &Path) -
         expected: blake3::Hash::from_bytes(header.hash).to_string(),
         got: got.to_string(),
     })
+}
+
+/// What is compressed in an image whose header and hash have been checked, from the bytes of its `packed`.
+pub(crate) fn unpack(header: &ImageHeader, block: &[u8], path: &Path) -> Result<Vec<u8>, OpenError> {
+    let mut content = vec![0; header.unpacked.len as usize];
+    if !content.is_empty() && !header.unpack(block, &mut content) {
+        return Err(OpenError::Field(path.into(), "compressed part"));
+    }
+    Ok(content)
 }
 
 /// BLAKE3 of an image, its own hash field taken as zeros. `bytes` is longer than a header.

@@ -13,10 +13,10 @@ use std::{
 };
 
 use donjon_abi::{
-    PAGE,
+    PAGE, bcj,
     image::{
         Extent, HEADER_OFFSET, ImageHeader, MAGIC, PAYLOAD_PADDR, SEGMENTS_MAX, SHIM_PADDR, Segment, SegmentProt,
-        relr_offsets,
+        UNPACKED_MAX, relr_offsets,
     },
 };
 use object::{
@@ -92,6 +92,8 @@ pub struct Parts<'a> {
     pub bundle: &'a Layout,
     /// The linked ring-0 shim (an ELF file), or nothing: then no hypervisor can boot the image.
     pub shim: &'a [u8],
+    /// Whether the program's segments are compressed, if that makes the image smaller (ADR 0011).
+    pub compress: bool,
 }
 
 /// An image that is complete but for its content, which is read when it is written.
@@ -212,17 +214,19 @@ pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
         relr = append(&mut out, &words, 8);
     }
 
-    let mut segments = [Segment::default(); SEGMENTS_MAX];
-    for (slot, s) in segments.iter_mut().zip(&program.segments) {
-        let file = append(&mut out, &s.bytes, PAGE as usize);
-        if let Some((at, len)) = program.relr
-            && (s.mem_offset..s.mem_offset + s.bytes.len() as u64).contains(&at)
-        {
-            relr = Extent { offset: file.offset + (at - s.mem_offset), len };
-        }
-        *slot = Segment { file, mem_offset: s.mem_offset, mem_len: s.mem_len, prot: s.prot as u32, _pad: 0 };
+    let compressed = if parts.compress { program.compressed() } else { None };
+    let mut packed = Extent::default();
+    if let Some((block, _)) = &compressed {
+        packed = append(&mut out, block, 8);
+    } else {
+        pad(&mut out, PAGE as usize);
+        out.extend(program.content());
     }
-    pad(&mut out, PAGE as usize);
+    let content_end = out.len() as u64;
+    // Whole pages of a segment are mapped, and of the bundle.
+    if compressed.is_none() || !parts.bundle.is_empty() {
+        pad(&mut out, PAGE as usize);
+    }
     let mut bundle = Extent::default();
     if !parts.bundle.is_empty() {
         bundle = Extent { offset: out.len() as u64, len: parts.bundle.len() };
@@ -234,9 +238,28 @@ pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
     }
     let mut back = vec![0; (payload_end - bundle_end) as usize];
     back.extend(&shim.bytes);
+    let file_len = bundle_end + back.len() as u64;
     let mut shim_at = Extent::default();
     if !shim.bytes.is_empty() {
         shim_at = Extent { offset: payload_end, len: shim.bytes.len() as u64 };
+    }
+
+    let (unpacked, content_at, memory_end) = match compressed {
+        None => (Extent::default(), content_end - program.content_len(), payload_end),
+        Some((_, len)) => {
+            let offset = file_len.next_multiple_of(PAGE);
+            (Extent { offset, len }, offset, offset + len)
+        }
+    };
+    let mut segments = [Segment::default(); SEGMENTS_MAX];
+    for ((slot, s), at) in segments.iter_mut().zip(&program.segments).zip(program.places()) {
+        let file = Extent { offset: content_at + at, len: s.bytes.len() as u64 };
+        if let Some((at, len)) = program.relr
+            && (s.mem_offset..s.mem_offset + s.bytes.len() as u64).contains(&at)
+        {
+            relr = Extent { offset: file.offset + (at - s.mem_offset), len };
+        }
+        *slot = Segment { file, mem_offset: s.mem_offset, mem_len: s.mem_len, prot: s.prot as u32, _pad: 0 };
     }
 
     let end = program.segments.last().map_or(0, |s| s.mem_offset + s.mem_len);
@@ -244,7 +267,7 @@ pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
         magic: MAGIC,
         version: donjon_abi::VERSION,
         segment_count: program.segments.len() as u32,
-        file_len: bundle_end + back.len() as u64,
+        file_len,
         hash: [0; 32],
         span: end.next_multiple_of(PAGE),
         entry: program.entry,
@@ -255,8 +278,10 @@ pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
         bundle,
         shim: shim_at,
         segments,
+        packed,
+        unpacked,
     };
-    let elf = crate::shim::elf_head(&shim, shim_at, payload_end);
+    let elf = crate::shim::elf_head(&shim, shim_at, HEADER_OFFSET..payload_end, memory_end);
     out[..elf.len()].copy_from_slice(&elf);
     let at = HEADER_OFFSET as usize;
     out[at..at + ImageHeader::LEN].copy_from_slice(&header.to_bytes());
@@ -318,6 +343,44 @@ impl Program {
             s.bytes.truncate(used.max(relocated));
         }
         Ok(program)
+    }
+
+    /// Where each segment begins in [`Self::content`]: at a page.
+    fn places(&self) -> impl Iterator<Item = u64> + '_ {
+        self.segments.iter().scan(0, |end: &mut u64, s| {
+            let at = end.next_multiple_of(PAGE);
+            *end = at + s.bytes.len() as u64;
+            Some(at)
+        })
+    }
+
+    /// Bytes of [`Self::content`].
+    fn content_len(&self) -> u64 {
+        self.places().zip(&self.segments).last().map_or(0, |(at, s)| at + s.bytes.len() as u64)
+    }
+
+    /// The segments, one after the other.
+    fn content(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.content_len() as usize);
+        for s in &self.segments {
+            append(&mut out, &s.bytes, PAGE as usize);
+        }
+        out
+    }
+
+    /// The same as one LZ4 block, and its length before; nothing if that would not be smaller, or too much to unpack.
+    fn compressed(&self) -> Option<(Vec<u8>, u64)> {
+        let mut content = self.content();
+        if content.len() as u64 > UNPACKED_MAX {
+            return None;
+        }
+        for (at, s) in self.places().zip(&self.segments).filter(|(_, s)| s.prot == SegmentProt::ReadExecute) {
+            bcj::encode(&mut content[at as usize..][..s.bytes.len()]);
+        }
+        // The best that it can do.
+        let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(12);
+        let block = lz4::block::compress(&content, Some(mode), false).ok()?;
+        (block.len() < content.len()).then_some((block, content.len() as u64))
     }
 
     /// Puts the table of [`crate::unwind`] in the place of the linker's.

@@ -114,6 +114,8 @@ pub struct Options {
     pub bin: Option<String>,
     /// Overrides `Donjon.toml`.
     pub optimize: Option<Optimize>,
+    /// Overrides `Donjon.toml`.
+    pub compress: Option<bool>,
     /// More arguments for cargo.
     pub cargo: Vec<String>,
     /// Do not draw, do not colour.
@@ -236,7 +238,7 @@ impl Project {
         let program = self.program(options)?;
         let name = self.config.name.clone().unwrap_or_else(|| program.name.clone());
         let default = self.target_dir.join(format!("{name}.img"));
-        self.write(&program, &bundle, out.unwrap_or(&default))
+        self.write(&program, &bundle, options.compress, out.unwrap_or(&default))
     }
 
     /// Builds the package's program, linked with the guest object but not packed.
@@ -259,17 +261,24 @@ impl Project {
 
     /// Makes the image of a program that cargo has made.
     pub fn pack(&self, program: &Program, out: &Path) -> Result<Built, BuildError> {
-        self.write(program, &bundle(&self.dir, &self.config.files)?, out)
+        self.write(program, &bundle(&self.dir, &self.config.files)?, None, out)
     }
 
-    fn write(&self, program: &Program, bundle: &Layout, out: &Path) -> Result<Built, BuildError> {
+    fn write(
+        &self,
+        program: &Program,
+        bundle: &Layout,
+        compress: Option<bool>,
+        out: &Path,
+    ) -> Result<Built, BuildError> {
+        let compress = compress.or(self.config.compress).unwrap_or(false);
         let io = |path: &Path| {
             let path = path.to_owned();
             move |e| BuildError::Io(path, e)
         };
         let elf = fs::read(&program.path).map_err(io(&program.path))?;
         let manifest = self.config.manifest(&program.name);
-        let image = pack(Parts { program: &elf, manifest: &manifest, bundle, shim: SHIM })?;
+        let image = pack(Parts { program: &elf, manifest: &manifest, bundle, shim: SHIM, compress })?;
         if let Some(dir) = out.parent() {
             fs::create_dir_all(dir).map_err(io(dir))?;
         }

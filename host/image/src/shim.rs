@@ -1,5 +1,7 @@
 //! The ring-0 shim as part of an image, and the ELF head by which hypervisors load both.
 
+use std::ops::Range;
+
 use donjon_abi::image::{Extent, HEADER_OFFSET, PAYLOAD_PADDR, SHIM_PADDR};
 use object::{
     Endianness, elf,
@@ -68,8 +70,8 @@ impl Shim {
 }
 
 /// The first bytes of an image: ELF header, program headers, PVH note. Shorter than [`HEADER_OFFSET`].
-pub(crate) fn elf_head(shim: &Shim, shim_at: Extent, payload_end: u64) -> Vec<u8> {
-    let payload = HEADER_OFFSET..payload_end;
+/// The payload is `payload` of the file, and takes memory up to offset `memory_end`.
+pub(crate) fn elf_head(shim: &Shim, shim_at: Extent, payload: Range<u64>, memory_end: u64) -> Vec<u8> {
     let note_at = EHDR_LEN + 3 * PHDR_LEN;
     let mut note = Vec::new();
     for word in [4, 4, PVH_NOTE, u32::from_le_bytes(*b"Xen\0"), shim.pvh] {
@@ -80,7 +82,15 @@ pub(crate) fn elf_head(shim: &Shim, shim_at: Extent, payload_end: u64) -> Vec<u8
     let phdrs = [
         (elf::PT_NOTE, elf::PF_R, note_at, 0, note.len() as u64, note.len() as u64, 4),
         (elf::PT_LOAD, elf::PF_R | elf::PF_W | elf::PF_X, shim_at.offset, SHIM_PADDR, shim_at.len, shim.mem_len, 16),
-        (elf::PT_LOAD, elf::PF_R | elf::PF_W, payload.start, PAYLOAD_PADDR, payload_len, payload_len, 4096),
+        (
+            elf::PT_LOAD,
+            elf::PF_R | elf::PF_W,
+            payload.start,
+            PAYLOAD_PADDR,
+            payload_len,
+            memory_end - payload.start,
+            4096,
+        ),
     ];
 
     let mut out = Vec::new();

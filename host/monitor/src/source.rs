@@ -1,10 +1,13 @@
 //! The image file, opened and checked, without keeping its bytes in memory.
 
 use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
 use donjon_image::{Head, Manifest, OpenError};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -15,6 +18,8 @@ pub(crate) struct Source {
     pub manifest: Manifest,
     /// The manifest as it is in the file, for the guest.
     pub manifest_bytes: Vec<u8>,
+    /// What is unpacked of a compressed image, from `header.unpacked.offset` on: memory that has a descriptor.
+    pub content: Option<OwnedFd>,
     /// Offsets from the image base of the words to relocate. Each word lies within one writable segment.
     pub relocations: Vec<u32>,
 }
@@ -28,10 +33,11 @@ impl Source {
             _ => OpenError::Io(path.into(), e),
         };
         let file = File::open(path).map_err(io)?;
-        let Head { header, manifest, manifest_bytes, relr } = Head::read(&file, path)?;
+        let Head { header, manifest, manifest_bytes, relr, content } = Head::read(&file, path)?;
         let relocations = relocations(&header, &relr)
             .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?;
-        Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, relocations })
+        let content = if content.is_empty() { None } else { Some(memory_file(&content).map_err(io)?) };
+        Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, content, relocations })
     }
 
     /// Bytes that the image's own writable memory takes at most.
@@ -43,10 +49,23 @@ impl Source {
             .sum()
     }
 
+    /// Bytes of memory that the image takes because it is compressed; otherwise its file backs them.
+    pub fn unpacked_len(&self) -> u64 {
+        Self::pages(self.header.unpacked)
+    }
+
     /// Length of the extent in whole pages.
     pub fn pages(e: Extent) -> u64 {
         e.len.next_multiple_of(donjon_abi::PAGE)
     }
+}
+
+/// A file of memory with these bytes, which nobody can change any more.
+fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file.into())
 }
 
 /// Decodes the relocations, or `None` if one lies outside of what the file has of the writable segments, or not behind the one before: so their number is bounded by the file's length.
@@ -102,6 +121,8 @@ mod tests {
             bundle: Extent::default(),
             shim: Extent::default(),
             segments,
+            packed: Extent::default(),
+            unpacked: Extent::default(),
         }
     }
 

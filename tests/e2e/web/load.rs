@@ -23,8 +23,10 @@ crate::under_engines! {
 const MEMORY_MAX: u64 = 12_000_000;
 /// The same at any moment: what the project promises.
 const PROMISE: u64 = 25_000_000;
-/// Bytes of the image of a site of one page, without TLS.
+/// Bytes of the image of a site of one page, with everything but TLS.
 const PLAIN_MAX: u64 = 1_000_000;
+/// The same with TLS: an aim.
+const TLS_MAX: u64 = 1_500_000;
 
 /// Runs `h2load` and checks that every request was answered with 2xx.
 #[track_caller]
@@ -195,6 +197,12 @@ fn size() {
     let c = super::certificate("one.test");
     let tls = size("size-tls", &["--tls".into(), c.cert.display().to_string(), c.key.display().to_string()]);
     println!("the same with TLS: {tls} bytes");
+    assert!(tls < TLS_MAX, "{tls} bytes");
+    std::fs::write(dir.join("../password"), "correct horse\n").unwrap();
+    let password = format!("/private/*=alice:{}", dir.join("../password").display());
+    let most = size("size-most", &["--auth".into(), password, "--proxy".into(), "/api=10.0.2.2:8080".into()]);
+    println!("all but TLS: {most} bytes");
+    assert!(most < PLAIN_MAX, "{most} bytes");
     assert!(plain < tls, "TLS is in it only when it is asked for");
 }
 

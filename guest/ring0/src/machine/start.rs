@@ -16,7 +16,7 @@ use crate::cmdline::{self, Words};
 use crate::firmware::{self, Machine, Power, Protocol};
 use crate::frames::{Frames, Span};
 use crate::fwcfg::{self, FwCfg, RESERVED};
-use crate::image::{self, LoadError, Places, map_range, payload_end, physical};
+use crate::image::{self, LoadError, Places, loaded_end, map_range, payload_end, physical};
 use crate::nic::Nic;
 use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
@@ -124,6 +124,7 @@ extern "C" fn shim_start(protocol: u64, info: u64) -> ! {
             say!("bad image: relocation of ", Hex(offset));
             exit::BAD_IMAGE
         }
+        Stop::Image(LoadError::Packed) => told("bad image: it cannot be unpacked", exit::BAD_IMAGE),
         Stop::Image(_) => told("bad image: a writable page is used twice", exit::BAD_IMAGE),
         Stop::Manifest => told("bad image: manifest", exit::BAD_IMAGE),
         Stop::Quote => told("command line: a quote is not closed", exit::USAGE),
@@ -179,7 +180,8 @@ fn boot(
         return Err(Stop::Beyond);
     }
     // The last page of the payload may be mapped whole.
-    mem.zero(PhysAddr(end), (end.next_multiple_of(PAGE) - end) as usize);
+    let loaded = loaded_end(&header);
+    mem.zero(PhysAddr(loaded), (loaded.next_multiple_of(PAGE) - loaded) as usize);
     // SAFETY: the manifest lies in the payload, which nobody writes to before ring 3 starts.
     let manifest = unsafe { mem.bytes(physical(header.manifest.offset), header.manifest.len as usize) };
     let manifest = if header.manifest.len == 0 { &[] } else { manifest };
@@ -244,6 +246,7 @@ fn boot(
     let mut places = Places::new();
     let mut place = |len| places.pick(len, &mut random).ok_or(Stop::NoEntropy);
 
+    unpack(&mut space, &header)?;
     page.image = Range { base: place(header.span)?, len: header.span };
     image::load(&mut space, &header, page.image.base)?;
     page.bundle = map_extent(&mut space, header.bundle, &mut place)?;
@@ -357,6 +360,28 @@ fn read_header(mem: &Direct) -> Result<ImageHeader, Stop> {
     // The shim does not see the file; that it was loaded whole is the hypervisor's business.
     let file_len = mem.read_u64(PhysAddr(PAYLOAD_PADDR).add(core::mem::offset_of!(ImageHeader, file_len) as u64));
     ImageHeader::parse(&bytes, file_len).map_err(Stop::Header)
+}
+
+/// Unpacks what is compressed; the memory that only that lay in is free then.
+fn unpack(space: &mut Space<Direct>, header: &ImageHeader) -> Result<(), Stop> {
+    let (packed, unpacked) = (header.packed, header.unpacked);
+    if packed.len == 0 {
+        return Ok(());
+    }
+    // SAFETY: (1) `unpacked` lies behind the file, so behind `packed`; (2) all up to its end was found to be memory, and is not the frame allocator's;
+    // (3) nothing else refers to it yet.
+    let (block, content) = unsafe {
+        let block = space.mem.bytes(physical(packed.offset), packed.len as usize);
+        (block, space.mem.bytes_mut(physical(unpacked.offset), unpacked.len as usize))
+    };
+    if !header.unpack(block, content) {
+        return Err(Stop::Image(LoadError::Packed));
+    }
+    let end = unpacked.offset + unpacked.len;
+    space.mem.zero(physical(end), (end.next_multiple_of(PAGE) - end) as usize);
+    let spare = image::spare(header);
+    space.frames.add(spare.start, spare.end, &[]);
+    Ok(())
 }
 
 fn command_line(space: &mut Space<Direct>, at: PhysAddr) -> Result<&'static mut [u8], Stop> {

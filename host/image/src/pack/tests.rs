@@ -120,9 +120,12 @@ fn manifest() -> Manifest {
 }
 
 fn packed(program: &[u8]) -> Result<Image, PackError> {
+    packed_as(program, &Layout::default(), false)
+}
+
+fn packed_as(program: &[u8], bundle: &Layout, compress: bool) -> Result<Image, PackError> {
     let manifest = manifest();
-    let bundle = Layout::default();
-    let image = pack(Parts { program, manifest: &manifest, bundle: &bundle, shim: &[] })?;
+    let image = pack(Parts { program, manifest: &manifest, bundle, shim: &[], compress })?;
     let bytes = image.to_bytes().unwrap();
     assert_eq!(bytes.len() as u64, image.len());
     Ok(Image::from_bytes(bytes, Path::new("t")).unwrap())
@@ -135,7 +138,8 @@ fn an_image_is_read_from_its_file() {
     let bundle = bundle_sources(files.map(|(name, bytes)| (name.into(), Source::Bytes(bytes)))).unwrap();
     let manifest = manifest();
     let program = program(&[], &relr(&[0x2000, 0b1011])).make();
-    let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
+    let image =
+        pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[], compress: false }).unwrap();
     let path = std::env::temp_dir().join(format!("donjon-head-{}", std::process::id()));
     let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     image.write_to(&mut file).unwrap();
@@ -164,7 +168,8 @@ fn any_difference_is_found() {
     let bundle = bundle_sources([("/a".to_owned(), Source::Bytes(vec![7; 9000]))]).unwrap();
     let manifest = manifest();
     let program = program(&[], &relr(&[0x2000, 0b1011])).make();
-    let image = pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[] }).unwrap();
+    let image =
+        pack(Parts { program: &program, manifest: &manifest, bundle: &bundle, shim: &[], compress: false }).unwrap();
     let path = std::env::temp_dir().join(format!("donjon-same-{}", std::process::id()));
     let bytes = image.to_bytes().unwrap();
     let is_in = |bytes: &[u8]| {
@@ -205,6 +210,62 @@ fn a_program_becomes_an_image() {
         assert!(s.file.offset.is_multiple_of(PAGE));
     }
     assert_eq!(image.bytes(), packed(&program(&[], &words).make()).unwrap().bytes());
+}
+
+/// Whatever is compressed says the same when it is unpacked, to the command and to the monitor, and the file is smaller.
+#[test]
+fn a_compressed_image_is_the_same_image() {
+    let code: Vec<u8> =
+        (0..9000u32).flat_map(|i| [&[0xe8][..], &(i * 5).wrapping_neg().to_le_bytes()].concat()).collect();
+    let (table, words) = (rela(0x20018, 8, 0x1234), relr(&[0x20000, 0b1011]));
+    for (table, words) in [(&[][..], &words[..]), (&table, &relr(&[0x20000, 0b101]))] {
+        let mut maker = program(table, words);
+        maker.loads[1] = (RX, 0x1000, &code, 0);
+        for (i, at) in [(2, 0x20000), (3, 0x21000)] {
+            maker.loads[i].1 = at;
+        }
+        maker.relro.0 = 0x20000;
+        maker.dynamic.iter_mut().filter(|d| d.1 >= 0x3000).for_each(|d| d.1 += 0x1e000);
+        let program = maker.make();
+        let files = || bundle_sources([("/a".to_owned(), Source::Bytes(vec![7; 9000]))]).unwrap();
+        for bundle in [Layout::default(), files()] {
+            let plain = packed_as(&program, &bundle, false).unwrap();
+            let image = packed_as(&program, &bundle, true).unwrap();
+            assert!(image.bytes().len() + 30_000 < plain.bytes().len());
+            assert_eq!(plain.header().packed, Extent::default());
+            let parts = |image: &Image| {
+                let h = image.header();
+                let all = h.segments().map(|(s, p)| (s.mem_offset, s.mem_len, p, image.extent(s.file).to_vec()));
+                (all.collect::<Vec<_>>(), image.extent(h.relr).to_vec(), image.extent(h.bundle).to_vec())
+            };
+            assert!(parts(&image) == parts(&plain));
+            let path = std::env::temp_dir().join(format!("donjon-compressed-{}", std::process::id()));
+            std::fs::write(&path, image.bytes()).unwrap();
+            let head = Head::read(&File::open(&path).unwrap(), &path).unwrap();
+            assert_eq!(
+                (&head.relr[..], head.content.len() as u64),
+                (image.extent(head.header.relr), head.header.unpacked.len)
+            );
+            // Of another length, or no LZ4 block: with the right hash.
+            for f in [
+                (|h, _| h.unpacked.len += 1) as fn(&mut ImageHeader, &mut Vec<u8>),
+                |h, _| h.packed.len -= 1,
+                |h, file| file[h.packed.offset as usize] = 0xff,
+            ] {
+                let (mut h, mut file) = (*image.header(), image.bytes().to_vec());
+                f(&mut h, &mut file);
+                file[HEADER_OFFSET as usize..][..ImageHeader::LEN].copy_from_slice(&h.to_bytes());
+                let hash = crate::image::hash(&file);
+                file[ImageHeader::HASH_OFFSET as usize..][..32].copy_from_slice(hash.as_bytes());
+                std::fs::write(&path, &file).unwrap();
+                let read = Head::read(&File::open(&path).unwrap(), &path).map(drop);
+                for e in [read, Image::from_bytes(file, &path).map(drop)] {
+                    assert!(matches!(e, Err(OpenError::Field(_, "compressed part"))), "{e:?}");
+                }
+            }
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub(super) struct Plan<'a> {
     pub config: Config,
     pub offsets: Offsets,
     pub image_fd: i32,
+    /// What is unpacked of a compressed image, or -1.
+    pub content_fd: i32,
     /// The secrets, or -1.
     pub secrets_fd: i32,
     /// Console output, console errors, report, the network device if there is one, and what keeps the kernel's filter on it.
@@ -190,7 +192,11 @@ unsafe fn map(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
             };
             let in_file = s.file.len.next_multiple_of(PAGE);
             if in_file > 0 {
-                mmap(at, in_file, first, plan.image_fd, s.file.offset).map_err(|e| (Step::MapImage, e))?;
+                let (fd, offset) = match s.file.offset.checked_sub(plan.header.unpacked.offset) {
+                    Some(offset) if plan.content_fd >= 0 => (plan.content_fd, offset),
+                    _ => (plan.image_fd, s.file.offset),
+                };
+                mmap(at, in_file, first, fd, offset).map_err(|e| (Step::MapImage, e))?;
             }
             let rest = s.mem_len.next_multiple_of(PAGE) - in_file.min(s.mem_len.next_multiple_of(PAGE));
             if rest > 0 {

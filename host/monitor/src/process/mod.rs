@@ -343,7 +343,7 @@ fn read_report(pipe: &OwnedFd) -> Vec<u8> {
 fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> Result<(Guest, Pipes), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     let private = source.private_len();
-    let least = private + MEMORY_LEAST;
+    let least = source.unpacked_len() + private + MEMORY_LEAST;
     if memory < least {
         return Err(Error::Usage {
             what: format!(
@@ -354,6 +354,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
             hint: "give it more with --memory, or in Donjon.toml",
         });
     }
+    let memory = memory - source.unpacked_len();
     let secrets = Region::new(&secrets::check(&source.manifest, options)?)?;
     let strings = Strings::new(source, options)?;
     let vdso = vdso::find().map_err(Error::host("cannot read /proc/self/maps"))?;
@@ -401,6 +402,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
         config,
         offsets: stub::offsets(),
         image_fd: source.file.as_raw_fd(),
+        content_fd: source.content.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
         secrets_fd: secrets.as_ref().map_or(-1, Region::fd),
         fds: [
             guest_output.as_raw_fd(),

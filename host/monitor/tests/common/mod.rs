@@ -176,6 +176,8 @@ pub fn pack(spec: &Spec) -> Vec<u8> {
         bundle: Extent::default(),
         shim: Extent::default(),
         segments,
+        packed: Extent::default(),
+        unpacked: Extent::default(),
     };
     let put = |out: &mut Vec<u8>, h: &ImageHeader| out[4096..4096 + ImageHeader::LEN].copy_from_slice(&h.to_bytes());
     put(&mut out, &header);
