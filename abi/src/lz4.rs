@@ -52,12 +52,10 @@ pub fn unpack(block: &[u8], out: &mut [u8]) -> Option<usize> {
 /// A length of four bits; 15 is continued in the bytes that follow.
 fn length(bits: u8, input: &mut &[u8]) -> Option<usize> {
     let mut len = usize::from(bits);
-    while bits == 15 {
-        let more = *input.split_off_first()?;
+    let mut more = if bits == 15 { 255 } else { 0 };
+    while more == 255 {
+        more = *input.split_off_first()?;
         len = len.checked_add(usize::from(more))?;
-        if more < 255 {
-            break;
-        }
     }
     Some(len)
 }
