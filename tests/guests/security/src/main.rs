@@ -83,6 +83,10 @@ fn attempt(case: &str) -> String {
         "mprotect-exec" | "mprotect-text-write" | "mmap-exec" | "mprotect-wx" => refusal(case),
         // Not forbidden, but shown: each start has its own.
         "secrets" => secrets(),
+        // Nor this: for whoever looks at it from outside.
+        "stay" => loop {
+            std::thread::park();
+        },
         "double-free" => unsafe {
             let at = black_box(malloc(100));
             free(at);
