@@ -233,7 +233,8 @@ impl Guest {
         }
     }
 
-    /// What the device is given to read is what the guest has named, but for what the shim decides in the header.
+    /// What the device is given to read is what the guest has named, but for what the shim decides in the header, and the device writes no checksum elsewhere than
+    /// where the frame has one.
     fn was_sent(&self, space: &Space<Mem>, tx: &Rings, published: u16) {
         let mem = &space.mem;
         let now = mem.read_u16(tx.available.add(2));
@@ -260,6 +261,19 @@ impl Guest {
         }
         frame[0] &= 1;
         frame[10..12].fill(0);
+        if frame[0] == 1 {
+            // The device sums, and writes where the protocol has its checksum: the rule written a second time.
+            let (head, next) = if frame[26] >> 4 == 4 { (20, 9) } else { (40, 6) };
+            let place = match frame[26 + next] {
+                6 => 16,
+                17 => 6,
+                other => panic!("a checksum for protocol {other}"),
+            };
+            assert!(frame[6..10] == [14 + head, 0, place, 0], "a checksum at {:?}", &frame[6..10]);
+            assert!(12 + 14 + usize::from(head + place) + 2 <= frame.len(), "a checksum behind the frame");
+        } else {
+            assert!(frame[1] == 0, "cut, without a checksum");
+        }
         assert!(sent == frame, "{} bytes were sent, of {}, and not the guest's", sent.len(), frame.len());
     }
 }

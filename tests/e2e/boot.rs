@@ -129,6 +129,35 @@ fn no_source_of_entropy_is_an_error() {
     }
 }
 
+/// What the shim switches on in the CPU, where the CPU has it; it goes on without what only backs the separation of the rings up.
+#[test]
+fn the_cpu_protects_what_it_can() {
+    if missing("the_cpu_protects_what_it_can", &[Need::Qemu]) {
+        return;
+    }
+    const WP: u64 = 1 << 16;
+    const NXE: u64 = 1 << 11;
+    const UMIP: u64 = 1 << 11;
+    const SMEP: u64 = 1 << 20;
+    const SMAP: u64 = 1 << 21;
+    let image = test_guest("security");
+    for name in ["microvm", "q35"] {
+        for (cpu, on, off) in [
+            ("max", UMIP | SMEP | SMAP, 0),
+            ("max,-umip", SMEP | SMAP, UMIP),
+            ("max,-smap", UMIP | SMEP, SMAP),
+            ("qemu64,+rdrand", 0, UMIP | SMEP | SMAP),
+        ] {
+            let r = Machine { append: "-- stay", cpu, ..machine(&image, name, 32) }.registers("trying stay");
+            assert!(r.cr0 & WP != 0 && r.efer & NXE != 0, "{name}, {cpu}: {r:x?}");
+            assert!(r.cr4 & on == on && r.cr4 & off == 0, "{name}, {cpu}: {r:x?}");
+        }
+        // Without it nothing that a guest may write would be out of reach of execution.
+        let ended = run(&Machine { cpu: "qemu64,+rdrand,-nx", ..machine(&image, name, 32) });
+        assert!(!booted(&ended) && ended.status != Some(0) && ended.text.contains("no NX bit"), "{name}: {ended:?}");
+    }
+}
+
 /// A copy of the image with one byte changed at `offset`.
 fn damaged(image: &Path, offset: usize, name: &str) -> PathBuf {
     let mut bytes = std::fs::read(image).unwrap();

@@ -7,6 +7,8 @@ crate::under_engines! {
     executes_what_is_writable: ProcessUser QemuMicrovm QemuQ35;
     null_pointers: ProcessUser QemuMicrovm QemuQ35;
     stack_overflow_hits_a_guard_page: ProcessUser QemuMicrovm QemuQ35;
+    large_allocations_lie_between_guard_pages: ProcessUser QemuMicrovm QemuQ35;
+    nothing_lies_beside_the_image: ProcessUser QemuMicrovm QemuQ35;
     rights_cannot_be_widened: ProcessUser QemuMicrovm QemuQ35;
     network_is_what_the_manifest_names: ProcessUser QemuMicrovm;
     wrong_frees_end_the_guest: ProcessUser QemuMicrovm;
@@ -35,6 +37,14 @@ fn ends(engine: Engine, case: &str) {
     assert!(!words.trim().is_empty(), "{engine}: {case} ended without a word\n{exit}");
 }
 
+/// The case must end the guest by a page fault, and not by a mistake of its own on the way.
+fn faults(engine: Engine, case: &str) {
+    let exit = attempt(engine, case);
+    assert_eq!(exit.code, Some(70), "{exit}");
+    let words = format!("{}{}", exit.stdout, exit.stderr).to_lowercase();
+    assert!(["page fault", "overflowed its stack"].iter().any(|w| words.contains(w)), "{exit}");
+}
+
 fn writes_to_what_is_read_only(engine: Engine) {
     for case in ["write-text", "write-rodata", "write-relro"] {
         ends(engine, case);
@@ -48,13 +58,31 @@ fn executes_what_is_writable(engine: Engine) {
 }
 
 fn null_pointers(engine: Engine) {
-    ends(engine, "null-read");
-    ends(engine, "null-call");
+    for case in ["null-read", "null-write", "null-page-end", "null-call"] {
+        ends(engine, case);
+    }
 }
 
 fn stack_overflow_hits_a_guard_page(engine: Engine) {
     ends(engine, "stack-overflow");
     ends(engine, "thread-stack-overflow");
+    for case in
+        ["stack-below", "stack-page-below", "thread-stack-below", "thread-stack-page-below", "thread-stack-write-below"]
+    {
+        faults(engine, case);
+    }
+}
+
+fn large_allocations_lie_between_guard_pages(engine: Engine) {
+    for case in ["heap-below", "heap-above", "heap-write-above", "heap-grown-above"] {
+        faults(engine, case);
+    }
+}
+
+fn nothing_lies_beside_the_image(engine: Engine) {
+    for case in ["image-below", "image-above"] {
+        faults(engine, case);
+    }
 }
 
 fn rights_cannot_be_widened(engine: Engine) {

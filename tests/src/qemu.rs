@@ -1,10 +1,13 @@
 //! QEMU without `donjon run` in between: the image must boot by itself with `-kernel`, and some tests turn knobs that users do not have.
 
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::poll_until;
+use crate::{Guest, PATIENCE, poll_until};
 
 /// A virtual machine to be run to its end.
 pub struct Machine<'a> {
@@ -78,4 +81,49 @@ impl Machine<'_> {
         let code = status?.code();
         Some(Ended { status: code.filter(|c| c & 1 == 1).map(|c| c >> 1), text })
     }
+
+    /// Runs it until its console has that text: what the CPU's registers hold then.
+    #[track_caller]
+    pub fn registers(&self, text: &str) -> Registers {
+        let socket = std::env::temp_dir().join(format!("donjon-qmp-{}-{:p}", std::process::id(), self));
+        let mut command = self.command(None);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let mut guest = Guest::program(&format!("{} with {}", self.machine, self.cpu), command, nowhere, None);
+        guest.wait_console(text);
+        let answer = human_monitor(&socket, "info registers").unwrap_or_else(|e| panic!("QMP: {e}\n{}", guest.log()));
+        let _ = std::fs::remove_file(&socket);
+        let read = |name: &str| {
+            let (_, rest) = answer.split_once(&format!("{name}="))?;
+            u64::from_str_radix(rest.split(|c: char| !c.is_ascii_hexdigit()).next()?, 16).ok()
+        };
+        let register = |name| read(name).unwrap_or_else(|| panic!("no {name} in {answer}"));
+        Registers { cr0: register("CR0"), cr4: register("CR4"), efer: register("EFER") }
+    }
+}
+
+/// Control registers (Intel SDM vol. 3 §2.2.1, §2.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Registers {
+    /// CR0.
+    pub cr0: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+}
+
+/// What QEMU's monitor answers to a command: one JSON string.
+fn human_monitor(socket: &Path, command: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let mut ask = |request: &str| {
+        writeln!(stream, "{request}")?;
+        // The greeting, and events, are no answers.
+        let answer = lines.find(|l| l.as_ref().map_or(true, |l| l.starts_with("{\"return\"")));
+        answer.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
+    };
+    ask(r#"{"execute":"qmp_capabilities"}"#)?;
+    ask(&format!(r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{command}"}}}}"#))
 }

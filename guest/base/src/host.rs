@@ -9,14 +9,14 @@
 // UNSAFETY: dereferences the pointers of gate calls.
 
 use donjon_abi::{
-    Call, Frame, IoVec,
+    Call, Frame, IoVec, Prot,
     boot::{BootPage, Range, flags},
     ready,
 };
 use std::{
     alloc::{Layout, alloc_zeroed},
     cell::Cell,
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -40,6 +40,8 @@ pub struct Machine {
     pub waits: u64,
     /// Fail the next this many `protect` calls with NoMemory.
     pub fail_protect: u32,
+    /// Addresses of pages whose rights were taken away. They can be read and written all the same.
+    pub closed: BTreeSet<u64>,
 }
 
 static MACHINE: Mutex<Option<Machine>> = Mutex::new(None);
@@ -177,6 +179,10 @@ pub(crate) fn gate(call: Call, [a, b, c, _d]: [u64; 4]) -> i64 {
             if m.fail_protect > 0 {
                 m.fail_protect -= 1;
                 return -12;
+            }
+            match Prot::from_number(c) {
+                Some(Prot::None) => m.closed.extend((a..a + b).step_by(donjon_abi::PAGE as usize)),
+                _ => m.closed.retain(|page| !(a..a + b).contains(page)),
             }
             0
         }),

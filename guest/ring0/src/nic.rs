@@ -38,6 +38,8 @@ const RX: u16 = 0;
 const TX: u16 = 1;
 /// Most buffers that the longest frame takes.
 const CHAIN_MAX: usize = FRAME_MAX.div_ceil(RX_SIZE as usize);
+/// Least payload of a segment that the device makes, bytes: Linux's own limit (TCP_MIN_SND_MSS).
+const SEGMENT_LEAST: u16 = 48;
 /// Most frames in one call.
 const BATCH_MAX: u64 = 4096;
 
@@ -331,27 +333,51 @@ impl Nic {
     }
 }
 
-/// Checks the offload header, which is the shim's own copy, against what was negotiated.
+/// Checks the offload header, which is the shim's own copy, against what was negotiated and against the frame behind it: what the device fills in
+/// must not be what a filter has looked at.
 fn check_header(features: u64, mem: &mut impl Phys, at: PhysAddr, total: u64) -> bool {
     let mut bytes = [0; NET_HDR_LEN];
     mem.read(at, &mut bytes);
     let mut header = NetHdr::from_bytes(bytes);
-    let has = |f| features & f != 0;
-    let len = total - NET_HDR_LEN as u64;
-    let partial = header.flags & net_hdr::NEEDS_CSUM != 0;
-    let sum_at = u64::from(header.csum_start) + u64::from(header.csum_offset);
-    let sum = !partial || has(feature::CSUM) && sum_at + 2 <= len;
-    let segments = match header.gso_type {
-        net_hdr::GSO_NONE => true,
-        net_hdr::GSO_TCPV4 => has(feature::HOST_TSO4) && partial && header.gso_size > 0,
-        net_hdr::GSO_TCPV6 => has(feature::HOST_TSO6) && partial && header.gso_size > 0,
-        _ => false,
-    };
     header.flags &= net_hdr::NEEDS_CSUM;
     // §5.1.6.2: the driver sets it to 0.
     header.num_buffers = 0;
     mem.write(at, &header.to_bytes());
-    sum && segments && u64::from(header.hdr_len) <= len
+    let has = |f| features & f != 0;
+    let len = total - NET_HDR_LEN as u64;
+    if header.flags == 0 {
+        return header.gso_type == net_hdr::GSO_NONE && u64::from(header.hdr_len) <= len;
+    }
+    let Some((start, offset, cut)) = checksum(mem, at.add(NET_HDR_LEN as u64)) else { return false };
+    let segments = match header.gso_type {
+        net_hdr::GSO_NONE => true,
+        net_hdr::GSO_TCPV4 => has(feature::HOST_TSO4),
+        net_hdr::GSO_TCPV6 => has(feature::HOST_TSO6),
+        _ => false,
+    };
+    has(feature::CSUM)
+        && (header.csum_start, header.csum_offset) == (start, offset)
+        && u64::from(start + offset) + 2 <= len
+        && segments
+        && (header.gso_type == net_hdr::GSO_NONE || header.gso_type == cut && header.gso_size >= SEGMENT_LEAST)
+        && u64::from(header.hdr_len) <= len
+}
+
+/// Where the protocol of a frame has its checksum (RFC 9293 §3.1, RFC 768): from where to sum, how far behind that it is, and how the frame may be cut. The
+/// frame may be shorter than that: a buffer is not.
+fn checksum(mem: &impl Phys, frame: PhysAddr) -> Option<(u16, u16, u8)> {
+    let byte = |at| mem.read_u8(frame.add(at));
+    let (start, protocol, cut) = match (byte(12), byte(13), byte(14)) {
+        // Whole ones (RFC 791 §3.1).
+        (0x08, 0x00, 0x45) if byte(20) & 0x3f | byte(21) == 0 => (34, byte(23), net_hdr::GSO_TCPV4),
+        (0x86, 0xdd, 0x60..=0x6f) => (54, byte(20), net_hdr::GSO_TCPV6),
+        _ => return None,
+    };
+    match protocol {
+        6 => Some((start, 16, cut)),
+        17 => Some((start, 6, net_hdr::GSO_NONE)),
+        _ => None,
+    }
 }
 
 /// Takes back what the device has sent.

@@ -2,6 +2,7 @@ use super::*;
 use crate::frames::Frames;
 use crate::phys::Fake;
 use donjon_abi::{PAGE, Prot};
+use std::vec;
 use std::vec::Vec;
 
 const REGS: PhysAddr = PhysAddr(0x10_0000);
@@ -77,15 +78,78 @@ fn a_frame_is_copied_out_of_the_guest_and_its_header_checked() {
     space.mem.read(sent, &mut bytes);
     assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9]);
     assert_eq!(space.mem.read_u32(REGS.add(0x50)), 1, "the device was told about queue 1");
-    // Headers that are wrong: taken, but dropped.
+    // A header that is wrong: taken, but dropped.
     header.gso_type = net_hdr::GSO_TCPV4;
     assert_eq!(send(&mut space, &mut nic, header), 0);
-    header = NetHdr { flags: 1, csum_start: 3000, csum_offset: 19, ..NetHdr::default() };
-    assert_eq!(send(&mut space, &mut nic, header), 0);
-    header.csum_offset = 16;
-    assert_eq!(send(&mut space, &mut nic, header), 1);
-    header = NetHdr { gso_type: net_hdr::GSO_TCPV6, gso_size: 9, ..header };
-    assert_eq!(send(&mut space, &mut nic, header), 0);
+}
+
+/// Addresses, ports and flags are what a filter looks at before the device fills the checksum in.
+#[test]
+fn a_checksum_is_filled_in_where_the_protocol_has_it() {
+    const START: usize = 0x200c;
+    let (mut space, nic, _) = machine(feature::HOST_TSO4 | feature::HOST_TSO6, 256);
+    let mut nic = nic.unwrap();
+    let mut sent = |bytes: &[(usize, &[u8])], len: u64, header: NetHdr| {
+        let f = frame(&mut space, &[12, len]);
+        user::write(&mut space, USER + 0x2000, &header.to_bytes()).unwrap();
+        user::write(&mut space, USER + START as u64, &[9; 3000]).unwrap();
+        for (at, bytes) in bytes {
+            user::write(&mut space, USER + (START + at) as u64, bytes).unwrap();
+        }
+        let before = nic.tx.flying();
+        assert_eq!(nic.send(&mut space, f, 1), Ok(1));
+        nic.tx.flying() - before == 1
+    };
+    let partial = |csum_start, csum_offset| NetHdr { flags: 1, csum_start, csum_offset, ..NetHdr::default() };
+    let cut = |gso_type, gso_size, header| NetHdr { gso_type, gso_size, hdr_len: 54, ..header };
+    let v4 = |protocol| [(12, vec![8, 0, 0x45]), (20, vec![0x40, 0, 64, protocol])];
+    let v6 = |protocol| [(12, vec![0x86, 0xdd, 0x60]), (20, vec![protocol])];
+    fn all(parts: &[(usize, Vec<u8>)]) -> Vec<(usize, &[u8])> {
+        parts.iter().map(|(at, bytes)| (*at, &bytes[..])).collect()
+    }
+    let (tcp4, udp4, tcp6, udp6) = (v4(6), v4(17), v6(6), v6(17));
+    let (tcp4, udp4, tcp6, udp6) = (&all(&tcp4), &all(&udp4), &all(&tcp6), &all(&udp6));
+    for (bytes, start, offset) in [(tcp4, 34, 16), (udp4, 34, 6), (tcp6, 54, 16), (udp6, 54, 6)] {
+        assert!(sent(bytes, 100, partial(start, offset)));
+        for (bad_start, bad_offset) in [(start, 0), (start, 2), (start, 13), (0, 26), (start - 4, offset + 4), (26, 0)]
+        {
+            assert!(!sent(bytes, 100, partial(bad_start, bad_offset)), "{bytes:?}: {bad_start} {bad_offset}");
+        }
+        let needed = u64::from(start + offset) + 2;
+        assert!(sent(bytes, needed, partial(start, offset)) && !sent(bytes, needed - 1, partial(start, offset)));
+    }
+    // Neither TCP nor UDP, a fragment, options, no IP.
+    let (icmp, igmp) = (v4(1), v6(58));
+    let (mut first, mut later, mut options, mut arp) = (v4(6), v4(17), v4(6), v4(6));
+    first[1].1[0] = 0x20;
+    later[1].1[1] = 1;
+    options[0].1[2] = 0x46;
+    arp[0].1[1] = 6;
+    for bytes in [&icmp, &igmp, &first, &later, &options, &arp] {
+        for offset in [6, 16] {
+            assert!(!sent(&all(bytes), 100, partial(34, offset)), "{bytes:?}");
+        }
+    }
+    // Cut as what it is, and not into crumbs.
+    let (start4, start6) = (partial(34, 16), partial(54, 16));
+    assert!(sent(tcp4, 3000, cut(net_hdr::GSO_TCPV4, 48, start4)));
+    assert!(sent(tcp6, 3000, cut(net_hdr::GSO_TCPV6, 1400, start6)));
+    assert!(!sent(tcp4, 3000, cut(net_hdr::GSO_TCPV6, 1400, start4)));
+    assert!(!sent(tcp6, 3000, cut(net_hdr::GSO_TCPV4, 1400, start6)));
+    assert!(!sent(udp4, 3000, cut(net_hdr::GSO_TCPV4, 1400, partial(34, 6))));
+    assert!(!sent(tcp4, 3000, cut(net_hdr::GSO_TCPV4, 47, start4)));
+    assert!(!sent(tcp4, 53, cut(net_hdr::GSO_TCPV4, 1400, start4)));
+    assert!(!sent(tcp4, 3000, cut(net_hdr::GSO_TCPV4, 1400, NetHdr { flags: 0, ..start4 })));
+    // Not negotiated.
+    let (mut space, nic, _) = machine(feature::HOST_TSO4, 256);
+    let mut nic = nic.unwrap();
+    let f = frame(&mut space, &[12, 100]);
+    for (at, bytes) in
+        [(0, &cut(net_hdr::GSO_TCPV6, 1400, start6).to_bytes()[..]), (24, &[0x86, 0xdd, 0x60]), (32, &[6])]
+    {
+        user::write(&mut space, USER + 0x2000 + at, bytes).unwrap();
+    }
+    assert_eq!((nic.send(&mut space, f, 1), nic.tx.flying()), (Ok(1), 0));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,7 +17,11 @@ const SOMEBODY: &str = "54321";
 
 /// The launcher as root, if we are, and as an ordinary user.
 fn as_users(options: &[&str], args: &[&str]) -> Vec<(&'static str, Command)> {
-    let plain = launcher(image(), options, args);
+    as_users_with(image(), options, args)
+}
+
+fn as_users_with(image: &Path, options: &[&str], args: &[&str]) -> Vec<(&'static str, Command)> {
+    let plain = launcher(image, options, args);
     if !rustix::process::geteuid().is_root() {
         return vec![("user", plain)];
     }
@@ -76,6 +81,41 @@ fn monitor_and_guest_have_no_rights_while_the_guest_runs() {
             assert_eq!(root.count(), 0, "{user}: an empty root");
         }
         end(child);
+    }
+}
+
+/// The soft and the hard limit of that name in `/proc/PID/limits`.
+fn limits(pid: &str, name: &str) -> [String; 2] {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    let mut words = line.split_whitespace().map(str::to_owned);
+    std::array::from_fn(|_| words.next().unwrap())
+}
+
+#[test]
+fn resources_are_limited_while_the_guest_runs() {
+    let silent = write("limited", &pack(&Spec { listen: vec![], ..Spec::default() }));
+    let both =
+        [("Max core file size", "0"), ("Max processes", "0"), ("Max locked memory", "0"), ("Max msgqueue size", "0")];
+    let guest = [("Max open files", "1"), ("Max file size", "0")];
+    for (image, files) in [(image(), None), (silent.as_path(), Some("64"))] {
+        for (user, mut command) in as_users_with(image, &[], &["deaf"]) {
+            let mut child = command.spawn().unwrap();
+            assert_eq!(first_line(&mut child), "ready");
+            // With user-mode networking each connection of the monitor's is a descriptor.
+            let of_monitor = both.into_iter().chain(files.map(|n| ("Max open files", n)));
+            let of_guest = both.into_iter().chain(guest);
+            let guests = children(child.id());
+            let limited = |pid: &str, name: &'static str, most| (name, limits(pid, name), [most, most]);
+            let found: Vec<_> = of_monitor
+                .map(|(name, most)| limited(&child.id().to_string(), name, most))
+                .chain(of_guest.map(|(name, most)| limited(&guests[0], name, most)))
+                .collect();
+            end(child);
+            for (name, is, most) in found {
+                assert_eq!(is, most, "{name}, as {user}: {:?}", image.file_name());
+            }
+        }
     }
 }
 

@@ -127,6 +127,13 @@ fn arguments_for_qemu_open_what_they_name() {
     assert!(r.out.contains(&format!("refused {other}\n")), "{r:?}");
 }
 
+/// QEMU leaves no core dump, whatever its parent may.
+#[test]
+fn qemu_has_no_core_dumps() {
+    let r = ran(with("core", r#"ulimit -c; ulimit -Hc; printf '\0' > "$status""#, &[], &[]));
+    assert_eq!((r.code, r.out.as_str()), (Some(0), "0\n0\n"), "{r:?}");
+}
+
 /// Nobody waits for a QEMU that was never let start.
 #[test]
 fn explaining_the_jail_ends() {

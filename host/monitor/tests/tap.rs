@@ -335,6 +335,11 @@ fn the_keeper_is_jailed() {
     is("NoNewPrivs", "1");
     is("Seccomp", "2");
     is("Uid", "65534\t65534\t65534\t65534");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    for name in ["Max core file size", "Max processes"] {
+        let line = limits.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        assert!(line.split_whitespace().take(2).eq(["0", "0"]), "{name}: {line}");
+    }
     // The pipes' ends, the device, and the socket.
     assert_eq!(std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 4);
     send(&child.id().to_string(), Signal::TERM);

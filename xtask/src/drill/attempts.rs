@@ -3,7 +3,8 @@
 use super::cell::{Answer, Ended, KEY, Kind, LOG, NEIGHBOUR, Victim};
 use super::code;
 use super::lan::{
-    ATTACKER, CREDENTIALS, DATABASE, MARK, METADATA, PROGRAM_PORT, RAW_TYPE, SHELL_PORT, SPOOFED, STRANGER,
+    ATTACKER, CREDENTIALS, DATABASE, MARK, METADATA, NOBODY, PROGRAM_PORT, RAW_TYPE, SEARCHED, SHELL_PORT, SPOOFED,
+    STRANGER, VICTIM,
 };
 
 /// How an attempt ended.
@@ -62,8 +63,11 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt("scan the subnet", scan),
     attempt("cloud metadata address", metadata),
     attempt("raw frames, ARP and IP spoofing", raw_frames),
+    attempt("scan the subnet by raw frames", scan_raw),
+    attempt("cloud metadata address by raw frames", metadata_raw),
     attempt("erase logs", erase_logs),
     attempt("load a kernel module", load_module),
+    attempt("device nodes, the machine's memory", device_nodes),
     attempt("host kernel calls that are reachable", count_calls),
     attempt("malformed gate calls", gate_calls),
     attempt("fork bomb", fork_bomb),
@@ -466,36 +470,52 @@ fn metadata(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     })
 }
 
-/// To everybody: a type that nobody speaks, an ARP reply that claims another's address, and the first segment of a connection to the database, once from another's
-/// address and once from the victim's own.
-fn frames(mac: [u8; 6]) -> [Vec<u8>; 4] {
-    let start = [&[0xff; 6][..], &mac].concat();
-    let arp = [&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2][..], &mac, &SPOOFED, &[0xff; 6], &[10, 66, 0, 99]].concat();
-    let syn = |from: [u8; 4]| {
-        let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0];
-        ip.extend(from);
-        ip.extend(DATABASE);
-        let mut sum: u32 = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        ip[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-        // To port 5432; the checksum of TCP is nobody's business on the way.
-        [&[8, 0][..], &ip, &MARK, &[0x15, 0x38, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]].concat()
-    };
-    [RAW_TYPE.to_vec(), arp, syn(STRANGER), syn([10, 66, 0, 10])].map(|rest| {
-        let mut frame = [&start[..], &rest].concat();
-        frame.resize(60, 0);
-        frame
-    })
+/// The Ethernet address of the gateway that the user-mode network is to a guest, who learns it by ARP.
+const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
+/// A foreign Ethernet address.
+const FOREIGN_MAC: [u8; 6] = [2, 0xd0, 0, 0, 0, 1];
+
+/// A frame, filled up to the least length.
+fn frame(to: [u8; 6], from: [u8; 6], rest: &[u8]) -> Vec<u8> {
+    let mut frame = [&to[..], &from, rest].concat();
+    frame.resize(60, 0);
+    frame
 }
 
-fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+/// The checksum of the Internet protocols (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// The first segment of a TCP connection, from the Ethernet type on.
+fn syn(from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
+    let mut ip = [&[0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0][..], &from, &to].concat();
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    let mut tcp = [&MARK[..], &port.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]].concat();
+    let sum = checksum(&[&from[..], &to, &[0, 6, 0, 20], &tcp].concat());
+    tcp[16..18].copy_from_slice(&sum);
+    [&[8, 0][..], &ip, &tcp].concat()
+}
+
+/// An ARP packet, from the Ethernet type on.
+fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    [&[8, 6, 0, 1, 8, 0, 6, 4, 0, operation][..], &mac, &from, &[0xff; 6], &target].concat()
+}
+
+/// Sends frames as they are, which are made for the sender's Ethernet address: through the gate of an image, through a raw socket elsewhere. The inner error is why
+/// there is no way.
+fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answer<Result<String, String>> {
     v.lan.take_frames();
-    let said = if v.kind.is_donjon() {
-        let Some((gate, mac)) = gate(v)? else { return Ok(Failed("the gate was not found".into())) };
+    if v.kind.is_donjon() {
+        let Some((gate, mac)) = gate(v)? else { return Ok(Err("the gate was not found".into())) };
+        let frames = make(mac);
         let mut taken = 0;
-        for frame in frames(mac).into_iter().chain(frames([2, 0xd0, 0, 0, 0, 1])) {
+        for frame in &frames {
             // struct Frame { iov, iov_count, len }, then two pieces: the offload header and the frame.
             let at = v.alloc(0x1000)?;
             let mut bytes = Vec::new();
@@ -503,34 +523,75 @@ fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
                 bytes.extend(word.to_le_bytes());
             }
             bytes.resize(80, 0);
-            bytes.extend(&frame);
+            bytes.extend(frame);
             v.poke(at, &bytes)?;
             taken += v.call(gate, &[4, at, 1])?;
         }
-        format!("net_send took {taken} of 8")
-    } else {
-        // AF_PACKET, SOCK_RAW, ETH_P_ALL
-        let fd = v.syscall(41, &[17, 3, 0x0300])?;
-        if fd < 0 {
-            return Ok(Failed(format!("socket: {}", errno(-fd))));
+        return Ok(Ok(format!("net_send took {taken} of {}", frames.len())));
+    }
+    // AF_PACKET, SOCK_RAW, ETH_P_ALL
+    let fd = v.syscall(41, &[17, 3, 0x0300])?;
+    if fd < 0 {
+        return Ok(Err(format!("socket: {}", errno(-fd))));
+    }
+    for frame in make(FOREIGN_MAC) {
+        for device in 2..12u8 {
+            let address = v.alloc(0x1000)?;
+            v.poke(address, &[17, 0, 3, 0, device, 0, 0, 0, 0, 0, 0, 6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0])?;
+            let at = v.alloc(0x1000)?;
+            v.poke(at, &frame)?;
+            v.syscall(44, &[fd as u64, at, frame.len() as u64, 0, address, 20])?;
         }
-        for frame in frames([2, 0xd0, 0, 0, 0, 1]) {
-            for device in 2..12u8 {
-                let address = v.alloc(0x1000)?;
-                v.poke(address, &[17, 0, 3, 0, device, 0, 0, 0, 0, 0, 0, 6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0])?;
-                let at = v.alloc(0x1000)?;
-                v.poke(at, &frame)?;
-                v.syscall(44, &[fd as u64, at, frame.len() as u64, 0, address, 20])?;
-            }
-        }
-        "sent".to_owned()
-    };
+    }
+    v.syscall(3, &[fd as u64])?;
+    Ok(Ok("sent".into()))
+}
+
+/// What became of raw frames.
+fn arrived(v: &mut Victim<'_>, sent: Result<String, String>) -> Outcome {
     let seen = v.lan.take_frames();
-    Ok(if seen.is_empty() {
-        Failed(format!("{said}; none was seen by another machine"))
-    } else {
-        Succeeded(format!("others saw {}", seen.join(", ")))
+    match sent {
+        _ if !seen.is_empty() => Succeeded(format!("others saw {}", seen.join(", "))),
+        Ok(said) => Failed(format!("{said}; none was seen by another machine")),
+        Err(why) => Failed(why),
+    }
+}
+
+/// To everybody: a type that nobody speaks, an ARP reply that claims another's address, and the first segment of a connection to the database, once from another's
+/// address and once from the victim's own.
+fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let frames = |mac| {
+        let claim = arp(2, mac, SPOOFED, NOBODY);
+        [RAW_TYPE.to_vec(), claim, syn(STRANGER, DATABASE, 5432), syn(VICTIM, DATABASE, 5432)]
+            .map(|rest| frame([0xff; 6], mac, &rest))
+    };
+    let sent = send_raw(v, |mac| [frames(mac), frames(FOREIGN_MAC)].concat())?;
+    Ok(arrived(v, sent))
+}
+
+/// Sends these, made for the sender's own addresses, to everybody and to the gateway.
+fn from_oneself(v: &mut Victim<'_>, make: impl Fn([u8; 6], [u8; 4]) -> Vec<Vec<u8>>) -> Answer<Outcome> {
+    // That of the user-mode network, or of the bridge.
+    let own = if matches!(v.kind, Kind::Process | Kind::Qemu) { [10, 0, 2, 15] } else { VICTIM };
+    let sent = send_raw(v, |mac| {
+        let packets = make(mac, own);
+        [[0xff; 6], GATEWAY_MAC].iter().flat_map(|to| packets.iter().map(|rest| frame(*to, mac, rest))).collect()
+    })?;
+    Ok(arrived(v, sent))
+}
+
+/// Asks for neighbours, and knocks at ports.
+fn scan_raw(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    from_oneself(v, |mac, own| {
+        let neighbours = SEARCHED.map(|last| arp(1, mac, own, [10, 66, 0, last]));
+        let ports =
+            [(DATABASE, 22), (DATABASE, 5432), (ATTACKER, 22), (SPOOFED, 80)].map(|(to, port)| syn(own, to, port));
+        neighbours.into_iter().chain(ports).collect()
     })
+}
+
+fn metadata_raw(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    from_oneself(v, |mac, own| vec![arp(1, mac, own, METADATA), syn(own, METADATA, 80)])
 }
 
 fn erase_logs(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
@@ -555,11 +616,47 @@ fn erase_logs(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
 
 fn load_module(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     let at = v.text("module")?;
+    let (from_memory, from_file) = ([at, 6, at], [0, at, 0]);
     if v.kind.is_donjon() {
-        return doors(v, &[("", 175, &[at, 6, at])]);
+        return doors(v, &[("", 175, &from_memory), ("", 313, &from_file)]);
     }
-    let result = v.syscall(175, &[at, 6, at])?;
-    Ok(if result >= 0 { Succeeded("loaded".into()) } else { Failed(format!("init_module: {}", errno(-result))) })
+    let mut said = Vec::new();
+    for (name, number, args) in [("init_module", 175, from_memory), ("finit_module", 313, from_file)] {
+        let result = v.syscall(number, &args)?;
+        if result >= 0 {
+            return Ok(Succeeded(format!("loaded by {name}")));
+        }
+        said.push(format!("{name}: {}", errno(-result)));
+    }
+    Ok(Failed(said.join("; ")))
+}
+
+/// Opens what gives the machine's memory and ports where it is there, then makes the node for it.
+fn device_nodes(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
+    let mut said = Vec::new();
+    for path in ["/dev/mem", "/dev/kmem", "/dev/port", "/dev/kmsg", "/dev/kvm"] {
+        let fd = v.open(path, 0, 0)?;
+        if fd >= 0 {
+            return Ok(Succeeded(format!("{path} is open")));
+        }
+        said.push(format!("{path}: {}", errno(-fd)));
+    }
+    // S_IFCHR and rw for the owner; 1:1 is /dev/mem.
+    let (node, mode, device) = ("/tmp/node", 0o020_600, 0x101);
+    let args = [v.text(node)?, mode, device];
+    if v.kind.is_donjon() {
+        return Ok(match doors(v, &[("mknod", 133, &args)])? {
+            Failed(more) => Failed(format!("{}; {more}", said.join("; "))),
+            other => other,
+        });
+    }
+    let made = v.syscall(133, &args)?;
+    let fd = v.open(node, 0, 0)?;
+    if fd >= 0 {
+        return Ok(Succeeded(format!("{node}, which it made, is open")));
+    }
+    let made = if made < 0 { errno(-made) } else { "made".into() };
+    Ok(Failed(format!("{}; mknod: {made}, open: {}", said.join("; "), errno(-fd))))
 }
 
 /// Numbers of system calls; Linux 6.10 ends at 462.

@@ -99,11 +99,11 @@ impl<'a> Victim<'a> {
             let mut command = ns.command(donjon.get_program());
             command.arg("run").arg(&self.made.image).args(["-e", &format!("TLS_KEY={KEY}")]);
             if self.kind == Kind::Tap {
-                let net = format!("tap:{TAP},ip={VICTIM}/24,gw=10.66.0.1");
+                let net = format!("tap:{TAP},ip={}/24,gw=10.66.0.1", Ipv4Addr::from(VICTIM));
                 command.args(["--engine", "process", "--net", &net]);
                 return command;
             }
-            command.args(["-p", &format!("{VICTIM}:8080:8080")]);
+            command.args(["-p", &format!("{}:8080:8080", Ipv4Addr::from(VICTIM))]);
             let qemu: &[&str] = &["--engine", "qemu", "--machine", "microvm"];
             command.args(if self.kind == Kind::Process { &["--engine", "process"] } else { qemu });
             return command;
@@ -165,7 +165,7 @@ impl<'a> Victim<'a> {
     /// The running instance; a new one if there is none.
     fn guest(&mut self) -> &mut Guest {
         if self.guest.is_none() {
-            let address = SocketAddrV4::new(VICTIM.parse().unwrap_or(Ipv4Addr::LOCALHOST), 8080);
+            let address = SocketAddrV4::new(VICTIM.into(), 8080);
             // The last instance's processes are gone when nothing listens any more.
             let to = address.into();
             let refused = || TcpStream::connect_timeout(&to, SILENCE).is_err().then_some(());

@@ -9,10 +9,10 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use donjon_tests::Netns;
@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketType};
 /// Addresses.
 pub const DATABASE: [u8; 4] = [10, 66, 0, 5];
 pub const METADATA: [u8; 4] = [169, 254, 169, 254];
-pub const VICTIM: &str = "10.66.0.10";
+pub const VICTIM: [u8; 4] = [10, 66, 0, 10];
 /// A port of the bridge for a guest in the victim's place.
 pub const TAP: &str = "tap0";
 pub const ATTACKER: [u8; 4] = [10, 66, 0, 66];
@@ -35,6 +35,9 @@ pub const RAW_TYPE: [u8; 2] = [0x88, 0xb5];
 /// Addresses that the victim pretends to have.
 pub const SPOOFED: [u8; 4] = [10, 66, 0, 1];
 pub const STRANGER: [u8; 4] = [10, 66, 0, 77];
+/// Who nobody is, and the last bytes of the addresses that it looks for.
+pub const NOBODY: [u8; 4] = [10, 66, 0, 99];
+pub const SEARCHED: [u8; 4] = [100, 101, 102, 103];
 /// The source port of the segments that it forges.
 pub const MARK: [u8; 2] = [0xd0, 0x0d];
 
@@ -44,11 +47,27 @@ pub struct Lan {
     pub attacker: Netns,
     pub bridge: Netns,
     database: Netns,
-    /// What came from a reverse shell.
-    shell: Arc<Mutex<String>>,
-    /// Which of the attacker's frames have come to the other machines.
-    seen: Arc<Mutex<BTreeSet<&'static str>>>,
+    heard: Arc<Heard>,
     done: Arc<AtomicBool>,
+}
+
+/// What the other machines have heard of the victim.
+#[derive(Default)]
+struct Heard {
+    /// From a reverse shell.
+    shell: Mutex<String>,
+    /// Which of the attacker's frames, and which connections.
+    seen: Mutex<BTreeSet<&'static str>>,
+}
+
+impl Heard {
+    fn seen(&self, what: &'static str) {
+        lock(&self.seen).insert(what);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Lan {
@@ -56,42 +75,35 @@ impl Lan {
         let [bridge, victim, attacker, database] = std::array::from_fn(|_| Netns::empty());
         bridge.ip(&["link", "add", "br0", "type", "bridge"]);
         for (i, (ns, address)) in
-            [(&victim, VICTIM), (&attacker, "10.66.0.66"), (&database, "10.66.0.5")].iter().enumerate()
+            [(&victim, VICTIM), (&attacker, ATTACKER), (&database, DATABASE)].into_iter().enumerate()
         {
             let port = format!("port{i}");
             bridge.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", ns.name()]);
             bridge.ip(&["link", "set", &port, "master", "br0", "up"]);
-            ns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+            ns.ip(&["addr", "add", &format!("{}/24", Ipv4Addr::from(address)), "dev", "eth0"]);
             ns.ip(&["link", "set", "eth0", "up"]);
             ns.ip(&["route", "add", "default", "via", "10.66.0.1"]);
         }
         bridge.ip(&["addr", "add", "10.66.0.1/24", "dev", "br0"]);
         bridge.ip(&["addr", "add", "169.254.169.254/32", "dev", "br0"]);
         bridge.ip(&["link", "set", "br0", "up"]);
-        let lan = Lan {
-            victim,
-            attacker,
-            bridge,
-            database,
-            shell: Arc::default(),
-            seen: Arc::default(),
-            done: Arc::default(),
-        };
-        lan.serve(&lan.bridge, METADATA, 80, |mut s, _| {
+        let lan = Lan { victim, attacker, bridge, database, heard: Arc::default(), done: Arc::default() };
+        lan.serve(&lan.bridge, METADATA, 80, |mut s, heard| {
+            heard.seen("a connection to the metadata service");
             let mut request = [0; 512];
             let _ = s.read(&mut request);
             let _ = write!(s, "HTTP/1.0 200 OK\r\n\r\n{CREDENTIALS}");
         });
-        lan.serve(&lan.database, DATABASE, 5432, |_, _| {});
+        lan.serve(&lan.database, DATABASE, 5432, |_, heard| heard.seen("a connection to the database"));
         lan.serve(&lan.attacker, ATTACKER, PROGRAM_PORT, |mut s, _| {
             let _ = s.write_all(&super::code::elf());
         });
-        lan.serve(&lan.attacker, ATTACKER, SHELL_PORT, |mut s, shell| {
+        lan.serve(&lan.attacker, ATTACKER, SHELL_PORT, |mut s, heard| {
             let _ = s.set_read_timeout(Some(Duration::from_secs(5)));
             let _ = s.write_all(b"id\nexit\n");
             let mut text = String::new();
             let _ = s.read_to_string(&mut text);
-            shell.lock().unwrap_or_else(|e| e.into_inner()).push_str(&text);
+            lock(&heard.shell).push_str(&text);
         });
         lan.watch(&lan.attacker);
         lan.watch(&lan.database);
@@ -115,10 +127,10 @@ impl Lan {
     }
 
     /// Serves on a thread of its own until the drill's process ends.
-    fn serve(&self, ns: &Netns, ip: [u8; 4], port: u16, f: fn(TcpStream, &Mutex<String>)) {
-        let listener = ns.run(|| TcpListener::bind((std::net::Ipv4Addr::from(ip), port)).expect("a free port"));
-        let shell = Arc::clone(&self.shell);
-        std::thread::spawn(move || listener.incoming().flatten().for_each(|s| f(s, &shell)));
+    fn serve(&self, ns: &Netns, ip: [u8; 4], port: u16, f: fn(TcpStream, &Heard)) {
+        let listener = ns.run(|| TcpListener::bind((Ipv4Addr::from(ip), port)).expect("a free port"));
+        let heard = Arc::clone(&self.heard);
+        std::thread::spawn(move || listener.incoming().flatten().for_each(|s| f(s, &heard)));
     }
 
     /// Looks at every frame that arrives at a machine.
@@ -128,13 +140,13 @@ impl Lan {
         let socket = ns.run(|| {
             rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, all).expect("root may listen to packets")
         });
-        let (seen, done) = (Arc::clone(&self.seen), Arc::clone(&self.done));
+        let (heard, done) = (Arc::clone(&self.heard), Arc::clone(&self.done));
         std::thread::spawn(move || {
             let mut frame = [0; 2048];
             while !done.load(Ordering::Relaxed) {
                 let Ok((n, _)) = rustix::net::recv(&socket, &mut frame, RecvFlags::empty()) else { continue };
                 if let Some(kind) = classify(&frame[..n]) {
-                    seen.lock().unwrap_or_else(|e| e.into_inner()).insert(kind);
+                    heard.seen(kind);
                 }
             }
         });
@@ -143,16 +155,16 @@ impl Lan {
     /// What a reverse shell has said so far; it is forgotten then.
     pub fn take_shell(&self) -> String {
         let heard = || {
-            let mut shell = self.shell.lock().unwrap_or_else(|e| e.into_inner());
+            let mut shell = lock(&self.heard.shell);
             (!shell.is_empty()).then(|| std::mem::take(&mut *shell))
         };
         donjon_tests::poll_until(Duration::from_millis(1500), heard).unwrap_or_default()
     }
 
-    /// Which of the attacker's frames have come to other machines since the last call.
+    /// Which of the attacker's frames and connections have come to other machines since the last call.
     pub fn take_frames(&self) -> Vec<&'static str> {
         std::thread::sleep(Duration::from_millis(200));
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(|e| e.into_inner())).into_iter().collect()
+        std::mem::take(&mut *lock(&self.heard.seen)).into_iter().collect()
     }
 }
 
@@ -162,18 +174,21 @@ fn classify(frame: &[u8]) -> Option<&'static str> {
         return Some("a frame of an unknown type");
     }
     match frame.get(12..14)? {
-        [8, 6]
-            if frame.get(20..22)? == [0, 2]
-                && frame.get(28..32)? == SPOOFED
-                && frame.get(38..42)? == [10, 66, 0, 99] =>
-        {
-            Some("an ARP reply for another's address")
-        }
+        [8, 6] => match (frame.get(20..22)?, frame.get(28..32)?, frame.get(38..42)?) {
+            ([0, 2], from, to) if from == SPOOFED && to == NOBODY => Some("an ARP reply for another's address"),
+            ([0, 1], _, to) if to == METADATA => Some("a question for the metadata address"),
+            ([0, 1], _, [10, 66, 0, last]) if SEARCHED.contains(last) => Some("a search for neighbours"),
+            _ => None,
+        },
         // The port is the mark: nobody else sends from there.
-        [8, 0] if frame.get(34..36)? == MARK && frame.get(26..30)? == STRANGER => {
-            Some("a packet from another's address")
+        [8, 0] if frame.get(34..36)? == MARK => {
+            Some(match (frame.get(26..30)?, frame.get(30..34)?, frame.get(36..38)?) {
+                (from, ..) if from == STRANGER => "a packet from another's address",
+                (_, to, _) if to == METADATA => "a connection attempt to the metadata address",
+                (.., [0x15, 0x38]) => "a connection attempt to the database",
+                _ => "a scan of ports",
+            })
         }
-        [8, 0] if frame.get(34..36)? == MARK => Some("a connection attempt to the database"),
         _ => None,
     }
 }

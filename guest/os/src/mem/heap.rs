@@ -2,16 +2,17 @@
 //!
 //! Small sizes come from spans that are divided into equal slots, with one bit per slot kept outside the memory that
 //! the program sees: a wild write cannot reach it, and a double or invalid `free` is recognised. The slots that were freed last wait in a
-//! [`Quarantine`] before they can be found again, and then the search for a free one must come round to them.
+//! [`Quarantine`] before they can be found again, and then the search for a free one must come round to them. Large allocations lie between guard pages.
 //!
 //! `soft` replaces all that by what it costs nothing to do, for `cargo xtask bench web --hardening` and for nothing else.
 
 #![expect(unsafe_code, reason = "the allocator")]
-// UNSAFETY: copies and clears memory that it hands out; compares vectors.
+// UNSAFETY: copies and clears memory that it hands out, takes the rights of pages between; compares vectors.
 
 use super::class::{self, CLASSES};
 use super::pages::{Kind, Pages};
-use donjon_base::PAGE;
+use donjon_abi::Prot;
+use donjon_base::{PAGE, gate};
 
 /// Why a pointer was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +22,12 @@ pub enum BadPointer {
     /// It is free already.
     Free,
 }
+
+/// From this many pages on (1 MiB) an allocation lies between two pages without rights. They cost four calls of the gate for an allocation and its end: little
+/// beside what it takes to fill that much, and more than it takes to fill less.
+const GUARDED: u32 = if cfg!(donjon_soft_heap) { u32::MAX } else { (1 << 20) / PAGE as u32 };
+/// In a large run's `cursor`: its first and its last page are such pages, unless the host has refused one when the run's length was changed.
+const GUARDS: u16 = 1;
 
 /// Slots in quarantine at most, for each class.
 const HELD: usize = 8;
@@ -92,8 +99,16 @@ impl Quarantine {
 
 /// A pointer's allocation.
 enum Place {
-    Slot { span: u32, slot: usize, size: usize },
-    Large { span: u32, pages: u32 },
+    Slot {
+        span: u32,
+        slot: usize,
+        size: usize,
+    },
+    /// `pages` without its guards.
+    Large {
+        span: u32,
+        pages: u32,
+    },
 }
 
 impl Pages {
@@ -139,7 +154,7 @@ impl Pages {
                     self.give_back(class, oldest);
                 }
             }
-            Place::Large { span, .. } => self.free(span),
+            Place::Large { span, .. } => self.free_large(span),
         }
         Ok(())
     }
@@ -200,13 +215,14 @@ impl Pages {
                 room
             }
             Place::Large { span, pages } => {
-                if size > class::LARGEST {
-                    let want = size.div_ceil(PAGE);
-                    let Ok(want) = u32::try_from(want) else { return Ok(None) };
+                let want = size.div_ceil(PAGE);
+                let Ok(want) = u32::try_from(want) else { return Ok(None) };
+                // What gets or loses its guards moves.
+                if size > class::LARGEST && (want >= GUARDED) == (self.span(span).cursor == GUARDS) {
                     let fits = match want.cmp(&pages) {
                         core::cmp::Ordering::Equal => true,
-                        core::cmp::Ordering::Less => want > pages - pages / 8 || self.shrink(span, want),
-                        core::cmp::Ordering::Greater => self.grow(span, want),
+                        core::cmp::Ordering::Less => want > pages - pages / 8 || self.resize(span, want, Pages::shrink),
+                        core::cmp::Ordering::Greater => self.resize(span, want, Pages::grow),
                     };
                     if fits {
                         return Ok(Some(ptr as *mut u8));
@@ -225,10 +241,62 @@ impl Pages {
         Ok(Some(new))
     }
 
+    /// Runs that are to lie at a multiple of more than one page have no guards.
     fn large(&mut self, size: usize, align: usize) -> Option<(*mut u8, bool)> {
-        let pages = u32::try_from(size.div_ceil(PAGE)).ok()?;
-        let a = self.alloc(pages, u32::try_from(align).ok()?, pages, Kind::Large)?;
-        Some((a.addr as *mut u8, a.zeroed))
+        let (pages, align) = (u32::try_from(size.div_ceil(PAGE)).ok()?, u32::try_from(align).ok()?);
+        if pages < GUARDED || align > 1 {
+            let a = self.alloc(pages, align, pages, Kind::Large)?;
+            return Some((a.addr as *mut u8, a.zeroed));
+        }
+        let whole = pages.checked_add(2)?;
+        let a = self.alloc(whole, 1, whole, Kind::Large)?;
+        self.span(a.span).cursor = GUARDS;
+        if !(self.first(a.span, Prot::None) && self.last(a.span, Prot::None)) {
+            self.free_large(a.span);
+            return None;
+        }
+        Some(((a.addr + PAGE) as *mut u8, a.zeroed))
+    }
+
+    fn free_large(&mut self, span: u32) {
+        if self.span(span).cursor == GUARDS && !(self.first(span, Prot::ReadWrite) && self.last(span, Prot::ReadWrite))
+        {
+            // Nobody gets a page without rights: the run is lost.
+            self.span(span).kind = Kind::Mapping;
+            return;
+        }
+        self.free(span);
+    }
+
+    /// Makes a large run `pages` pages long, apart from its guards, by `change`. Whether that was possible.
+    fn resize(&mut self, span: u32, pages: u32, change: fn(&mut Pages, u32, u32) -> bool) -> bool {
+        if self.span(span).cursor != GUARDS {
+            return change(self, span, pages);
+        }
+        if !self.last(span, Prot::ReadWrite) {
+            return false;
+        }
+        let done = change(self, span, pages.saturating_add(2));
+        self.last(span, Prot::None);
+        done
+    }
+
+    /// Sets the rights of a run's first page. Whether the host did.
+    fn first(&mut self, span: u32, prot: Prot) -> bool {
+        let page = self.span(span).start;
+        self.rights(page, prot)
+    }
+
+    /// Sets the rights of a run's last page. Whether the host did.
+    fn last(&mut self, span: u32, prot: Prot) -> bool {
+        let s = self.span(span);
+        let page = s.start + s.pages - 1;
+        self.rights(page, prot)
+    }
+
+    fn rights(&self, page: u32, prot: Prot) -> bool {
+        // SAFETY: a guard, which nobody has a reference to.
+        unsafe { gate::protect(self.addr(page), PAGE, prot) }.is_ok()
     }
 
     #[inline]
@@ -365,7 +433,13 @@ impl Pages {
                 }
                 Ok(Place::Slot { span, slot, size: c.size as usize })
             }
-            Kind::Large if offset == 0 => Ok(Place::Large { span, pages }),
+            Kind::Large => {
+                let guards = u32::from(self.span(span).cursor);
+                if offset != guards as usize * PAGE {
+                    return Err(BadPointer::Invalid);
+                }
+                Ok(Place::Large { span, pages: pages - 2 * guards })
+            }
             Kind::Free => Err(BadPointer::Free),
             _ => Err(BadPointer::Invalid),
         }

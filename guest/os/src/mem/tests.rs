@@ -31,11 +31,26 @@ impl Random {
     }
 }
 
+/// Whether the host has taken away the rights of a page that begins there.
+fn closed(addresses: core::ops::Range<usize>) -> bool {
+    host::machine(|m| m.closed.range(addresses.start as u64..addresses.end as u64).next().is_some())
+}
+
+/// A live allocation has all rights to itself, and from 1 MiB on none to what is next to it.
+fn guarded(heap: &mut Pages, p: usize, align: usize) {
+    let room = heap.usable(p).expect("live");
+    assert!(!closed(p & !4095..p + room));
+    if room >= 1 << 20 && align <= 4096 {
+        assert!(closed(p - 4096..p) && closed(p + room..p + room + 4096), "{room} bytes without a guard");
+    }
+}
+
 /// Live allocations as a model: no two overlap, contents survive, alignment holds, and at the end everything is free again.
 fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
     let mut heap = fresh(memory);
     let mut r = Random(seed);
     let mut live: Vec<(usize, usize, u8)> = Vec::new();
+    host::machine(|m| m.closed.clear());
     // SAFETY: a live allocation of the model.
     let fill = |p: usize, len: usize, b: u8| unsafe { core::ptr::write_bytes(p as *mut u8, b, len) };
     let intact = |p: usize, len: usize, b: u8| {
@@ -56,6 +71,7 @@ fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
                 let Some((p, zero)) = heap.aligned(align, size) else { continue };
                 let p = p as usize;
                 assert_eq!(p % align.max(16), 0);
+                guarded(&mut heap, p, align);
                 assert!(!zero || intact(p, size, 0));
                 for (q, len, _) in &live {
                     assert!(p + size.max(1) <= *q || *q + len.max(&1) <= p, "overlap at step {step}");
@@ -76,6 +92,7 @@ fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
                 let q = q as usize;
                 assert!(intact(q, len.min(size), b));
                 assert!(heap.usable(q).expect("live") >= size);
+                guarded(&mut heap, q, if q == p { 8192 } else { 16 });
                 fill(q, size, b);
                 live[i] = (q, size, b);
                 for (j, (o, len, _)) in live.iter().enumerate() {
@@ -93,6 +110,7 @@ fn run_model(seed: u64, steps: usize, memory: usize, largest: usize) {
         assert!(intact(p, len, b));
         heap.dealloc(p).expect("live");
     }
+    assert!(host::machine(|m| m.closed.is_empty()), "free memory without rights");
     // Each class may keep one empty span.
     assert!(heap.usage().0 < 1 << 20, "{} left", heap.usage().0);
     heap.trim();
@@ -105,6 +123,7 @@ fn random_programs_agree_with_a_model() {
     for seed in 1..6 {
         run_model(seed * 7919, 6000, 64 << 20, 300_000);
     }
+    run_model(4711, 3000, 64 << 20, 3 << 20);
 }
 
 #[test]
@@ -136,11 +155,37 @@ fn wrong_pointers_are_recognised() {
     assert!(heap.dealloc(usize::MAX - 4096).is_err());
     heap.dealloc(p).expect("live");
     assert!(heap.dealloc(p).is_err());
-    let (big, _) = heap.malloc(100_000).expect("memory");
-    let big = big as usize;
-    assert!(heap.dealloc(big + 4096).is_err());
-    heap.dealloc(big).expect("live");
-    assert!(heap.dealloc(big).is_err());
+    for size in [100_000, 1 << 20] {
+        let (big, _) = heap.malloc(size).expect("memory");
+        let big = big as usize;
+        for wrong in [big - 4096, big + 4096, big + heap.usable(big).expect("live")] {
+            assert!(heap.dealloc(wrong).is_err());
+        }
+        heap.dealloc(big).expect("live");
+        assert!(heap.dealloc(big).is_err());
+    }
+}
+
+#[test]
+fn large_allocations_lie_between_guards_whatever_their_length_becomes() {
+    let _s = host::session();
+    let mut heap = fresh(64 << 20);
+    let mut all: Vec<usize> = (0..3).map(|_| heap.malloc(2 << 20).expect("memory").0 as usize).collect();
+    // Shorter and longer in place, to and from what has no guards, and elsewhere.
+    for size in [1_500_000, 2 << 20, 100_000, 200_000, 3 << 20, 1 << 20, (1 << 20) - 4096, 2 << 20] {
+        for p in &mut all {
+            *p = heap.realloc(*p, size).expect("live").expect("memory") as usize;
+            guarded(&mut heap, *p, 16);
+        }
+    }
+    // A host that has no memory for a guard.
+    let (used, _) = heap.usage();
+    host::machine(|m| m.fail_protect = 1);
+    assert!(heap.malloc(1 << 20).is_none());
+    assert_eq!((heap.usage().0, host::machine(|m| m.fail_protect)), (used, 0));
+    all.into_iter().for_each(|p| heap.dealloc(p).expect("live"));
+    assert_eq!(heap.usage().0, 0);
+    assert!(host::machine(|m| m.closed.is_empty()));
 }
 
 #[test]

@@ -300,3 +300,78 @@ impl Gate {
         let _ = rustix::io::write(&self.0, &[1]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::ErrorKind::{ConnectionRefused, PermissionDenied};
+    use std::net::{TcpListener, TcpStream};
+
+    /// Landlock without any other layer: it holds for the thread that puts it on. `None` where the kernel has none.
+    fn alone<T: Send>(network: &Network, f: impl FnOnce() -> T + Send) -> Option<T> {
+        let ruleset = monitor_ruleset(network).unwrap();
+        std::thread::scope(|s| s.spawn(|| restrict(ruleset, "").ok().map(|_| f())).join().unwrap())
+    }
+
+    #[test]
+    fn landlock_alone_keeps_all_files_away() {
+        let dir = std::env::temp_dir().join(format!("donjon-landlock-{}", std::process::id()));
+        let at = |name: &str| dir.join(name);
+        fs::create_dir_all(at("sub")).unwrap();
+        fs::write(at("file"), "text").unwrap();
+        let open = fs::File::open(at("file")).unwrap();
+        let results = alone(&Network::None, || {
+            let text = std::io::read_to_string(&open).map(drop);
+            let options = || fs::OpenOptions::new();
+            let tried = [
+                ("read", fs::File::open(at("file")).map(drop)),
+                ("write", options().write(true).open(at("file")).map(drop)),
+                ("truncate", options().write(true).truncate(true).open(at("file")).map(drop)),
+                ("list", fs::read_dir(&dir).map(drop)),
+                ("make a file", fs::write(at("new"), "")),
+                ("make a directory", fs::create_dir(at("dir"))),
+                ("make a link", std::os::unix::fs::symlink("file", at("link"))),
+                ("make another name", fs::hard_link(at("file"), at("sub/name"))),
+                ("rename", fs::rename(at("file"), at("name"))),
+                ("remove", fs::remove_file(at("file"))),
+                ("remove a directory", fs::remove_dir(at("sub"))),
+                ("execute", std::process::Command::new("/bin/true").status().map(drop)),
+                ("read what the kernel says", fs::read("/proc/self/maps").map(drop)),
+                ("open a device", options().write(true).open("/dev/null").map(drop)),
+            ];
+            (text, tried)
+        });
+        let untouched =
+            fs::read_to_string(at("file")).is_ok_and(|t| t == "text") && fs::read_dir(&dir).unwrap().count() == 2;
+        fs::remove_dir_all(&dir).unwrap();
+        let Some((text, tried)) = results else { return };
+        assert!(text.is_ok() && untouched, "what is open stays open: {text:?}");
+        for (what, result) in tried {
+            assert_eq!(result.map_err(|e| e.kind()), Err(PermissionDenied), "{what}");
+        }
+    }
+
+    #[test]
+    fn landlock_alone_keeps_all_but_declared_ports_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tries = || {
+            let kind = |r: Result<()>| r.map_err(|e| e.kind());
+            [
+                kind(TcpListener::bind("127.0.0.1:0").map(drop)),
+                kind(TcpStream::connect(("127.0.0.1", port)).map(drop)),
+                kind(TcpStream::connect(("127.0.0.1", 1)).map(drop)),
+            ]
+        };
+        let no = Err(PermissionDenied);
+        for (network, connects, elsewhere) in [
+            (Network::Serve, no, no),
+            (Network::Dial(Some(vec![port])), Ok(()), no),
+            (Network::Dial(None), Ok(()), Err(ConnectionRefused)),
+        ] {
+            let Some(results) = alone(&network, tries) else { return };
+            assert_eq!(results, [no, connects, elsewhere], "{network:?}");
+        }
+    }
+}

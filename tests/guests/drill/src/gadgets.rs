@@ -16,6 +16,7 @@ unsafe extern "C" {
     fn ptrace();
     fn process_vm_readv();
     fn setuid();
+    fn mknod();
     fn syscall();
 }
 
@@ -74,7 +75,7 @@ macro_rules! table {
 /// The address of a function by name; 0 if it is not in the program.
 pub fn find(name: &str) -> u64 {
     let table: &[(&str, *const ())] = table! {
-        mprotect mmap open read write socket connect fork execve system ptrace process_vm_readv setuid syscall
+        mprotect mmap open read write socket connect fork execve system ptrace process_vm_readv setuid mknod syscall
         gadget_syscall gadget_read_cr3 gadget_write_cr3 gadget_cr0 gadget_wrmsr gadget_in gadget_out
     };
     table.iter().find(|(n, _)| *n == name).map_or(0, |(_, at)| *at as u64)

@@ -9,8 +9,15 @@ use std::hint::black_box;
 unsafe extern "C" {
     fn malloc(len: usize) -> *mut u8;
     fn free(at: *mut u8);
+    fn realloc(at: *mut u8, len: usize) -> *mut u8;
     fn mprotect(addr: *mut u8, len: usize, prot: i32) -> i32;
     fn mmap(addr: *mut u8, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
+    fn pthread_self() -> usize;
+    fn pthread_getattr_np(thread: usize, attributes: *mut [u64; 7]) -> i32;
+    fn pthread_attr_getstack(attributes: *const [u64; 7], at: *mut *mut u8, len: *mut usize) -> i32;
+    /// The image's first byte, and where it ends, by the linker.
+    static __ehdr_start: u8;
+    static _end: u8;
 }
 const PROT_WRITE: i32 = 2;
 const PROT_RW: i32 = 3;
@@ -37,6 +44,46 @@ fn call(code: *const u8) -> u32 {
 
 fn page_of<T>(at: *const T) -> *mut u8 {
     (at as usize & !(PAGE - 1)) as *mut u8
+}
+
+fn peek(what: &str, at: usize) -> String {
+    format!("read {} {what}", unsafe { (at as *const u8).read_volatile() })
+}
+
+fn poke(what: &str, at: usize) -> String {
+    unsafe { (at as *mut u8).write_volatile(1) };
+    format!("wrote {what}")
+}
+
+/// Bytes of a large allocation.
+const LARGE: usize = 1 << 20;
+
+/// The addresses of three large allocations, one after the other, that are in use.
+fn large() -> [usize; 3] {
+    std::array::from_fn(|_| {
+        let at = black_box(unsafe { malloc(LARGE) });
+        unsafe { at.write_bytes(1, LARGE) };
+        at.addr()
+    })
+}
+
+/// Where the running thread's stack ends: its lowest address.
+fn stack() -> usize {
+    let (mut attributes, mut at, mut len) = ([0; 7], std::ptr::null_mut(), 0);
+    let known = unsafe {
+        pthread_getattr_np(pthread_self(), &mut attributes) == 0
+            && pthread_attr_getstack(&attributes, &mut at, &mut len) == 0
+    };
+    assert!(known && len > 0);
+    at.addr()
+}
+
+/// Does it on a thread of which another one has its stack below.
+fn on_a_thread(f: impl FnOnce() -> String + Send + 'static) -> String {
+    let below = std::thread::spawn(std::thread::park);
+    let result = std::thread::spawn(f).join().unwrap_or_else(|_| "panicked instead".into());
+    below.thread().unpark();
+    result
 }
 
 /// Each case returns what it got away with.
@@ -68,6 +115,26 @@ fn attempt(case: &str) -> String {
             format!("executed data: {}", call((&raw const DATA).cast()))
         }
         "null-read" => format!("read {} at 0", unsafe { black_box(std::ptr::null::<u8>()).read_volatile() }),
+        "null-write" => {
+            unsafe { black_box(std::ptr::null_mut::<u8>()).write_volatile(1) };
+            "wrote to 0".into()
+        }
+        "null-page-end" => peek("the end of the first page", black_box(PAGE - 1)),
+        // Each between two others, so that without guards there would be memory on both sides.
+        "heap-below" => peek("before an allocation", large()[1] - 1),
+        "heap-above" => peek("behind an allocation", large()[1] + LARGE),
+        "heap-write-above" => poke("behind an allocation", large()[1] + LARGE),
+        "heap-grown-above" => unsafe {
+            let (all, len) = (large(), 3 * LARGE);
+            peek("behind an allocation that has grown", realloc(all[2] as *mut u8, len).addr() + len)
+        },
+        "stack-below" => peek("below the stack", stack() - 1),
+        "stack-page-below" => peek("a page below the stack", stack() - PAGE),
+        "thread-stack-below" => on_a_thread(|| peek("below a thread's stack", stack() - 1)),
+        "thread-stack-page-below" => on_a_thread(|| peek("a page below a thread's stack", stack() - PAGE)),
+        "thread-stack-write-below" => on_a_thread(|| poke("below a thread's stack", stack() - 1)),
+        "image-below" => peek("before the image", (&raw const __ehdr_start).addr() - 1),
+        "image-above" => peek("behind the image", (&raw const _end).addr().next_multiple_of(PAGE)),
         "null-call" => format!("called 0: {}", call(black_box(std::ptr::null()))),
         "stack-overflow" => {
             fn deeper(n: u64) -> u64 {
@@ -76,13 +143,15 @@ fn attempt(case: &str) -> String {
             }
             format!("went {} deep", deeper(black_box(1 << 40)))
         }
-        "thread-stack-overflow" => {
-            std::thread::spawn(|| attempt("stack-overflow")).join().unwrap_or_else(|_| "panicked instead".into())
-        }
+        "thread-stack-overflow" => on_a_thread(|| attempt("stack-overflow")),
         // Here it is an errno that is expected, not an end: the guest reports REFUSED.
         "mprotect-exec" | "mprotect-text-write" | "mmap-exec" | "mprotect-wx" => refusal(case),
         // Not forbidden, but shown: each start has its own.
         "secrets" => secrets(),
+        // Nor this: for whoever looks at it from outside.
+        "stay" => loop {
+            std::thread::park();
+        },
         "double-free" => unsafe {
             let at = black_box(malloc(100));
             free(at);
