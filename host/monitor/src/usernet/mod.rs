@@ -385,6 +385,11 @@ impl UserNet {
         }
     }
 
+    /// Whether a frame has come from the guest (always, if it was there from the start).
+    pub fn heard(&self) -> bool {
+        self.before_first_frame.is_none()
+    }
+
     /// How many frames were dropped by the filter.
     pub fn dropped(&self, way: Way) -> [u64; Reason::ALL.len()] {
         match way {
