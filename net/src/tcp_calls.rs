@@ -50,6 +50,8 @@ impl Stack {
             any: false,
             backlog,
             half: 0,
+            claims: 0,
+            doubt: 0,
             ready: VecDeque::new(),
             pending: VecDeque::new(),
             options: f.options,
@@ -59,7 +61,8 @@ impl Stack {
         Ok(())
     }
 
-    /// Takes an established connection. What it is ready for already makes no event any more: look at its readiness.
+    /// Takes an established connection, which lets a SYN that waited for room be answered. What the connection is ready for already makes no event
+    /// any more: look at its readiness.
     pub fn accept(&mut self, handle: Handle) -> Result<(Handle, SocketAddr), Error> {
         loop {
             let Kind::Listener(l) = self.kind_mut(handle)? else { return Err(Error::Invalid) };
@@ -68,7 +71,9 @@ impl Stack {
                 && let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot)
             {
                 c.flags &= !is::UNACCEPTED;
-                return Ok((Handle { slot, generation }, c.tuple.remote.into()));
+                let accepted = (Handle { slot, generation }, c.tuple.remote.into());
+                self.unpark(handle.slot);
+                return Ok(accepted);
             }
         }
     }
@@ -88,6 +93,8 @@ impl Stack {
             any: true,
             backlog: backlog.clamp(1, BACKLOG_MAX),
             half: 0,
+            claims: 0,
+            doubt: 0,
             ready: VecDeque::new(),
             pending: VecDeque::new(),
             options: TcpOptions::default(),

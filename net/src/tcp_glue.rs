@@ -6,9 +6,9 @@ use crate::ports;
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
 use crate::tcp::conn::{Conn, is};
-use crate::tcp::half_open::{Half, may_retry};
+use crate::tcp::half_open::{Half, Stage};
 use crate::tcp::head::ip_len;
-use crate::tcp::listen::Listener;
+use crate::tcp::listen::{Listener, OnSyn};
 use crate::tcp::segment::Segment;
 use crate::tcp::time_wait::Old;
 use crate::tcp::*;
@@ -112,10 +112,12 @@ impl Stack {
     fn syn_input(&mut self, slot: u32, tuple: &Tuple, hash: u32, seg: &Segment, min_iss: Option<u32>) {
         let generation = self.sockets.generation(slot);
         let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get(slot) else { return };
-        if !l.takes_syn() {
-            return;
-        }
-        let any = l.any;
+        let stage = match l.on_syn(self.now) {
+            OnSyn::Drop => return,
+            OnSyn::Answer => Stage::Claims,
+            OnSyn::Park if l.any => Stage::Owner,
+            OnSyn::Park => Stage::Parked,
+        };
         // In a flood, whoever has waited longest goes: an honest peer answers within a round trip, a forged one never.
         if l.is_crowded() || self.half.slab.len() >= self.config.limits.half_open {
             match self.half.oldest() {
@@ -142,7 +144,7 @@ impl Stack {
             sack: seg.sack_permitted,
             ts: seg.ts.is_some(),
             retries: 0,
-            waits: any,
+            stage,
         };
         let Some(half_slot) = self.half.insert(self.now, half) else { return };
         if !self.demux.insert(hash, half_slot | HALF) {
@@ -152,15 +154,43 @@ impl Stack {
         let half_generation = self.half.slab.generation(half_slot);
         if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(slot) {
             l.half += 1;
-            if any {
-                l.pending.push_back((half_slot, half_generation));
+            match stage {
+                Stage::Claims | Stage::Overdue => l.claims += 1,
+                Stage::Parked | Stage::Owner => l.pending.push_back((half_slot, half_generation)),
             }
         }
-        if any {
-            self.raise(slot, Ready::ACCEPT);
-        } else {
-            self.send_syn_ack(half_slot);
+        match stage {
+            Stage::Claims | Stage::Overdue => self.send_syn_ack(half_slot),
+            Stage::Parked => {}
+            Stage::Owner => self.raise(slot, Ready::ACCEPT),
         }
+    }
+
+    /// Answers the SYNs of a listener that wait for room, as far as there is some, in the order in which they have come.
+    pub(crate) fn unpark(&mut self, listener: u32) {
+        while let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener)
+            && !l.any
+            && let Some(&(slot, generation)) = l.pending.front()
+        {
+            let alive = self.half.slab.is(slot, generation);
+            if alive && !l.has_room(self.now) {
+                return;
+            }
+            l.pending.pop_front();
+            if alive {
+                self.answer_parked(slot);
+            }
+        }
+    }
+
+    fn answer_parked(&mut self, old: u32) {
+        let Some(slot) = self.half.unpark(self.now, old) else { return };
+        let Some(&Half { hash, listener, .. }) = self.half.slab.get(slot) else { return };
+        self.demux.replace(hash, old | HALF, slot | HALF);
+        if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener.0) {
+            l.claims += 1;
+        }
+        self.send_syn_ack(slot);
     }
 
     fn send_syn_ack(&mut self, slot: u32) {
@@ -201,18 +231,20 @@ impl Stack {
         let next = h.irs.wrapping_add(1);
         if seg.has(flag::RST) {
             if seg.seq == next {
+                let listener = h.listener.0;
                 self.remove_half(slot);
+                self.unpark(listener);
             }
             return;
         }
         if seg.has(flag::SYN) {
             // The SYN again. Any other is not answered: the entry's timer will sort it out.
-            if seg.seq == h.irs && !seg.has(flag::ACK) && !h.waits {
+            if seg.seq == h.irs && !seg.has(flag::ACK) && h.stage.is_answered() {
                 self.send_syn_ack(slot);
             }
             return;
         }
-        if !seg.has(flag::ACK) || h.waits {
+        if !seg.has(flag::ACK) || !h.stage.is_answered() {
             return;
         }
         if seg.ack != h.iss.wrapping_add(1) {
@@ -284,19 +316,29 @@ impl Stack {
             && let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(h.listener.0)
         {
             l.half = l.half.saturating_sub(1);
+            l.claims = l.claims.saturating_sub(u32::from(h.stage == Stage::Claims));
         }
     }
 
     pub(crate) fn half_open_timers(&mut self) {
         while let Some(slot) = self.half.pop_due(self.now) {
-            match self.half.slab.get_mut(slot) {
-                Some(h) if may_retry(h) && self.sockets.is(h.listener.0, h.listener.1) => {
+            let Some(h) = self.half.slab.get_mut(slot) else { continue };
+            let (owner, generation) = h.listener;
+            let alive = self.sockets.is(owner, generation);
+            match (h.stage, self.sockets.get_mut(owner).filter(|_| alive).map(|s| &mut s.kind)) {
+                (Stage::Claims, Some(Kind::Listener(l))) => {
+                    l.claim_lapsed(self.now);
+                    h.stage = Stage::Overdue;
+                    self.half.wait_again(self.now, slot);
+                }
+                (Stage::Overdue, Some(Kind::Listener(_))) if h.retries < SYN_ACK_RETRIES => {
                     h.retries += 1;
                     self.send_syn_ack(slot);
                     self.half.wait_again(self.now, slot);
                 }
                 _ => self.remove_half(slot),
             }
+            self.unpark(owner);
         }
     }
 

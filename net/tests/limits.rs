@@ -114,6 +114,49 @@ fn backlog_overflow_drops_and_recovers() {
     }
 }
 
+/// A thousand SYNs at once, and a program that accepts one connection in a while: nothing is lost, so nobody waits for a retransmission.
+#[test]
+fn a_crowd_waits_for_the_program_and_not_for_a_timer() {
+    let mut sim = Sim::new(14);
+    // What std asks for.
+    let l = sim.listen(1, 80, 128);
+    let clients: Vec<Handle> = (0..1000).map(|_| sim.connect(0, at(2, 80))).collect();
+    let mut accepted = 0;
+    for _ in 0..1000 {
+        // All of them have to be in long before the first retransmission of a SYN or of data.
+        sim.run(SECOND / 20_000);
+        let (sockets, ..) = sim.stacks[1].counts();
+        assert!(sockets <= 1 + accepted + 128, "{sockets} with {accepted} accepted");
+        accepted += u32::from(sim.stacks[1].accept(l).is_ok());
+    }
+    assert!(accepted > 900, "{accepted}");
+    sim.run(SECOND / 20);
+    while sim.stacks[1].accept(l).is_ok() {
+        accepted += 1;
+    }
+    assert_eq!((accepted, sim.stacks[1].counts().1), (1000, 0));
+    for c in clients {
+        assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().retransmits, 0);
+    }
+}
+
+/// Peers that never acknowledge keep an honest one waiting for a moment only.
+#[test]
+fn forged_syns_keep_no_places() {
+    let mut sim = Sim::new(15);
+    let l = sim.listen(1, 80, 4);
+    for i in 0..40 {
+        let frame = raw_syn([172, 16, 0, i + 1], 1000, 7);
+        sim.stacks[1].input(sim.now, NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }, &frame);
+    }
+    let start = sim.now;
+    let c = sim.connect(0, at(2, 80));
+    assert!(sim.run_until(SECOND, |s| s.stacks[1].accept(l).is_ok()));
+    assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    assert!(sim.now - start < SECOND / 4, "{}", sim.now - start);
+}
+
 #[test]
 fn idle_connections_are_small() {
     let mut sim = Sim::new(22);

@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use donjon_abi::image::ImageHeader;
 use donjon_tests::qemu::{Ended, Machine};
-use donjon_tests::{Engine, Guest, Need, PATIENCE, compressed, example, missing, repo_root, target_dir, test_guest};
+use donjon_tests::{
+    Engine, Guest, Need, Netns, PATIENCE, compressed, donjon, example, missing, repo_root, target_dir, test_guest,
+};
 
 /// Memory sizes in MiB: odd ones, and those at which others failed (Nanos between 68 and 74, and below 77 on microvm).
 const SIZES: &[u32] = &[4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 23, 32, 33, 48, 63, 64, 68, 70, 71, 74, 76, 77, 97, 128, 255];
@@ -27,6 +29,52 @@ fn compressed_guest() -> PathBuf {
 /// The guest's program ran and ended as it should.
 fn booted(ended: &Ended) -> bool {
     ended.status == Some(42)
+}
+
+/// `docs/getting-started.md` has a command that starts an image by QEMU alone: this runs what stands there, word for word, in a network of its own.
+#[test]
+fn the_documents_command_boots_an_image() {
+    if missing("the_documents_command_boots_an_image", &[Need::Qemu, Need::Tap, Need::Program("curl")]) {
+        return;
+    }
+    let document = std::fs::read_to_string(repo_root().join("docs/getting-started.md")).unwrap();
+    let section = document.split("\n## ").find(|s| s.contains("Boot it yourself")).expect("its section");
+    let command = section.split("```sh\n").nth(1).and_then(|s| s.split("```").next()).expect("its command");
+    assert!(command.starts_with("qemu-system-x86_64 ") && command.contains("-kernel hello.img"), "{command}");
+    let dir = target_dir().join("scratch/the-documents-command");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(example("hello-axum"), dir.join("hello.img")).unwrap();
+    let ns = Netns::empty();
+    let mut shell = ns.command("sh");
+    // So that the shell's process is QEMU's.
+    shell.args(["-c", &format!("exec {command}")]).current_dir(&dir);
+    let mut guest = Guest::program("the document's command", shell, "127.0.0.1:8080".parse().unwrap(), Some(ns));
+    guest.wait_http("/");
+    let page = String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).into_owned();
+    assert!(page.contains("<!doctype html>"), "{page}");
+    guest.expect_alive();
+}
+
+/// Somebody who looks at a terminal sees that a virtual machine is starting; what is not a terminal gets the guest's words only.
+#[test]
+fn a_terminal_shows_that_a_machine_starts() {
+    if missing("a_terminal_shows_that_a_machine_starts", &[Need::Qemu, Need::Program("script")]) {
+        return;
+    }
+    let image = test_guest("limits");
+    let words = format!("{} run {} --engine qemu -- exit", donjon().display(), image.display());
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &words, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(42), "{text}");
+    assert!(text.contains("starting the virtual machine"), "{text}");
+    let plain = Guest::builder(&image, Engine::QemuMicrovm).args(["exit"]).run();
+    plain.expect_code(42);
+    assert!(plain.stderr.is_empty(), "{plain}");
 }
 
 #[test]

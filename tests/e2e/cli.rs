@@ -30,8 +30,12 @@ fn a_crates_own_tests(engine: Engine) {
         std::fs::write(dir.join("tests/some.rs"), format!("{tests}#[test]\nfn {name}() {{ {body}; }}\n")).unwrap();
         let output = run(&["--test", "some"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(!output.status.success() && text.contains(seen), "{name}: {text}");
+        // As `cargo test`.
+        assert!(output.status.code() == Some(101) && text.contains(seen), "{name}: {:?} {text}", output.status);
     }
+    std::fs::write(dir.join("tests/some.rs"), "#[test]\nfn wrong() -> u8 { \"text\" }\n").unwrap();
+    assert_eq!(run(&["--test", "some"]).status.code(), Some(101), "what does not compile");
+    std::fs::write(dir.join("tests/some.rs"), format!("{tests}#[test]\nfn wrong() {{ assert_eq!(1, 2); }}\n")).unwrap();
     let output = run(&["--test", "some", "--", "good"]);
     assert!(output.status.success(), "a filter that leaves the failing test out");
 }
@@ -64,4 +68,30 @@ fn inspect_lists_what_is_inside() {
     let output = donjon(&["inspect", image.to_str().unwrap(), "--json"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.trim_start().starts_with('{'), "{text}");
+}
+
+#[test]
+fn inspect_shows_where_an_image_may_go() {
+    let egress = "egress = [\"10.1.0.0/16:443/tcp\", \"192.0.2.7\", \"[2001:db8::]/32:53/udp\"]\n";
+    for (name, manifest, shown) in [
+        ("egress-some", egress, &["10.1.0.0/16:443/tcp", "192.0.2.7/32", "[2001:db8::]/32:53/udp"][..]),
+        ("egress-any", "egress = [\"any\"]\n", &["any"]),
+        ("egress-none", "", &[]),
+    ] {
+        let image = donjon_tests::image(&scratch_crate(name, manifest));
+        let output = donjon(&["inspect", image.to_str().unwrap(), "--json"]);
+        let about = String::from_utf8_lossy(&output.stdout).into_owned();
+        let listed =
+            about.lines().skip_while(|l| !l.contains("\"egress\": [")).take_while(|l| !l.trim().starts_with(']'));
+        let found: Vec<&str> = match about.contains("\"egress\": []") {
+            true => vec![],
+            false => listed.skip(1).filter_map(|l| l.split('"').nth(1)).collect(),
+        };
+        assert_eq!(found, shown, "{name}: {about}");
+        let output = donjon(&["inspect", image.to_str().unwrap()]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|l| l.starts_with("may reach")).unwrap_or_else(|| panic!("{text}"));
+        let all = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        assert_eq!(line.split_once("reach").map(|(_, rest)| rest.trim()), Some(&*all), "{name}");
+    }
 }

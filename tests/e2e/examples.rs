@@ -218,20 +218,59 @@ fn stops_when_asked(engine: Engine) {
     }
 }
 
+/// The same source as a Linux program, with plain `cargo run`, one request each.
 #[test]
 fn examples_are_ordinary_programs() {
-    // The same source as a Linux program, with plain cargo.
-    let program = donjon_tests::host_program("hello-std");
-    assert!(have_program("curl"));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut child = Command::new(program).env("PORT", port.to_string()).spawn().unwrap();
-    let page = donjon_tests::poll_until(donjon_tests::PATIENCE, || {
-        let output = Command::new("curl").args(["-s", &format!("http://127.0.0.1:{port}/")]).output().unwrap();
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let free_port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (name, seen) in [("hello-std", "Hello"), ("hello-axum", "<!doctype html>")] {
+        let port = free_port();
+        let _server = Native::start(name, port);
+        let page = donjon_tests::poll_until(NATIVE_PATIENCE, || {
+            let output = Command::new("curl").args(["-s", &format!("http://127.0.0.1:{port}/")]).output().unwrap();
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        });
+        assert!(page.as_ref().is_some_and(|p| p.contains(seen)), "{name}: {page:?}");
+        if name == "hello-axum" {
+            let url = format!("http://127.0.0.1:{port}/");
+            let output = donjon_tests::cargo_run("outbound").args(["--", &url]).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && text.contains(seen), "outbound: {output:?}");
+        }
+    }
+    let port = free_port();
+    let _server = Native::start("echo-udp", port);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut buffer = [0; 16];
+    let echoed = donjon_tests::poll_until(NATIVE_PATIENCE, || {
+        let _ = socket.send(b"hello");
+        socket.recv(&mut buffer).ok()
     });
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(page.is_some_and(|p| p.contains("Hello")));
+    assert_eq!(echoed, Some(5), "echo-udp");
+    assert_eq!(&buffer[..5], b"hello");
+    let output = donjon_tests::cargo_run("outbound").args(["--", "dns", "localhost"]).output().unwrap();
+    assert!(output.status.success() && output.stdout.starts_with(b"127.0.0.1"), "outbound dns: {output:?}");
+}
+
+/// It may have to be compiled first.
+const NATIVE_PATIENCE: Duration = Duration::from_secs(900);
+
+/// `cargo run`, which the program takes the place of.
+struct Native(std::process::Child);
+
+impl Native {
+    fn start(name: &str, port: u16) -> Native {
+        Native(donjon_tests::cargo_run(name).env("PORT", port.to_string()).spawn().unwrap())
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // It is our child until it is waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod hostile;
 mod limits;
 mod load;
 mod outbound;
+mod posix;
 mod security;
 mod serve;
 mod stdlib;

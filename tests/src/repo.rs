@@ -98,6 +98,17 @@ pub fn host_program(name: &str) -> PathBuf {
     })
 }
 
+/// `cargo run` in `examples/NAME`, as its README has it: not optimised, and with a target directory that the examples share.
+pub fn cargo_run(name: &str) -> Command {
+    let mut command = cargo();
+    let target = target_dir().join("native");
+    command
+        .args(["run", "--quiet"])
+        .env("CARGO_TARGET_DIR", target)
+        .current_dir(repo_root().join("examples").join(name));
+    command
+}
+
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.stdin(Stdio::null());

@@ -8,7 +8,8 @@ use donjon_monitor::{Machine, NetMode, Publish, Secret};
 const EXIT_CODES: &str = "\
 Exit codes:
   donjon run ends with the guest's own exit code. Otherwise:
-    1   the project does not compile, or a test failed
+    1   the project does not compile
+  101   donjon test: a test failed, or the project does not compile (as cargo test says)
     2   the command line makes no sense
    65   an image is damaged, a program does not link, or Donjon.toml is wrong
    66   a file is missing

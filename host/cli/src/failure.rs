@@ -12,8 +12,10 @@ use donjon_monitor::Error as RunError;
 
 /// The exit codes of `donjon` (after BSD's sysexits).
 pub mod code {
-    /// The project does not compile, or a test failed.
+    /// The project does not compile.
     pub const FAILED: u8 = 1;
+    /// `donjon test`: a test failed, or the project does not compile. Cargo's own, as `donjon test` stands where `cargo test` stood.
+    pub const TEST_FAILED: u8 = 101;
     /// The command line makes no sense.
     pub const USAGE: u8 = 2;
     /// The input is damaged or wrong.

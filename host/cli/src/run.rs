@@ -32,6 +32,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         limit_send: args.limit_send,
         explain_jail: args.explain_jail.then_some(if args.json { Explain::Json } else { Explain::Text }),
         verbose: args.verbose,
+        starting: ui::io_is_terminal().then_some(ui::starting),
         ..RunOptions::default()
     };
     to_the_end(&image, &options)

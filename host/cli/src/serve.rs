@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use donjon_monitor::{NetMode, Protocol, Publish, RunOptions, Secret};
 
-use crate::{args::ServeArgs, failure::Failure, run, site::Site};
+use crate::{args::ServeArgs, failure::Failure, run, site::Site, ui};
 
 pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let cache = cache();
@@ -29,6 +29,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         publish,
         secrets: secrets(args, &site),
         verbose: args.verbose,
+        starting: ui::io_is_terminal().then_some(ui::starting),
         ..RunOptions::default()
     };
     // The content is in the image; the server's life long nobody needs it here.

@@ -38,7 +38,7 @@ pub fn test(args: &TestArgs) -> Result<u8, Failure> {
         allow_undefined: args.allow_undefined,
         ..Options::default()
     };
-    let programs = project.tests(&cargo, &options)?;
+    let programs = project.tests(&cargo, &options).map_err(|e| as_cargo_test(e.into()))?;
     let images = pack(&project, &programs)?;
     if args.no_run {
         images.iter().for_each(|(_, image)| eprintln!("donjon: {}", image.display()));
@@ -55,7 +55,13 @@ pub fn test(args: &TestArgs) -> Result<u8, Failure> {
     for r in &failed {
         eprintln!("donjon:   {} {}", r.name, r.verdict.text());
     }
-    Ok(if failed.is_empty() { 0 } else { code::FAILED })
+    Ok(if failed.is_empty() { 0 } else { code::TEST_FAILED })
+}
+
+/// What does not compile ends `cargo test` as a failed test does.
+fn as_cargo_test(failure: Failure) -> Failure {
+    let code = if failure.code == code::FAILED { code::TEST_FAILED } else { failure.code };
+    Failure { code, ..failure }
 }
 
 fn pack(project: &Project, programs: &[Program]) -> Result<Vec<(String, PathBuf)>, Failure> {

@@ -1,8 +1,14 @@
 //! Talk on standard error: colours and progress only where a person looks.
 
-use std::{env, io::IsTerminal as _, time::Duration};
+use std::{
+    cell::OnceCell,
+    env,
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use donjon_monitor::Starting;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
 /// Whether standard error takes colours.
 pub fn colour() -> bool {
@@ -19,14 +25,79 @@ pub fn spinner(text: impl Into<String>) -> ProgressBar {
     if !io_is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let bar = still(text, ProgressDrawTarget::stderr());
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// A spinner that turns when it is told to.
+fn still(text: impl Into<String>, target: ProgressDrawTarget) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, target);
     let template = if colour() { "{spinner:.cyan} {msg}" } else { "{spinner} {msg}" };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.set_message(text.into());
-    bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+/// Shows that a virtual machine is starting. Without a thread: the monitor forks, and is jailed.
+pub fn starting(how_far: Starting) {
+    thread_local!(static BAR: OnceCell<ProgressBar> = const { OnceCell::new() });
+    let make = || still("starting the virtual machine", ProgressDrawTarget::term_like(Box::new(Plain)));
+    BAR.with(|bar| match how_far {
+        Starting::Waiting => bar.get_or_init(make).tick(),
+        Starting::Over => bar.get().into_iter().for_each(ProgressBar::finish_and_clear),
+    });
+}
+
+/// Standard error as a terminal of which nothing is asked: in the jail there is no `ioctl`.
+#[derive(Debug)]
+struct Plain;
+
+impl Plain {
+    fn control(n: usize, letter: char) -> io::Result<()> {
+        if n > 0 { write!(io::stderr(), "\x1b[{n}{letter}") } else { Ok(()) }
+    }
+}
+
+impl TermLike for Plain {
+    fn width(&self) -> u16 {
+        // What is shown is short.
+        80
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        Self::control(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        Self::control(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        Self::control(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        Self::control(n, 'D')
+    }
+
+    fn write_line(&self, s: &str) -> io::Result<()> {
+        writeln!(io::stderr(), "{s}")
+    }
+
+    fn write_str(&self, s: &str) -> io::Result<()> {
+        write!(io::stderr(), "{s}")
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Bytes with separators, as they are read most easily.

@@ -36,7 +36,7 @@ pub use error::Error;
 pub use exit::ExitStatus;
 #[doc(hidden)]
 pub use options::Protection;
-pub use options::{Engine, Machine, NetMode, OptionError, Publish, QemuOptions, RunOptions, TapOptions};
+pub use options::{Engine, Machine, NetMode, OptionError, Publish, QemuOptions, RunOptions, Starting, TapOptions};
 pub use probe::{Fitness, Probe, probe};
 pub use secrets::Secret;
 

@@ -207,6 +207,11 @@ impl RunningLink {
         }
     }
 
+    /// Whether a frame is known to have come from the guest.
+    pub fn heard(&self) -> bool {
+        matches!(&self.end, RunningEnd::User(user) if user.heard())
+    }
+
     /// The guest has ended: what it sent before still goes out. Tells what was dropped.
     pub fn finish(&mut self, reactor: &Reactor) {
         match &mut self.end {

@@ -39,6 +39,8 @@ pub struct RunOptions {
     pub limit_send: Option<u64>,
     /// Talk on standard error about what is being done.
     pub verbose: bool,
+    /// Called while a virtual machine starts, which takes a while; called in the jail, so that it can write but not open anything.
+    pub starting: Option<fn(Starting)>,
     /// Print the jail as it was put on, and end before the guest's first instruction.
     pub explain_jail: Option<jail::Explain>,
     /// For tests: frames of a TAP pass through the monitor even if the kernel could filter them.
@@ -74,6 +76,7 @@ impl Default for RunOptions {
             limit_connections: None,
             limit_send: None,
             verbose: false,
+            starting: None,
             explain_jail: None,
             relay_tap: false,
             without: Vec::new(),
@@ -82,6 +85,15 @@ impl Default for RunOptions {
             monitor_without_rule: None,
         }
     }
+}
+
+/// How far a virtual machine is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Starting {
+    /// Nothing has come from it; said ten times a second.
+    Waiting,
+    /// It has written something or sent a frame, or has ended, or there is no more use in waiting; said once.
+    Over,
 }
 
 /// See [`RunOptions::without`].

@@ -1,7 +1,7 @@
 //! Half-open connections: a SYN has come, and SYN-ACK goes out until the handshake's third segment is here. A few dozen bytes each,
 //! bounded over all listeners; when there is no room, the one that has waited longest goes.
 
-use super::{SECOND, SYN_ACK_RETRIES};
+use super::{MS, SECOND, SYN_ACK_RETRIES};
 use crate::addr::Tuple;
 use crate::slab::Slab;
 use alloc::collections::VecDeque;
@@ -22,13 +22,40 @@ pub(crate) struct Half {
     pub sack: bool,
     pub ts: bool,
     pub retries: u8,
-    /// An "any" listener's: nothing is sent before `complete`.
-    pub waits: bool,
+    pub stage: Stage,
 }
 
-/// Rounds of waiting: 1, 2, 4, ... s before the next SYN-ACK; the last one is that of entries that wait for their owner.
-const ROUNDS: usize = SYN_ACK_RETRIES as usize + 2;
+/// What a half-open connection waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Room in the accept queue; SYN-ACK goes out then.
+    Parked,
+    /// The peer's acknowledgement of our SYN-ACK. A place in the accept queue is kept for it.
+    Claims,
+    /// The same, but it has had its time.
+    Overdue,
+    /// The owner of an "any" listener: SYN-ACK goes out with `complete`.
+    Owner,
+}
+
+impl Stage {
+    /// Whether SYN-ACK has gone out.
+    pub fn is_answered(self) -> bool {
+        matches!(self, Stage::Claims | Stage::Overdue)
+    }
+}
+
+/// Rounds of waiting: those of parked entries and of claims, then 1, 2, 4, ... s before the next SYN-ACK, then that of entries that wait for
+/// their owner.
+const ROUNDS: usize = SYN_ACK_RETRIES as usize + 4;
+const PARKED_ROUND: usize = 0;
+const CLAIMS_ROUND: usize = 1;
+const OVERDUE_ROUND: usize = 2;
 const OWNER_ROUND: usize = ROUNDS - 1;
+/// After that a parked entry is forgotten: the peer's next SYN is due.
+const PARKED_TIME: u64 = SECOND;
+/// How long a place is kept: more than the round trip of a peer that is not at the other end of the world.
+const CLAIM_TIME: u64 = 200 * MS;
 /// How long the owner of an "any" listener has to decide. A peer's SYNs end after about 127 s.
 const OWNER_TIME: u64 = 120 * SECOND;
 
@@ -45,22 +72,33 @@ impl HalfOpen {
 
     /// Adds an entry and starts its timer.
     pub fn insert(&mut self, now: u64, half: Half) -> Option<u32> {
-        let waits = half.waits;
-        let (slot, generation) = self.slab.insert(half)?;
-        self.wait(now, slot, generation, if waits { OWNER_ROUND } else { 0 });
+        let (slot, _) = self.slab.insert(half)?;
+        self.wait_again(now, slot);
         Some(slot)
     }
 
-    /// Starts the timer of an entry that has sent SYN-ACK.
+    /// Starts the timer of an entry that has none.
     pub fn wait_again(&mut self, now: u64, slot: u32) {
         let generation = self.slab.generation(slot);
         if let Some(h) = self.slab.get(slot) {
-            self.wait(now, slot, generation, usize::from(h.retries));
+            let (round, time) = match h.stage {
+                Stage::Parked => (PARKED_ROUND, PARKED_TIME),
+                Stage::Claims => (CLAIMS_ROUND, CLAIM_TIME),
+                Stage::Overdue if h.retries == 0 => (OVERDUE_ROUND, SECOND - CLAIM_TIME),
+                Stage::Overdue => (OVERDUE_ROUND + usize::from(h.retries), SECOND << h.retries),
+                Stage::Owner => (OWNER_ROUND, OWNER_TIME),
+            };
+            self.wait(now + time, slot, generation, round);
         }
     }
 
-    fn wait(&mut self, now: u64, slot: u32, generation: u32, round: usize) {
-        let time = now + if round == OWNER_ROUND { OWNER_TIME } else { SECOND << round };
+    /// A parked entry is answered from now on: under another name, so that its old timer is void. `None` if it is gone.
+    pub fn unpark(&mut self, now: u64, slot: u32) -> Option<u32> {
+        let half = self.slab.remove(slot)?;
+        self.insert(now, Half { stage: Stage::Claims, ..half })
+    }
+
+    fn wait(&mut self, time: u64, slot: u32, generation: u32, round: usize) {
         if let Some(r) = self.rounds.get_mut(round) {
             while r.front().is_some_and(|e| !self.slab.is(e.1, e.2)) {
                 r.pop_front();
@@ -90,7 +128,7 @@ impl HalfOpen {
         None
     }
 
-    /// The entry that has waited longest, of those that are not their owner's business.
+    /// The entry that has waited longest, of those that are not their owner's business; a parked one only if there is no other.
     pub fn oldest(&mut self) -> Option<u32> {
         for round in self.rounds.iter_mut().take(OWNER_ROUND).rev() {
             while let Some((_, slot, generation)) = round.pop_front() {
@@ -101,9 +139,4 @@ impl HalfOpen {
         }
         None
     }
-}
-
-/// Whether another SYN-ACK may be sent.
-pub(crate) fn may_retry(half: &Half) -> bool {
-    !half.waits && half.retries < SYN_ACK_RETRIES
 }

@@ -7,8 +7,8 @@ use crate::fd;
 /// Where the pages of a mapping come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapSource {
-    /// The file lies in the image, page-aligned: from the offset to the end of the file (the rest of its last page is other read-only
-    /// content of the image). A read-only mapping may use it as it is.
+    /// The file lies in the image, page-aligned: from the offset to the end of the file, with zeros behind it if the mapping reaches that far. A
+    /// read-only mapping may use it as it is.
     Static(&'static [u8]),
     /// The content has to be copied with [`crate::fd::pread_into`].
     Copy,
@@ -31,9 +31,19 @@ pub fn map_source(fd: i32, offset: u64, len: usize) -> Result<MapSource> {
             // A mapping that goes beyond the file's last page would show what is not the file's.
             let whole = len.next_multiple_of(donjon_base::PAGE) <= data.len().next_multiple_of(donjon_base::PAGE);
             let aligned = data.as_ptr().addr() % donjon_base::PAGE == 0;
-            Ok(if whole && aligned { MapSource::Static(data) } else { MapSource::Copy })
+            // What is packed behind a file may begin in its last page, which has to read as zeros there.
+            let ends = len.next_multiple_of(donjon_base::PAGE) <= data.len() || zeros_follow(data);
+            Ok(if whole && aligned && ends { MapSource::Static(data) } else { MapSource::Copy })
         }
         Node::Tmp(_) => Ok(MapSource::Changing),
         Node::Dev(_) => Err(Errno::ENODEV),
     }
+}
+
+/// Whether the rest of the last page of the bundle's `data` is empty.
+fn zeros_follow(data: &[u8]) -> bool {
+    let bundle = donjon_base::bytes(donjon_base::boot().bundle);
+    let end = data.as_ptr_range().end.addr().wrapping_sub(bundle.as_ptr().addr());
+    let rest = data.len().next_multiple_of(donjon_base::PAGE) - data.len();
+    bundle.get(end..).and_then(|b| b.get(..rest)).is_some_and(|b| b.iter().all(|byte| *byte == 0))
 }

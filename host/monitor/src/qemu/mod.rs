@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Confinement, Gate};
 use crate::net::Link;
-use crate::options::{Protection, QemuOptions, RunOptions};
+use crate::options::{Protection, QemuOptions, RunOptions, Starting};
 use crate::probe::find_program;
 use crate::process::{End, wait};
 use crate::reactor::{Interest, Reactor, Token};
@@ -39,6 +39,10 @@ const OUTPUT: (Token, Token) = (2, 3);
 const ERRORS: (Token, Token) = (4, 5);
 /// Tokens from here on are the network's.
 const NETWORK: Token = 16;
+
+/// Time between two signs to the user that the machine is still starting, and after how long there are no more: it may serve without a word.
+const SIGN_EVERY: Duration = Duration::from_millis(100);
+const SIGNS_FOR: Duration = Duration::from_secs(20);
 
 /// The byte on the serial port's input that asks the guest to stop (Ctrl-C).
 const STOP_BYTE: [u8; 1] = [3];
@@ -118,15 +122,22 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         drop(gate);
         return Ok(status);
     }
+    let mut waiting = options.starting.map(Waiting::new);
     gate.open();
     failed(&failure).map_err(Error::host("cannot start QEMU"))?;
 
     let (mut killed, mut ready) = (None, Vec::new());
     'run: loop {
-        let at = [stop.deadline(), link.deadline()].into_iter().flatten().min();
+        let sign = waiting.as_ref().map(|w| w.next);
+        let at = [stop.deadline(), link.deadline(), sign].into_iter().flatten().min();
         let timeout = at.map(|at| at.saturating_duration_since(Instant::now()));
         reactor.wait(timeout, &mut ready).map_err(Error::host("cannot wait for events"))?;
         let mut actions = vec![];
+        let spoke = |t: Token| [OUTPUT.0, OUTPUT.1, ERRORS.0, ERRORS.1].contains(&t);
+        if ready.iter().any(|r| spoke(r.token) || r.token == CHILD) || link.heard() {
+            waiting = None;
+        }
+        waiting = waiting.and_then(|w| w.go_on(Instant::now()));
         for r in &ready {
             match r.token {
                 SIGNALS => {
@@ -183,6 +194,36 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         (None, None, End::Signal(signal)) => {
             Ok(ExitStatus::Killed { reason: format!("QEMU was ended by signal {signal}") })
         }
+    }
+}
+
+/// Signs to the user for as long as nothing has come from the machine.
+struct Waiting {
+    tell: fn(Starting),
+    until: Instant,
+    next: Instant,
+}
+
+impl Waiting {
+    fn new(tell: fn(Starting)) -> Waiting {
+        tell(Starting::Waiting);
+        let now = Instant::now();
+        Waiting { tell, until: now + SIGNS_FOR, next: now + SIGN_EVERY }
+    }
+
+    /// Gives the sign that is due; `None` after the last one.
+    fn go_on(mut self, now: Instant) -> Option<Waiting> {
+        if now >= self.next {
+            (self.tell)(Starting::Waiting);
+            self.next = now + SIGN_EVERY;
+        }
+        (now < self.until).then_some(self)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        (self.tell)(Starting::Over);
     }
 }
 

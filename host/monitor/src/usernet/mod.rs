@@ -240,8 +240,13 @@ impl UserNet {
         let start = Instant::now();
         let wire = prepared.device.wire;
         let mut stack = Stack::new(config, 1);
-        stack.add_address(GATEWAY4.into(), PREFIX4).map_err(failed)?;
-        stack.add_address(GATEWAY6.into(), PREFIX6).map_err(failed)?;
+        // The first of each family is where connections to the guest come from. The resolver is on the link too: the guest asks for its Ethernet address.
+        for address in [GATEWAY4, DNS4] {
+            stack.add_address(address.into(), PREFIX4).map_err(failed)?;
+        }
+        for address in [GATEWAY6, DNS6] {
+            stack.add_address(address.into(), PREFIX6).map_err(failed)?;
+        }
         let any_tcp = stack.listen_any(BACKLOG).map_err(failed)?;
         let any_udp = stack.bind_any().map_err(failed)?;
         let mut net = UserNet {
@@ -378,6 +383,11 @@ impl UserNet {
                 self.flow_work(number, false, reactor);
             }
         }
+    }
+
+    /// Whether a frame has come from the guest (always, if it was there from the start).
+    pub fn heard(&self) -> bool {
+        self.before_first_frame.is_none()
     }
 
     /// How many frames were dropped by the filter.

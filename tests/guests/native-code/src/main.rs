@@ -6,11 +6,25 @@ use signature::KeyPair;
 
 unsafe extern "C" {
     fn smash(len: usize);
+    fn fortified_2(what: *const std::ffi::c_char, len: usize) -> std::ffi::c_int;
+    fn fortified_3(what: *const std::ffi::c_char, len: usize) -> std::ffi::c_int;
+}
+
+/// Writes `len` bytes to a target of 16, with a function that knows its size.
+fn fortified(level: &str, what: &str, len: &str) {
+    let what = std::ffi::CString::new(what).expect("a name");
+    let call = if level == "2" { fortified_2 } else { fortified_3 };
+    let first = unsafe { call(what.as_ptr(), len.parse().expect("a number")) };
+    println!("returned {first}");
 }
 
 fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [level, what, len] = &args[..] {
+        return fortified(level, what, len);
+    }
     // A function of C that writes past its buffer does not return.
-    if let Some(len) = std::env::args().nth(1) {
+    if let [len] = &args[..] {
         unsafe { smash(len.parse().expect("a number")) };
         println!("FAILURE: returned from a smashed stack");
         return;

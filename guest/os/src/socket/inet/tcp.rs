@@ -118,6 +118,8 @@ impl Socket for Tcp {
         }
         fd::headroom()?;
         let (handle, peer) = netif::with(|s| s.accept(self.handle))?.map_err(err)?;
+        // Another SYN may be answered now.
+        netif::flush();
         let file = open(handle, self.common.inherited(), netif::is_local(peer.ip()), flags)?;
         Ok((file, shown(self.common.domain, peer)))
     }

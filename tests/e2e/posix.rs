@@ -1,0 +1,45 @@
+//! Files of the bundle, threads and `SO_LINGER`, as POSIX and Linux have them.
+
+use std::io::{ErrorKind, Read, Write};
+
+use donjon_tests::{Engine, Guest, test_guest};
+
+crate::under_engines! {
+    files_of_the_bundle: ProcessUser QemuMicrovm QemuQ35;
+    threads: ProcessUser QemuMicrovm QemuQ35;
+    a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
+    linger: ProcessUser QemuMicrovm;
+    linger_of_nothing_resets_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
+}
+
+fn run(engine: Engine, case: &str) -> donjon_tests::Exit {
+    Guest::builder(&test_guest("posix"), engine).memory("64M").args([case]).run()
+}
+
+fn files_of_the_bundle(engine: Engine) {
+    run(engine, "bundle").expect_code(0).expect_text("PASS bundle");
+}
+
+fn threads(engine: Engine) {
+    run(engine, "threads").expect_code(0).expect_text("PASS threads");
+}
+
+fn a_stack_that_overflows_is_reported(engine: Engine) {
+    let exit = run(engine, "overflow");
+    assert!(!exit.stdout.contains("FAILURE") && !matches!(exit.code, Some(0 | 1) | None), "{exit}");
+    exit.expect_text("thread 'small'").expect_text("has overflowed its stack");
+}
+
+fn linger(engine: Engine) {
+    run(engine, "linger").expect_code(0).expect_text("PASS linger");
+}
+
+fn linger_of_nothing_resets_a_peer_outside(engine: Engine) {
+    let mut guest = Guest::builder(&test_guest("posix"), engine).port(9000).args(["linger-serve"]).start();
+    guest.wait_console("listening");
+    let mut stream = guest.connect().unwrap();
+    stream.write_all(b"1234").unwrap();
+    let error = stream.read_to_end(&mut Vec::new()).map_err(|e| e.kind());
+    assert_eq!(error, Err(ErrorKind::ConnectionReset), "{}", guest.log());
+    guest.wait().expect_code(0);
+}

@@ -1,0 +1,38 @@
+//! One case, named by the first argument: prints `PASS case`, or `FAILURE case: why` and ends with status 1.
+
+mod bundle;
+mod linger;
+mod threads;
+
+use std::io;
+
+type Outcome = Result<(), String>;
+
+fn main() {
+    let case = std::env::args().nth(1).unwrap_or_default();
+    let outcome = match case.as_str() {
+        "bundle" => bundle::all(),
+        "threads" => threads::all(),
+        "overflow" => threads::overflow(),
+        "linger" => linger::all(),
+        "linger-serve" => linger::serve(),
+        other => Err(format!("no such case: {other}")),
+    };
+    match outcome {
+        Ok(()) => println!("PASS {case}"),
+        Err(why) => {
+            println!("FAILURE {case}: {why}");
+            std::process::exit(1);
+        }
+    }
+}
+
+fn ensure(ok: bool, what: impl Into<String>) -> Outcome {
+    if ok { Ok(()) } else { Err(what.into()) }
+}
+
+/// Fails unless a C function that returned `result` failed with this error.
+fn fails_with(result: isize, errno: i32, what: &str) -> Outcome {
+    let error = io::Error::last_os_error();
+    ensure(result == -1 && error.raw_os_error() == Some(errno), format!("{what}: {result}, {error}, not errno {errno}"))
+}
