@@ -16,8 +16,14 @@ fn testssl_finds_nothing_serious() {
     if missing("testssl_finds_nothing_serious", &[Need::Program("testssl")]) {
         return;
     }
-    let guest = Site::Redirect.start(Engine::ProcessUser);
-    let json = super::scratch().join("testssl.json");
+    for engine in [Engine::ProcessUser, Engine::QemuMicrovm] {
+        testssl(engine);
+    }
+}
+
+fn testssl(engine: Engine) {
+    let guest = Site::Redirect.start(engine);
+    let json = super::scratch().join(format!("testssl-{engine:?}.json"));
     let mut command = guest.command("timeout");
     command.args(["1200", "testssl", "--quiet", "--color", "0", "--warnings", "off", "--nodns", "none"]);
     // Complaints about the certificate are about the one that this test has made: self-signed, no revocation, no DNS.
@@ -70,13 +76,22 @@ fn slowhttptest_takes_no_service_away() {
     }
     crate::load::raise_file_limit();
     // Slow readers get a file each that fits into the kernel's buffers, so it is fewer of them: else this would be about bandwidth.
-    for (site, path, connections, mode) in [
-        (Site::Plain, "/", "500", &["-H", "-i", "1"][..]),
-        (Site::Plain, "/", "500", &["-B", "-i", "1", "-s", "8192"]),
-        (Site::App, "/api/slow", "500", &["-B", "-i", "1", "-s", "8192"]),
-        (Site::Plain, "/data.bin", "100", &["-X", "-w", "512", "-y", "1024", "-n", "1", "-z", "32"]),
+    let (head, body) = (&["-H", "-i", "1"][..], &["-B", "-i", "1", "-s", "8192"][..]);
+    for (engine, site, path, connections, mode) in [
+        (Engine::ProcessUser, Site::Plain, "/", "500", head),
+        (Engine::ProcessUser, Site::Plain, "/", "500", body),
+        (Engine::ProcessUser, Site::App, "/api/slow", "500", body),
+        (
+            Engine::ProcessUser,
+            Site::Plain,
+            "/data.bin",
+            "100",
+            &["-X", "-w", "512", "-y", "1024", "-n", "1", "-z", "32"],
+        ),
+        (Engine::QemuMicrovm, Site::Plain, "/", "500", head),
+        (Engine::QemuMicrovm, Site::App, "/api/slow", "500", body),
     ] {
-        let mut guest = site.start(Engine::ProcessUser);
+        let mut guest = site.start(engine);
         let mut attack = attack(&guest, path, connections, mode);
         let (mut worst, mut served) = (Duration::ZERO, 0);
         while attack.try_wait().unwrap().is_none() {
@@ -96,7 +111,7 @@ fn slowhttptest_takes_no_service_away() {
         );
         assert!(!text.contains("service available:   NO"), "{mode:?}: {text}");
         assert!(served > 5 && worst < SERVED, "{mode:?}: {served} served, the slowest in {worst:?}");
-        println!("{mode:?}: {served} served, the slowest in {worst:?}");
+        println!("{engine}, {mode:?}: {served} served, the slowest in {worst:?}");
         guest.expect_alive();
     }
 }

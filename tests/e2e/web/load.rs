@@ -16,6 +16,7 @@ crate::under_engines! {
     a_large_file_arrives_whole_over_a_bad_link: ProcessTap;
     a_crowd_with_pipelines: ProcessUser ProcessTap;
     slow_heads_time_out: ProcessUser QemuMicrovm;
+    what_is_under_way_is_finished: ProcessUser ProcessTap QemuMicrovm;
     slow_clients_keep_nobody_out: ProcessUser;
 }
 
@@ -153,6 +154,29 @@ fn a_crowd_with_pipelines(engine: Engine) {
             assert!(reader.buffer().is_empty());
         }
     }
+}
+
+/// Whoever asks the server to stop ends no answer that is under way, and waits for no connection without one.
+fn what_is_under_way_is_finished(engine: Engine) {
+    let image = super::pack(&format!("drain-{engine:?}"), &[super::content().display().to_string()]);
+    let (mut guest, data) = (Guest::builder(&image, engine).port(80).start_http("/healthz"), super::data());
+    let mut idle = guest.connect().unwrap();
+    http::send_get_keep_alive(&mut idle, "/text.txt").unwrap();
+    let mut idle = BufReader::new(idle);
+    assert!(http::read_response(&mut idle).unwrap().body == super::text().as_bytes());
+    // Much of the answer is still with the server.
+    let mut busy = guest.connect().unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&busy, 8192).unwrap();
+    http::send_get_keep_alive(&mut busy, "/data.bin").unwrap();
+    assert_eq!(busy.peek(&mut [0]).unwrap(), 1);
+    guest.signal(rustix::process::Signal::TERM);
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection is closed");
+    std::thread::sleep(Duration::from_millis(500));
+    guest.expect_alive();
+    let answer = http::read_response(&mut BufReader::new(&mut busy)).unwrap();
+    assert!(answer.status == 200 && answer.body == data, "{}, {} bytes", answer.status, answer.body.len());
+    drop(busy);
+    guest.wait().expect_code(0);
 }
 
 /// 1,000 clients have asked for a file that none of them takes: what waits for them is in the image, not in memory.
