@@ -32,16 +32,20 @@ pub const fn physical(offset: u64) -> PhysAddr {
 
 /// One past the last byte of the payload: all that the header refers to, the shim excepted, and what is unpacked behind it.
 pub fn payload_end(header: &ImageHeader) -> u64 {
-    end(extents(header).chain([header.packed, header.unpacked]))
+    end(header, u64::MAX)
 }
 
 /// One past the last byte of what the hypervisor loads of it.
 pub fn loaded_end(header: &ImageHeader) -> u64 {
-    end(extents(header).chain([header.packed]).filter(|e| e.offset < header.file_len))
+    end(header, header.file_len)
 }
 
-fn end(extents: impl Iterator<Item = Extent>) -> u64 {
-    physical(extents.filter(|e| e.len > 0).map(|e| e.offset + e.len).fold(HEADER_OFFSET + PAGE, u64::max)).0
+/// Of what begins before that offset.
+#[inline(never)]
+fn end(header: &ImageHeader, limit: u64) -> u64 {
+    let there = |e: &Extent| e.len > 0 && e.offset < limit;
+    let all = extents(header).chain([header.packed, header.unpacked]).filter(there);
+    physical(all.map(|e| e.offset + e.len).fold(HEADER_OFFSET + PAGE, u64::max)).0
 }
 
 /// What the header refers to, but for the shim and the compressed part.
