@@ -235,30 +235,38 @@ impl Tree {
         out.head.extend((self.nodes.len() as u32).to_le_bytes());
         out.head.extend((names.len() as u32).to_le_bytes());
         out.len = (HEADER_LEN + self.nodes.len() * ENTRY_LEN + names.len()) as u64;
-        let mut name_offset = 0;
-        for (name, node) in self.nodes {
-            let (kind, len) = match &node {
-                Node::Dir => (Kind::Dir, 0),
-                Node::File(source) => (Kind::File, source.len()?),
-            };
-            if len > 0 {
-                out.len = out.len.next_multiple_of(if len >= ALIGN_FROM { PAGE } else { 16 });
+        let lens = self.nodes.values().map(|node| match node {
+            Node::Dir => Ok(0),
+            Node::File(source) => source.len(),
+        });
+        let lens = lens.collect::<Result<Vec<u64>, _>>()?;
+        // Small files first, so that behind each large one there are zeros up to the end of its last page: it can be mapped as it is.
+        let large = |len: u64| len >= ALIGN_FROM;
+        let mut places = vec![0; lens.len()];
+        for (pass, align) in [(false, 16), (true, PAGE)] {
+            for ((len, at), name) in lens.iter().zip(&mut places).zip(self.nodes.keys()) {
+                if *len > 0 && large(*len) == pass {
+                    *at = out.len.next_multiple_of(align);
+                    out.len = at.checked_add(*len).ok_or_else(|| BundleError::Name(name.into()))?;
+                }
             }
-            let raw = RawEntry {
-                name_offset,
-                name_len: name.len() as u32,
-                kind: kind as u32,
-                mtime: MTIME,
-                data_offset: out.len,
-                data_len: len,
-            };
-            out.head.extend(raw.to_bytes());
-            if let Node::File(source) = node {
-                out.files.push(Placed { at: out.len, len, source });
-            }
-            out.len = out.len.checked_add(len).ok_or_else(|| BundleError::Name(name.clone().into()))?;
-            name_offset += name.len() as u32;
         }
+        if lens.iter().any(|len| large(*len)) {
+            out.len = out.len.next_multiple_of(PAGE);
+        }
+        let mut name_offset = 0;
+        for ((name, node), (len, at)) in self.nodes.into_iter().zip(lens.into_iter().zip(places)) {
+            let name_len = name.len() as u32;
+            let kind = if let Node::Dir = node { Kind::Dir } else { Kind::File };
+            let raw =
+                RawEntry { name_offset, name_len, kind: kind as u32, mtime: MTIME, data_offset: at, data_len: len };
+            out.head.extend(raw.to_bytes());
+            if let (Node::File(source), true) = (node, len > 0) {
+                out.files.push(Placed { at, len, source });
+            }
+            name_offset += name_len;
+        }
+        out.files.sort_unstable_by_key(|f| f.at);
         out.head.extend(names.bytes());
         Ok(out)
     }
@@ -295,13 +303,16 @@ impl Layout {
     pub fn write_to(&self, out: &mut impl Write) -> Result<(), BundleError> {
         out.write_all(&self.head).map_err(BundleError::Write)?;
         let mut at = self.head.len() as u64;
-        for file in self.files.iter().filter(|f| f.len > 0) {
-            let gap = (file.at - at) as usize;
-            out.write_all(&[0; PAGE as usize][..gap]).map_err(BundleError::Write)?;
+        let zeros = |from: u64, to: u64, out: &mut _| {
+            let gap = &[0; PAGE as usize][..(to - from) as usize];
+            Write::write_all(out, gap).map_err(BundleError::Write)
+        };
+        for file in &self.files {
+            zeros(at, file.at, out)?;
             file.source.copy_to(file.len, out)?;
             at = file.at + file.len;
         }
-        Ok(())
+        zeros(at, self.len, out)
     }
 
     /// The bundle in memory.
@@ -374,6 +385,9 @@ mod tests {
         assert_eq!(b.lookup("www/index.html").unwrap().data, b"hello");
         let big = b.lookup("www/sub/big.bin").unwrap().data;
         assert_eq!(big, [7; 5000]);
+        // A large file has its pages for itself, the last one, too, whatever comes after it by name.
+        let end = big.as_ptr_range().end as usize - bytes.as_ptr() as usize;
+        assert_eq!((&bytes[end..], bytes.len() % PAGE as usize), (&[0; 8192 - 5000][..], 0));
         assert_eq!((big.as_ptr() as usize - bytes.as_ptr() as usize) % PAGE as usize, 0);
         assert_eq!(bytes, bundle(&[from("*.json", Some("etc")), from("www/", None)]));
         assert_eq!(paths(&bundle(&[from("www", Some("/"))])), ["index.html", "sub", "sub/big.bin"]);
