@@ -56,9 +56,12 @@ fn extents(header: &ImageHeader) -> impl Iterator<Item = Extent> + '_ {
 /// The pages that have nothing but compressed bytes: free once these are unpacked.
 pub fn spare(header: &ImageHeader) -> Span {
     let e = header.packed;
+    if e.len == 0 {
+        return Span::default();
+    }
     let (start, end) = (e.offset.next_multiple_of(PAGE), (e.offset + e.len) & !(PAGE - 1));
     let free = |o: Extent| o.len == 0 || o.offset >= end || o.offset + o.len <= start;
-    if e.len == 0 || start >= end || !extents(header).all(free) {
+    if start >= end || !extents(header).all(free) {
         return Span::default();
     }
     Span { start: physical(start).0, end: physical(end).0 }
@@ -299,6 +302,7 @@ mod tests {
             |h| h.relr = Extent { offset: 0x3800, len: 8 },
             |h| h.segments[2].file = Extent { offset: 0x3000, len: 0x10 },
             |h| h.packed.len = 0x1100 - 1,
+            |h| h.packed = Extent { offset: u64::MAX, len: 0 },
         ] {
             let mut h = packed();
             f(&mut h);
