@@ -374,6 +374,8 @@ impl Writer {
 const _: () = {
     assert!(size_of::<ImageHeader>() == HEADER_LEN);
     assert!(HEADER_LEN as u64 <= PAGE);
+    // Another length is another version.
+    assert!(HEADER_LEN == 504 && crate::VERSION == 3);
     assert!(size_of::<Segment>() == 40);
     assert!(core::mem::offset_of!(ImageHeader, hash) == 24);
 };

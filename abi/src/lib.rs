@@ -21,7 +21,7 @@ pub mod secrets;
 pub mod unwind;
 
 /// Version of every layout and call in this crate. Host and guest must agree exactly.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes in a page, the unit of every address range that crosses the gate.
 pub const PAGE: u64 = 4096;

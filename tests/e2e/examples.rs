@@ -17,7 +17,7 @@ crate::under_engines! {
     echo_udp: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     keep_alive: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     load_with_wrk: ProcessUser ProcessTap QemuMicrovm QemuQ35;
-    idle_does_not_spin: ProcessUser QemuMicrovm;
+    idle_does_not_spin: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     little_real_memory: ProcessUser ProcessTap;
     stops_when_asked: ProcessUser ProcessTap QemuMicrovm QemuQ35;
 }

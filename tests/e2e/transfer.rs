@@ -17,10 +17,8 @@ crate::under_engines! {
     client_that_never_reads: ProcessUser ProcessTap QemuMicrovm;
 }
 
-/// The 100 MB of the issue; an emulated CPU gets less, to keep the run short.
-fn bulk(engine: Engine) -> usize {
-    if engine.is_qemu() { 10_000_000 } else { 100_000_000 }
-}
+/// Bytes of a long transfer in one direction.
+const BULK: usize = 100_000_000;
 
 fn server(engine: Engine) -> Guest {
     let mut guest = Guest::builder(&test_guest("sockets"), engine).port(9000).args(["server"]).start();
@@ -43,7 +41,7 @@ fn live(guest: &Guest) -> std::io::Result<u64> {
 
 fn download(engine: Engine) {
     let guest = Guest::builder(&example("hello-axum"), engine).port(8080).start_http("/");
-    let len = bulk(engine);
+    let len = BULK;
     let mut curl = guest
         .command("curl")
         .args(["-sS", "--fail", &guest.url(&format!("/bytes/{len}"))])
@@ -57,7 +55,7 @@ fn download(engine: Engine) {
 
 fn upload(engine: Engine) {
     let guest = Guest::builder(&example("hello-axum"), engine).port(8080).start_http("/");
-    let body = pattern::bytes(bulk(engine));
+    let body = pattern::bytes(BULK);
     let mut curl = guest
         .command("curl")
         .args(["-sS", "--fail", "--data-binary", "@-", &guest.url("/hash")])
@@ -77,7 +75,7 @@ fn upload(engine: Engine) {
 
 fn echo_both_ways(engine: Engine) {
     let guest = server(engine);
-    let len = bulk(engine) / 10;
+    let len = BULK / 10;
     let mut stream = guest.connect().unwrap();
     stream.write_all(b"E").unwrap();
     let mut writer = stream.try_clone().unwrap();

@@ -7,14 +7,15 @@ use donjon_tests::{Engine, Guest, http};
 use super::{Curl, DATA, Site, data, text};
 
 crate::under_engines! {
-    content: ProcessUser ProcessTap QemuMicrovm;
+    content: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     http2: ProcessUser QemuMicrovm;
     ranges: ProcessUser QemuMicrovm;
     conditions: ProcessUser QemuMicrovm;
     codings: ProcessUser QemuMicrovm;
     pipelining: ProcessUser QemuMicrovm;
-    single_page: ProcessUser;
-    virtual_hosts: ProcessUser;
+    single_page: ProcessUser QemuMicrovm;
+    virtual_hosts: ProcessUser QemuMicrovm;
+    metrics_and_log: ProcessUser QemuMicrovm;
     passwords: ProcessUser QemuMicrovm;
 }
 
@@ -211,6 +212,27 @@ fn single_page(engine: Engine) {
     get(&guest, "/any/data.json", &["-H", "Accept: application/json"]).expect(404);
     let listing = get(&guest, "/files/", &html).expect(200);
     assert!(listing.text().contains("href=\"./a%20b.txt\"") && !listing.text().contains("<co>"), "{}", listing.text());
+}
+
+fn metrics_and_log(engine: Engine) {
+    let mut guest = Site::App.builder(engine).port(9100).start_http("/healthz");
+    get(&guest, "/text.txt?logged=1", &["-A", "a \"client\""]).expect(200);
+    get(&guest, "/files/not-there.json", &["-H", "Accept: application/json"]).expect(404);
+    let metrics = Curl::run(&guest, &[&format!("http://{}/metrics", guest.addr_of(1))]).expect(200);
+    let count = |name: &str| -> u64 {
+        let text = metrics.text();
+        let line = text.lines().find_map(|l| l.strip_prefix(name).map(|n| n.trim().parse().unwrap()));
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+    };
+    assert_eq!(count("donjon_web_responses_total{class=\"4xx\"}"), 1);
+    assert!(count("donjon_web_responses_total{class=\"2xx\"}") >= 2);
+    // The port of the metrics has nothing else, and the site has no metrics.
+    Curl::run(&guest, &[&format!("http://{}/", guest.addr_of(1))]).expect(404);
+    guest.wait_console("/text.txt?logged=1");
+    let log = guest.log();
+    let line = log.lines().find(|l| l.contains("/text.txt?logged=1")).unwrap();
+    assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    assert!(line.contains("\"status\":200") && line.contains(r#""agent":"a \"client\"""#), "{line}");
 }
 
 fn virtual_hosts(engine: Engine) {

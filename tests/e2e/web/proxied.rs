@@ -10,8 +10,8 @@ use super::{Curl, Site, data};
 crate::under_engines! {
     requests: ProcessUser QemuMicrovm;
     bodies: ProcessUser QemuMicrovm;
-    broken_upstreams: ProcessUser;
-    websocket: ProcessUser QemuMicrovm;
+    broken_upstreams: ProcessUser QemuMicrovm;
+    websocket: ProcessUser QemuMicrovm QemuQ35;
 }
 
 fn get(guest: &Guest, path: &str, args: &[&str]) -> Curl {

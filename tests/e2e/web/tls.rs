@@ -13,8 +13,8 @@ crate::under_engines! {
     application_protocols: ProcessUser QemuMicrovm;
     certificates_by_name: ProcessUser QemuMicrovm;
     resumption: ProcessUser QemuMicrovm;
-    over_curl: ProcessUser ProcessTap QemuMicrovm;
-    redirect: ProcessUser;
+    over_curl: ProcessUser ProcessTap QemuMicrovm QemuQ35;
+    redirect: ProcessUser QemuMicrovm;
     rubbish: ProcessUser QemuMicrovm;
 }
 

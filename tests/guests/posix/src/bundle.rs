@@ -143,7 +143,11 @@ fn directories() -> Outcome {
 
 fn map(fd: RawFd, len: usize, prot: i32, flags: i32, offset: i64) -> Result<*mut u8, i32> {
     let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset) };
-    if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) } else { Ok(at.cast()) }
+    if at == libc::MAP_FAILED {
+        Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    } else {
+        Ok(at.cast())
+    }
 }
 
 fn mappings() -> Outcome {
@@ -173,7 +177,8 @@ fn mappings() -> Outcome {
             }
         }
         // It is a copy if it may be written to.
-        let at = map(fd, PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, 0).map_err(|e| format!("copy: {e}"))?;
+        let at = map(fd, PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, 0)
+            .map_err(|e| format!("copy: {e}"))?;
         unsafe { at.write(b'X') };
         ensure(fs::read(format!("/data/{name}")).map_err(text)? == content, "writing to a copy changed the file")?;
         ensure(unsafe { libc::munmap(at.cast(), PAGE) } == 0, "munmap of a copy")?;
@@ -198,7 +203,8 @@ fn mappings() -> Outcome {
 fn refusals() -> Outcome {
     let file = File::open("/data/short.txt").map_err(text)?;
     let code = |r: std::io::Result<()>| r.err().and_then(|e| e.raw_os_error());
-    let expect = |what: &str, got: Option<i32>, errno| ensure(got == Some(errno), format!("{what}: {got:?}, not {errno}"));
+    let expect =
+        |what: &str, got: Option<i32>, errno| ensure(got == Some(errno), format!("{what}: {got:?}, not {errno}"));
     expect("write", code((&file).write(b"x").map(drop)), libc::EBADF)?;
     expect("pwrite", code(file.write_at(b"x", 0).map(drop)), libc::EBADF)?;
     expect("ftruncate", code(file.set_len(0)), libc::EINVAL)?;
