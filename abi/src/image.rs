@@ -277,6 +277,7 @@ impl ImageHeader {
         field(in_file(self.packed), "compressed part")?;
         field(if packed { unpacked.len > 0 } else { unpacked == Extent::default() }, "unpacked length")?;
         field(unpacked.len <= UNPACKED_MAX && unpacked.len <= self.span, "unpacked length")?;
+        field(self.packed.len <= unpacked.len + unpacked.len / 255 + 16, "compressed part")?;
         let behind = unpacked.offset.is_multiple_of(PAGE) && unpacked.offset >= self.file_len;
         field(!packed || (behind && unpacked.offset <= 1 << 32), "unpacked place")?;
         let in_content = |e: Extent| {
@@ -288,6 +289,7 @@ impl ImageHeader {
         field(
             (in_file(self.relr) || in_content(self.relr))
                 && self.relr.len.is_multiple_of(8)
+                && self.relr.len <= self.span
                 && self.relr.offset.is_multiple_of(8),
             "relocations",
         )?;
@@ -448,6 +450,7 @@ mod tests {
         };
         let field = HeaderError::Field;
         assert_eq!(bad(|h| h.packed.offset = 20470), field("compressed part"));
+        assert_eq!(bad(|h| h.packed.len = 4196 + 16 + 17), field("compressed part"));
         assert_eq!(bad(|h| h.packed.len = 0), field("unpacked length"));
         assert_eq!(bad(|h| h.unpacked.len = 0), field("unpacked length"));
         assert_eq!(bad(|h| h.unpacked.len = 12289), field("unpacked length"));

@@ -118,6 +118,11 @@ impl Stack {
         }
     }
 
+    /// Whether that connection attempt still waits for a decision: its peer may have given up.
+    pub fn is_pending(&self, pending: Pending) -> bool {
+        self.half.slab.is(pending.slot, pending.generation)
+    }
+
     /// Goes on with a connection attempt: SYN-ACK goes out. The handle may be used at once; CONNECTED follows as an event.
     /// `local_addr` is where the peer wanted to go. BadHandle if the peer has given up meanwhile.
     pub fn complete(&mut self, pending: Pending) -> Result<Handle, Error> {

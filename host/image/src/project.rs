@@ -633,18 +633,21 @@ fn crate_of(name: &str) -> String {
     };
     if let Some(rest) = name.strip_prefix("_ZN") {
         let found = ident(rest).unwrap_or_default();
-        // `<impl Trait for Type>`: the crate is the first name within.
-        let plain = found.replace("$LT$", "").replace("$RF$", "");
-        let plain = plain.trim_start_matches(|c: char| !c.is_alphabetic());
-        let plain: String = plain.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-        return if plain.is_empty() { "(other)".into() } else { plain };
+        // `<Type as Trait>`: the crate is that of the first path within, whose parts have two dots between them.
+        let path = found.split_once("..").map(|(before, _)| before);
+        let first = path.map_or(found.as_str(), |p| p.rsplit('$').next().unwrap_or_default());
+        let first = first.trim_start_matches('_');
+        return if first.is_empty() || first.contains('$') { "(other)".into() } else { first.into() };
     }
     if let Some(rest) = name.strip_prefix("_R") {
         // v0: the first crate root is `C` (with an optional `s…_` disambiguator), then the identifier.
         if let Some(at) = rest.find('C') {
             let rest = &rest[at + 1..];
             let rest = rest.strip_prefix('s').and_then(|r| r.split_once('_')).map_or(rest, |(_, r)| r);
-            return ident(rest).unwrap_or_else(|| "(other)".into());
+            // Between the length and a name that begins like a number or with `_` there is one more `_`.
+            let (length, name) = rest.split_at(digits(rest));
+            let name = name.strip_prefix('_').unwrap_or(name);
+            return ident(&format!("{length}{name}")).unwrap_or_else(|| "(other)".into());
         }
     }
     "C".into()
@@ -653,6 +656,23 @@ fn crate_of(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_crate_is_in_the_name() {
+        for (name, of) in [
+            ("_ZN4core3fmt5Write9write_fmt17h0123456789abcdefE", "core"),
+            ("_ZN66_$LT$h2..frame..Data$LT$T$GT$$u20$as$u20$core..fmt..Debug$GT$3fmt17hE", "h2"),
+            ("_ZN52_$LT$T$u20$as$u20$alloc..string..ToString$GT$9to_stringE", "alloc"),
+            ("_ZN51_$LT$$RF$mut$u20$hyper..Client$u20$as$u20$x..Y$GT$1zE", "hyper"),
+            ("_ZN54_$LT$$u5b$T$u5d$$u20$as$u20$core..fmt..Debug$GT$3fmt17E", "core"),
+            ("_ZN10_$LT$T$GT$3fooE", "(other)"),
+            ("_RNvCs1234_7___rustc35___rust_no_alloc_shim_is_unstable_v2", "__rustc"),
+            ("_RNvNtCs5678_5tokio7runtime4spawn", "tokio"),
+            ("memcpy", "C"),
+        ] {
+            assert_eq!(crate_of(name), of, "{name}");
+        }
+    }
 
     /// `DONJON_DEV_CFG=donjon_soft_heap` is for a bench; its object says so.
     #[test]

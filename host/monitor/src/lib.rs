@@ -16,6 +16,7 @@ mod filter;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod jail;
+mod memfd;
 mod net;
 mod options;
 mod probe;

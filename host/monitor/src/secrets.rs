@@ -14,10 +14,11 @@ use std::str::FromStr;
 
 use donjon_abi::secrets::{NAME_MAX, REGION_MAX, encode, is_name, region_len};
 use donjon_image::Manifest;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::ftruncate;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::error::Error;
+use crate::memfd;
 use crate::options::{OptionError, RunOptions};
 
 /// A secret that is handed to the guest: it finds it as the read-only file `/run/secrets/NAME`.
@@ -76,8 +77,7 @@ fn unreadable(file: &Path, e: &io::Error) -> Error {
 pub(crate) fn copies<'a>(secrets: &[&'a Secret]) -> Result<Vec<(&'a str, OwnedFd)>, Error> {
     let copy = |s: &&'a Secret| {
         let mut file = open(s)?;
-        let copy = memfd_create(c"donjon-secret", MemfdFlags::CLOEXEC).map_err(Error::host("cannot copy a secret"))?;
-        let mut copy = File::from(copy);
+        let mut copy = memfd::create("donjon-secret").map_err(Error::host("cannot copy a secret"))?;
         io::copy(&mut file, &mut copy).map_err(|e| unreadable(&s.file, &e))?;
         Ok((s.name.as_str(), copy.into()))
     };
@@ -131,7 +131,7 @@ impl Region {
     }
 
     fn map(len: usize) -> rustix::io::Result<Region> {
-        let fd = memfd_create(c"donjon-secrets", MemfdFlags::CLOEXEC)?;
+        let fd = OwnedFd::from(memfd::create("donjon-secrets")?);
         ftruncate(&fd, len as u64)?;
         // SAFETY: 1. a new mapping at an address that the kernel chooses, 2. it ends in `drop` only.
         let map = unsafe {

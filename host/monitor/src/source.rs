@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
 use donjon_image::{Head, Manifest, OpenError};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Source {
 
 /// A file of memory with these bytes, which nobody can change any more.
 fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create("image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    let mut file = crate::memfd::create("donjon-image")?;
     file.write_all(bytes)?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())

@@ -52,12 +52,15 @@ const PARKED_ROUND: usize = 0;
 const CLAIMS_ROUND: usize = 1;
 const OVERDUE_ROUND: usize = 2;
 const OWNER_ROUND: usize = ROUNDS - 1;
-/// After that a parked entry is forgotten: the peer's next SYN is due.
-const PARKED_TIME: u64 = SECOND;
+/// After that a parked entry is forgotten: the peer's next SYN is due, and finds none.
+const PARKED_TIME: u64 = 900 * MS;
 /// How long a place is kept: more than the round trip of a peer that is not at the other end of the world.
 const CLAIM_TIME: u64 = 200 * MS;
 /// How long the owner of an "any" listener has to decide. A peer's SYNs end after about 127 s.
 const OWNER_TIME: u64 = 120 * SECOND;
+
+/// Records of ended entries that a round may have in any case.
+const FEW: usize = 64;
 
 /// All of them. Each round is a queue in order of time, since all its entries wait equally long.
 pub(crate) struct HalfOpen {
@@ -103,6 +106,11 @@ impl HalfOpen {
             while r.front().is_some_and(|e| !self.slab.is(e.1, e.2)) {
                 r.pop_front();
             }
+            // Behind one that hangs there may be any number that have ended since.
+            if r.len() > 2 * self.slab.len() as usize + FEW {
+                r.retain(|e| self.slab.is(e.1, e.2));
+                r.shrink_to(2 * r.len() + FEW);
+            }
             r.push_back((time, slot, generation));
         }
     }
@@ -138,5 +146,40 @@ impl HalfOpen {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::End;
+
+    /// One attempt that hangs, and a million that are refused at once: no record of them stays.
+    #[test]
+    fn ended_entries_leave_no_records() {
+        let mut half = HalfOpen::new(1024);
+        let entry = || Half {
+            tuple: Tuple { local: End::NONE, remote: End::NONE },
+            hash: 0,
+            listener: (0, 0),
+            iss: 0,
+            irs: 0,
+            mss: 0,
+            scale: None,
+            window: 0,
+            ts_recent: 0,
+            sack: false,
+            ts: false,
+            retries: 0,
+            stage: Stage::Owner,
+        };
+        half.insert(1, entry()).unwrap();
+        for now in 2..1_000_000 {
+            let slot = half.insert(now, entry()).unwrap();
+            half.slab.remove(slot);
+        }
+        let records: usize = half.rounds.iter().map(VecDeque::capacity).sum();
+        assert!(records < 500, "{records}");
+        assert_eq!(half.deadline(), Some(1 + OWNER_TIME));
     }
 }

@@ -179,9 +179,6 @@ fn boot(
     if !machine.has(SHIM_PADDR, end.saturating_add(FIRMWARE)) {
         return Err(Stop::Beyond);
     }
-    // The last page of the payload may be mapped whole.
-    let loaded = loaded_end(&header);
-    mem.zero(PhysAddr(loaded), (loaded.next_multiple_of(PAGE) - loaded) as usize);
     // SAFETY: the manifest lies in the payload, which nobody writes to before ring 3 starts.
     let manifest = unsafe { mem.bytes(physical(header.manifest.offset), header.manifest.len as usize) };
     let manifest = if header.manifest.len == 0 { &[] } else { manifest };
@@ -362,9 +359,15 @@ fn read_header(mem: &Direct) -> Result<ImageHeader, Stop> {
     ImageHeader::parse(&bytes, file_len).map_err(Stop::Header)
 }
 
+/// What is behind `end` in its page, which may be mapped whole.
+fn zero_tail(mem: &mut Direct, end: u64) {
+    mem.zero(PhysAddr(end), (end.next_multiple_of(PAGE) - end) as usize);
+}
+
 /// Unpacks what is compressed; the memory that only that lay in is free then.
 fn unpack(space: &mut Space<Direct>, header: &ImageHeader) -> Result<(), Stop> {
     let (packed, unpacked) = (header.packed, header.unpacked);
+    zero_tail(&mut space.mem, loaded_end(header));
     if packed.len == 0 {
         return Ok(());
     }
@@ -377,8 +380,7 @@ fn unpack(space: &mut Space<Direct>, header: &ImageHeader) -> Result<(), Stop> {
     if !header.unpack(block, content) {
         return Err(Stop::Image(LoadError::Packed));
     }
-    let end = unpacked.offset + unpacked.len;
-    space.mem.zero(physical(end), (end.next_multiple_of(PAGE) - end) as usize);
+    zero_tail(&mut space.mem, payload_end(header));
     let spare = image::spare(header);
     space.frames.add(spare.start, spare.end, &[]);
     Ok(())

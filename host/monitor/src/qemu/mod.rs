@@ -263,8 +263,7 @@ fn readable_by_nobody(source: &Source) -> io::Result<OwnedFd> {
     if everybody || !rustix::process::geteuid().is_root() {
         return Ok(source.file.try_clone()?.into());
     }
-    let copy = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut copy = std::fs::File::from(copy);
+    let mut copy = crate::memfd::create("donjon-image")?;
     io::copy(&mut std::fs::File::open(&source.path)?, &mut copy)?;
     Ok(copy.into())
 }

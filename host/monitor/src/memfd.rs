@@ -1,0 +1,17 @@
+//! Files that are memory only.
+
+use std::fs::File;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+
+/// An empty one, which may be sealed. Nobody can execute it as a program, so that hosts that forbid those (`vm.memfd_noexec=2`) allow it.
+pub(crate) fn create(name: &str) -> rustix::io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => memfd_create(name, flags),
+        other => other,
+    };
+    fd.map(File::from)
+}
