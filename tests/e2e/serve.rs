@@ -254,6 +254,41 @@ fn a_small_site_is_below_a_million_bytes() {
 const LITTLE: u64 = 100 << 20;
 const SERVING: u64 = 32 << 20;
 
+/// Where there is no other program at all, a site becomes an image; and only what it needs is in it.
+#[test]
+fn no_compiler_is_needed_and_nothing_unused_is_in() {
+    let dir = site("bare");
+    let image = dir.join("site.img");
+    let bare = |words: &[&str]| {
+        let mut command = Command::new(donjon_tests::donjon());
+        let output = command.args(words).current_dir(&dir).env_clear().env("PATH", "").output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (cert, key, _) = certificate(&dir);
+    let crates = |more: &[&str]| -> Vec<String> {
+        let started = std::time::Instant::now();
+        bare(&[&["build", "--web", "public", "-o", text(&image)], more].concat());
+        println!("{more:?}: {:?}", started.elapsed());
+        let report = bare(&["inspect", "--crates", text(&image)]);
+        report
+            .lines()
+            .filter(|l| l.starts_with("crate "))
+            .filter_map(|l| l.split(' ').next_back())
+            .map(String::from)
+            .collect()
+    };
+    let plain = crates(&[]);
+    let proxy = crates(&["--proxy", "/api=10.0.0.5:8080"]);
+    let tls = crates(&["--tls", text(&cert), text(&key)]);
+    let has = |list: &[String], name: &str| list.iter().any(|c| c == name);
+    assert!(["hyper", "h2", "tokio", "donjon_os", "core"].iter().all(|c| has(&plain, c)), "{plain:?}");
+    assert!(has(&tls, "rustls") && has(&tls, "ring"), "{tls:?}");
+    assert!(!has(&plain, "rustls") && !has(&plain, "ring") && !has(&proxy, "rustls"), "{plain:?}");
+    // Names of crates, and nothing else that stands in symbols.
+    assert!(tls.iter().all(|c| c == "C" || c == "(other)" || c.len() > 2 && c != "mut"), "{tls:?}");
+}
+
 #[test]
 fn large_content_costs_little_memory() {
     if missing("large_content_costs_little_memory", &[Need::Program("curl")]) {
