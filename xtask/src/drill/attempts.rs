@@ -16,9 +16,11 @@ pub enum Outcome {
     Failed(String),
     /// The kind has nothing of the sort.
     Absent(&'static str),
+    /// The attempt was not made as it should be: says nothing about the kind, and fails the drill.
+    Broken(String),
 }
 
-use Outcome::{Absent, Failed, Succeeded};
+use Outcome::{Absent, Broken, Failed, Succeeded};
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,47 +35,60 @@ pub enum Form {
 pub struct Attempt {
     pub name: &'static str,
     pub run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>,
-    /// Donjon does not claim to prevent it.
+    /// Donjon does not claim to prevent it: it must succeed everywhere, or else the drill cannot tell.
     pub conceded: bool,
+    /// It must succeed in the ordinary container, which shows that it is an exploit.
+    pub works: bool,
 }
 
-const fn attempt(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
-    Attempt { name, run, conceded: false }
+/// One that works in the ordinary container.
+const fn works(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
+    Attempt { name, run, conceded: false, works: true }
+}
+
+/// One that fails everywhere, or is for images only.
+const fn fails(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
+    Attempt { name, run, conceded: false, works: false }
+}
+
+/// One that works everywhere.
+const fn conceded(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
+    Attempt { name, run, conceded: true, works: true }
 }
 
 /// All attempts, in the order in which they are made.
 pub const ATTEMPTS: &[Attempt] = &[
-    attempt("shellcode in the heap", |v, _| Ok(ran(v.request("/run-heap", code::FORTY_TWO)?))),
-    attempt("shellcode on the stack", |v, _| Ok(ran(v.request("/run-stack", code::FORTY_TWO)?))),
-    attempt("make memory executable (mprotect), run it", make_executable),
-    attempt("patch own text", patch_text),
-    attempt("page tables, CR0.WP, MSRs", privileged),
-    attempt("absent devices and I/O ports", ports),
-    attempt("run a shell", shell),
-    attempt("reverse shell", reverse_shell),
-    attempt("fetch and run an ELF program", fetch),
-    attempt("write and execute a file", write_and_execute),
-    attempt("persist over a restart", persist),
-    attempt("add a user", add_user),
-    attempt("read /etc/shadow", |v, _| read_file(v, "/etc/shadow", "root:")),
-    attempt("read another process's memory", other_memory),
-    attempt("list processes and files", list),
-    attempt("another process's environment", other_environment),
-    Attempt { name: "TLS key from memory", run: key, conceded: true },
-    attempt("scan the subnet", scan),
-    attempt("cloud metadata address", metadata),
-    attempt("raw frames, ARP and IP spoofing", raw_frames),
-    attempt("scan the subnet by raw frames", scan_raw),
-    attempt("cloud metadata address by raw frames", metadata_raw),
-    attempt("erase logs", erase_logs),
-    attempt("load a kernel module", load_module),
-    attempt("device nodes, the machine's memory", device_nodes),
-    attempt("host kernel calls that are reachable", count_calls),
-    attempt("malformed gate calls", gate_calls),
-    attempt("fork bomb", fork_bomb),
-    attempt("use up memory (256 MiB)", use_memory),
-    attempt("replay the exploit's addresses on a second instance", replay),
-    Attempt { name: "exfiltrate through the served port", run: exfiltrate, conceded: true },
+    fails("shellcode in the heap", |v, _| Ok(ran(v.request("/run-heap", code::FORTY_TWO)?))),
+    fails("shellcode on the stack", |v, _| Ok(ran(v.request("/run-stack", code::FORTY_TWO)?))),
+    works("make memory executable (mprotect), run it", make_executable),
+    works("patch own text", patch_text),
+    fails("page tables, CR0.WP, MSRs", privileged),
+    fails("absent devices and I/O ports", ports),
+    works("run a shell", shell),
+    works("reverse shell", reverse_shell),
+    works("fetch and run an ELF program", fetch),
+    works("write and execute a file", write_and_execute),
+    works("persist over a restart", persist),
+    works("add a user", add_user),
+    works("read /etc/shadow", |v, _| read_file(v, "/etc/shadow", "root:")),
+    works("read another process's memory", other_memory),
+    works("list processes and files", list),
+    works("another process's environment", other_environment),
+    conceded("TLS key from memory", key),
+    works("scan the subnet", scan),
+    works("cloud metadata address", metadata),
+    works("raw frames, ARP and IP spoofing", raw_frames),
+    works("scan the subnet by raw frames", scan_raw),
+    works("cloud metadata address by raw frames", metadata_raw),
+    works("erase logs", erase_logs),
+    fails("load a kernel module", load_module),
+    fails("device nodes, the machine's memory", device_nodes),
+    works("host kernel calls that are reachable", count_calls),
+    fails("malformed gate calls", gate_calls),
+    works("fork bomb", fork_bomb),
+    works("use up memory (256 MiB)", use_memory),
+    fails("replay the exploit's addresses on a second instance", replay),
+    conceded("exfiltrate through the served port", exfiltrate),
 ];
 
 fn ran(answer: Vec<u8>) -> Outcome {
@@ -507,12 +522,17 @@ fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     [&[8, 6, 0, 1, 8, 0, 6, 4, 0, operation][..], &mac, &from, &[0xff; 6], &target].concat()
 }
 
-/// Sends frames as they are, which are made for the sender's Ethernet address: through the gate of an image, through a raw socket elsewhere. The inner error is why
-/// there is no way.
-fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answer<Result<String, String>> {
+/// What there is instead of an attempt on the gate of an image whose gate is not found.
+fn no_gate() -> Outcome {
+    Broken("the gate was not found".into())
+}
+
+/// Sends frames as they are, which are made for the sender's Ethernet address: through the gate of an image, through a raw socket elsewhere. The inner error is the
+/// outcome if there is no way.
+fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answer<Result<String, Outcome>> {
     v.lan.take_frames();
     if v.kind.is_donjon() {
-        let Some((gate, mac)) = gate(v)? else { return Ok(Err("the gate was not found".into())) };
+        let Some((gate, mac)) = gate(v)? else { return Ok(Err(no_gate())) };
         let frames = make(mac);
         let mut taken = 0;
         for frame in &frames {
@@ -532,7 +552,7 @@ fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answe
     // AF_PACKET, SOCK_RAW, ETH_P_ALL
     let fd = v.syscall(41, &[17, 3, 0x0300])?;
     if fd < 0 {
-        return Ok(Err(format!("socket: {}", errno(-fd))));
+        return Ok(Err(Failed(format!("socket: {}", errno(-fd)))));
     }
     for frame in make(FOREIGN_MAC) {
         for device in 2..12u8 {
@@ -548,12 +568,12 @@ fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answe
 }
 
 /// What became of raw frames.
-fn arrived(v: &mut Victim<'_>, sent: Result<String, String>) -> Outcome {
+fn arrived(v: &mut Victim<'_>, sent: Result<String, Outcome>) -> Outcome {
     let seen = v.lan.take_frames();
     match sent {
         _ if !seen.is_empty() => Succeeded(format!("others saw {}", seen.join(", "))),
         Ok(said) => Failed(format!("{said}; none was seen by another machine")),
-        Err(why) => Failed(why),
+        Err(outcome) => outcome,
     }
 }
 
@@ -662,6 +682,16 @@ fn device_nodes(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
 /// Numbers of system calls; Linux 6.10 ends at 462.
 const NUMBERS: u64 = 463;
 
+/// Those of them that may reach the host's kernel from an image with all arguments -1: of the process engine's gate `readv`, `writev` and `ppoll`, and `uprobe`,
+/// which no seccomp filter sees.
+fn reachable(kind: Kind) -> Option<&'static [u64]> {
+    match kind {
+        Kind::Process | Kind::Tap => Some(&[19, 20, 271, 336]),
+        Kind::Qemu => Some(&[]),
+        Kind::Docker | Kind::Hardened => None,
+    }
+}
+
 fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     let bad = [u64::MAX; 6];
     let mut carried_out = Vec::new();
@@ -673,8 +703,8 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
         (Kind::Process, Form::Short) => 31,
         (_, Form::Short) => 7,
     };
-    let list: Vec<u64> = (0..NUMBERS).step_by(step).collect();
-    for number in list {
+    let known = reachable(v.kind).unwrap_or_default();
+    for number in (0..NUMBERS).filter(|n| n % step == 0 || known.contains(n)) {
         tried += 1;
         if v.kind.is_donjon() {
             if let Ok(result) = v.syscall(number, &bad)
@@ -708,11 +738,14 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
             carried_out.push(number);
         }
     }
-    // The guest's own gate, where there is one, is made of these.
     let count = carried_out.len();
     let which = if count <= 12 { format!(": {carried_out:?}") } else { String::new() };
     let said = format!("{count} of {tried} numbers tried{which}");
-    Ok(if count <= 16 { Failed(said) } else { Succeeded(said) })
+    let stopped = match reachable(v.kind) {
+        Some(known) => carried_out.iter().all(|n| known.contains(n)),
+        None => count <= 16,
+    };
+    Ok(if stopped { Failed(said) } else { Succeeded(said) })
 }
 
 /// The gate's address and the device's Ethernet address, from the boot page: found with the image's symbols and one leaked address, as an attacker would who has the same image.
@@ -750,7 +783,7 @@ fn gate_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
         let gate = match address {
             Some(gate) => gate,
             None => {
-                let Some((gate, _)) = gate(v)? else { return Ok(Failed("the gate was not found".into())) };
+                let Some((gate, _)) = gate(v)? else { return Ok(no_gate()) };
                 *address.insert(gate)
             }
         };
@@ -775,7 +808,9 @@ fn gate_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     }
     // The host, and a new instance, are as before.
     v.restart();
-    v.request("/", b"")?;
+    if v.request("/", b"").is_err() {
+        return Ok(Broken("a new instance does not serve".into()));
+    }
     let broken = v.take_ends().into_iter().find(|e| e.contains("panicked") || e.contains("signal"));
     Ok(match broken {
         Some(how) => Succeeded(format!("the host side broke: {how}")),

@@ -261,7 +261,8 @@ fn raw(number: u64, a: u64, b: u64, c: u64) -> String {
     if result < 0 { refused(&format!("errno {}", -result)) } else { format!("system call {number} returned {result}") }
 }
 
-/// Prints what must differ from start to start, and ends.
+/// Prints what must differ from start to start, and ends. The second argument is where in the image the library OS's pointer to the boot
+/// page is, the others are words of that page: a name, `=`, an offset.
 fn secrets() -> ! {
     use std::hash::{BuildHasher, RandomState};
     let canary: u64;
@@ -278,6 +279,17 @@ fn secrets() -> ! {
     println!("thread {:x}", thread.join().unwrap_or(0));
     println!("canary {canary:x}");
     println!("random {:x}", RandomState::new().hash_one(1));
+    let number = |word: &str| usize::from_str_radix(word, 16).expect("a hexadecimal number");
+    let mut words = std::env::args().skip(2);
+    if let Some(at) = words.next() {
+        let boot = unsafe { (&raw const __ehdr_start).byte_add(number(&at)).cast::<*const u8>().read_volatile() };
+        assert_eq!(unsafe { boot.cast::<[u8; 8]>().read_volatile() }, *b"DONJBOOT");
+        println!("boot {:x}", boot.addr());
+        for word in words {
+            let (name, offset) = word.split_once('=').expect("NAME=OFFSET");
+            println!("{name} {:x}", unsafe { boot.byte_add(number(offset)).cast::<u64>().read_volatile() });
+        }
+    }
     std::process::exit(0)
 }
 
