@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use donjon_abi::boot::BootPage;
 use donjon_tests::{Engine, Exit, Guest, test_guest};
@@ -234,5 +234,21 @@ fn crash_reports_name_what_happened(engine: Engine) {
     // What, where in memory, and where in the program.
     for part in ["the guest crashed", "thread 'main': page fault: read at 0x0", "0: image+0x"] {
         assert!(text.contains(part), "no {part:?}\n{exit}");
+    }
+}
+
+/// A guest that crashes while nobody reads what its monitor says about it: the monitor ends all the same, and with the right status.
+#[test]
+fn a_crash_that_nobody_reads_about() {
+    for _ in 0..10 {
+        let mut command = donjon_tests::donjon_command();
+        command.arg("run").arg(test_guest("security")).args(["--engine", "process", "--", "free-stack"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        let Some(status) = donjon_tests::poll_until(donjon_tests::PATIENCE, || child.try_wait().unwrap()) else {
+            child.kill().unwrap();
+            panic!("it does not end: {:?}", child.wait());
+        };
+        assert_eq!(status.code(), Some(134));
     }
 }

@@ -32,7 +32,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
     };
     let built = project(args.dir.as_deref().unwrap_or(Path::new(".")), &options, args.output.as_deref())?;
     if args.json {
-        println!(
+        donjon_monitor::out!(
             "{}",
             serde_json::json!({
                 "name": built.name, "image": built.image, "debug": built.debug, "bytes": built.bytes,
@@ -40,7 +40,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
             })
         );
     } else {
-        eprintln!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
+        donjon_monitor::say!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
     }
     Ok(0)
 }
@@ -52,11 +52,11 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
     site.compress = args.compress.unwrap_or(site.compress);
     let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
     if args.json {
-        println!("{}", made.json(&site));
+        donjon_monitor::out!("{}", made.json(&site));
     } else {
-        eprintln!("donjon: {}", made.text(&site));
+        donjon_monitor::say!("donjon: {}", made.text(&site));
         if let Some(how) = made.start(&site) {
-            eprintln!("donjon: {how}");
+            donjon_monitor::say!("donjon: {how}");
         }
     }
     Ok(0)
@@ -67,7 +67,7 @@ pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<B
     let built = Project::load(dir)?.build(options, output)?;
     if let [first, rest @ ..] = built.direct_system_calls.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-        eprintln!(
+        donjon_monitor::say!(
             "donjon: warning: `{first}`{more} makes system calls without the C library; a guest that gets there ends"
         );
     }

@@ -44,9 +44,9 @@ impl Failure {
 
     pub fn print(&self) {
         let (red, cyan, off) = if crate::ui::colour() { ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m") } else { ("", "", "") };
-        eprintln!("{red}error{off}: {}", self.message);
+        donjon_monitor::say!("{red}error{off}: {}", self.message);
         if let Some(hint) = &self.hint {
-            eprintln!("{cyan}hint{off}: {hint}");
+            donjon_monitor::say!("{cyan}hint{off}: {hint}");
         }
     }
 }

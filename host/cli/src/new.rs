@@ -42,7 +42,9 @@ pub fn new(args: &NewArgs) -> Result<u8, Failure> {
         })?;
     }
     let dir = args.path.display();
-    eprintln!("donjon: made {dir}; next: `donjon run {dir} -p 8080:8080`, then `curl http://127.0.0.1:8080/`");
+    donjon_monitor::say!(
+        "donjon: made {dir}; next: `donjon run {dir} -p 8080:8080`, then `curl http://127.0.0.1:8080/`"
+    );
     Ok(0)
 }
 

@@ -43,7 +43,7 @@ pub fn to_the_end(image: &Path, options: &RunOptions) -> Result<u8, Failure> {
     let status = donjon_monitor::run(image, options)?;
     match &status {
         ExitStatus::Exited(_) | ExitStatus::Stopped { .. } => {}
-        crash => eprintln!("donjon: {crash}"),
+        crash => donjon_monitor::say!("donjon: {crash}"),
     }
     Ok(status.code())
 }
@@ -79,6 +79,6 @@ fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
     }
     let options = Options { plain: !ui::colour(), ..Options::default() };
     let built = build::project(&args.image, &options, None)?;
-    eprintln!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
+    donjon_monitor::say!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
     Ok(built.image)
 }

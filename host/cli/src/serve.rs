@@ -17,9 +17,9 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let made = site.write(&image)?;
     let publish = publish(args, &site);
     if args.json {
-        println!("{}", made.json(&site));
+        donjon_monitor::out!("{}", made.json(&site));
     } else {
-        eprintln!("donjon: {}", made.text(&site));
+        donjon_monitor::say!("donjon: {}", made.text(&site));
         urls(&site, &publish);
     }
     let options = RunOptions {
@@ -63,7 +63,7 @@ fn urls(site: &Site, publish: &[Publish]) {
     let config = &site.prepared.config;
     for (scheme, port) in [("http", config.http), ("https", config.https)] {
         for p in publish.iter().filter(|p| Some(p.guest) == port && p.host.port() != 0) {
-            eprintln!("donjon: {scheme}://{}/", p.host);
+            donjon_monitor::say!("donjon: {scheme}://{}/", p.host);
         }
     }
 }

@@ -59,7 +59,7 @@ impl Site {
         let prepared = prepare(&base, &options, cache, scratch);
         bar.finish_and_clear();
         let prepared = prepared?;
-        prepared.warnings.iter().for_each(|w| eprintln!("donjon: warning: {w}"));
+        prepared.warnings.iter().for_each(|w| donjon_monitor::say!("donjon: warning: {w}"));
         let name = config.name.clone().unwrap_or_else(|| {
             let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
             own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())

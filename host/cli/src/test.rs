@@ -41,7 +41,7 @@ pub fn test(args: &TestArgs) -> Result<u8, Failure> {
     let programs = project.tests(&cargo, &options).map_err(|e| as_cargo_test(e.into()))?;
     let images = pack(&project, &programs)?;
     if args.no_run {
-        images.iter().for_each(|(_, image)| eprintln!("donjon: {}", image.display()));
+        images.iter().for_each(|(_, image)| donjon_monitor::say!("donjon: {}", image.display()));
         return Ok(0);
     }
     let results = run_all(args, &project, &images)?;
@@ -51,9 +51,9 @@ pub fn test(args: &TestArgs) -> Result<u8, Failure> {
     if skipped > 0 {
         summary += &format!(", {skipped} not run (--no-fail-fast goes on)");
     }
-    eprintln!("{summary}");
+    donjon_monitor::say!("{summary}");
     for r in &failed {
-        eprintln!("donjon:   {} {}", r.name, r.verdict.text());
+        donjon_monitor::say!("donjon:   {} {}", r.name, r.verdict.text());
     }
     Ok(if failed.is_empty() { 0 } else { code::TEST_FAILED })
 }
@@ -113,13 +113,13 @@ fn run_all(args: &TestArgs, project: &Project, images: &[(String, PathBuf)]) -> 
             let Some((name, image)) = images.get(index) else { return };
             let start = Instant::now();
             if args.jobs == 1 {
-                eprintln!("donjon: running {name} ({}/{})", index + 1, images.len());
+                donjon_monitor::say!("donjon: running {name} ({}/{})", index + 1, images.len());
             }
             let (verdict, output) = run_one(args, project, image).unwrap_or((Verdict::NotStarted, Vec::new()));
             let seconds = start.elapsed().as_secs_f64();
             let mut outcomes = outcomes.lock().unwrap_or_else(|e| e.into_inner());
             if args.jobs > 1 {
-                eprintln!("donjon: {name} {} ({seconds:.1} s)", verdict.text());
+                donjon_monitor::say!("donjon: {name} {} ({seconds:.1} s)", verdict.text());
                 relay(args, &output);
             }
             if args.json {
@@ -128,7 +128,7 @@ fn run_all(args: &TestArgs, project: &Project, images: &[(String, PathBuf)]) -> 
                     "status": match verdict { Verdict::Passed => Some(0), Verdict::Failed(s) => Some(s), _ => None },
                     "timed_out": verdict == Verdict::TimedOut,
                 });
-                println!("{line}");
+                donjon_monitor::out!("{line}");
             }
             if verdict != Verdict::Passed && !args.no_fail_fast {
                 stop.store(true, Ordering::Relaxed);

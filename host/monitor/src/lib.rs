@@ -9,6 +9,22 @@
 //! - [`jail`]: what the monitor itself may do while the guest runs.
 //! - `filter`: what the guest's frames may say, on either.
 
+/// Says something on standard error. That nobody reads it is no error, and least of all in the jail, where a panic has nowhere to go.
+#[macro_export]
+macro_rules! say {
+    ($($words:tt)*) => {
+        _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), format!("{}\n", format_args!($($words)*)).as_bytes())
+    };
+}
+
+/// The same on standard output.
+#[macro_export]
+macro_rules! out {
+    ($($words:tt)*) => {
+        _ = ::std::io::Write::write_all(&mut ::std::io::stdout(), format!("{}\n", format_args!($($words)*)).as_bytes())
+    };
+}
+
 mod console;
 mod error;
 mod exit;

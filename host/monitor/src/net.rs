@@ -139,7 +139,10 @@ fn filtered_tap(
         Ok(filter) => Ok((fd, End::Kernel(filter))),
         Err(e) => {
             if options.verbose {
-                eprintln!("donjon: the kernel does not filter on {} ({e}): frames pass through the monitor", tap.name);
+                crate::say!(
+                    "donjon: the kernel does not filter on {} ({e}): frames pass through the monitor",
+                    tap.name
+                );
             }
             if wire == Wire::Plain {
                 tap::complete_frames(&fd).map_err(failed)?;
@@ -226,7 +229,7 @@ impl RunningLink {
             RunningEnd::Kernel(filter) => {
                 report(|way| filter.dropped(way), self.verbose);
                 if !filter.finish() {
-                    eprintln!("donjon: the filter is still on the TAP device; the next run replaces it");
+                    crate::say!("donjon: the filter is still on the TAP device; the next run replaces it");
                 }
             }
             RunningEnd::None => {}

@@ -44,7 +44,7 @@ impl Stop {
     pub fn signal(&mut self, signal: i32, now: Instant) -> Action {
         if self.asked.is_none() {
             if self.tell {
-                eprintln!("stopping the guest; once more ends it at once");
+                crate::say!("stopping the guest; once more ends it at once");
             }
             self.asked = Some(Asked { signal, kill_at: now + self.timeout, again_at: now + AGAIN });
             return Action::Ask;

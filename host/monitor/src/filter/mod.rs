@@ -101,7 +101,7 @@ pub(crate) fn report(dropped: impl Fn(Way) -> [u64; Reason::ALL.len()], verbose:
     for (way, word) in &ways[..if verbose { 2 } else { 1 }] {
         for (reason, count) in Reason::ALL.into_iter().zip(dropped(*way)).filter(|(_, n)| *n > 0) {
             let s = if count == 1 { "" } else { "s" };
-            eprintln!("donjon: the network filter dropped {count} frame{s} {word} the guest: {}", reason.describe());
+            crate::say!("donjon: the network filter dropped {count} frame{s} {word} the guest: {}", reason.describe());
         }
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn enter(plan: &Plan) -> Report {
         return report;
     }
     let root = rustix::process::geteuid().is_root();
+    report.add("faults", sys::faults_end_it().map(|()| "the kernel ends it, and no handler".into()));
     let at_parents_end = sys::at_parents_end();
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
     report.add("resource limits", limits(plan));

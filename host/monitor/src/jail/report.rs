@@ -69,7 +69,7 @@ impl Report {
     /// test try to get out.
     pub(crate) fn before_the_guest(&self, options: &RunOptions) -> Option<ExitStatus> {
         if let Some(how) = options.explain_jail {
-            print!("{}", self.show(how));
+            _ = std::io::Write::write_all(&mut std::io::stdout(), self.show(how).as_bytes());
             return Some(ExitStatus::Exited(0));
         }
         if let Some(attempt) = options.in_jail {

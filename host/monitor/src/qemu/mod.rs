@@ -67,7 +67,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let fds = command::Fds { status: guest_status.as_raw_fd(), image: image.as_raw_fd(), secrets: &secrets };
     let arguments = command::arguments(source, options, qemu, fds, &link)?;
     if options.verbose {
-        eprintln!("starting QEMU: {} {}", program.display(), arguments.join(" "));
+        crate::say!("starting QEMU: {} {}", program.display(), arguments.join(" "));
     }
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
