@@ -252,7 +252,7 @@ fn a_small_site_is_below_a_million_bytes() {
 
 /// Most memory for packing, and for serving, what is several times as large.
 const LITTLE: u64 = 100 << 20;
-const SERVING: u64 = 32 << 20;
+const SERVING: u64 = 8 << 20;
 
 /// Where there is no other program at all, a site becomes an image; and only what it needs is in it.
 #[test]
