@@ -10,7 +10,7 @@ use donjon_abi::{
 };
 
 use crate::{
-    image::{OpenError, check_hash, parse_header, unpack},
+    image::{OpenError, check_hash, parse_header, unpack, unpacked},
     manifest::Manifest,
 };
 
@@ -74,12 +74,9 @@ impl Head {
         };
         let content = unpack(&header, &extent(header.packed)?, path)?;
         let manifest_bytes = extent(header.manifest)?;
-        let relr = match header.relr.offset.checked_sub(header.unpacked.offset) {
-            Some(at) if !content.is_empty() => {
-                let all = content.get(at as usize..).unwrap_or_default();
-                all.get(..header.relr.len as usize).unwrap_or_default().to_vec()
-            }
-            _ => extent(header.relr)?,
+        let relr = match unpacked(&header, &content, header.relr) {
+            Some(words) => words.to_vec(),
+            None => extent(header.relr)?,
         };
         let manifest = Manifest::parse(&manifest_bytes).map_err(|e| OpenError::Manifest(path.into(), e))?;
         Ok(Head { header, manifest, manifest_bytes, relr, content })

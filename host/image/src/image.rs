@@ -119,11 +119,7 @@ impl Image {
 
     /// The bytes of an extent of this image, unpacked; empty if it lies outside, which `open` has excluded for all extents of the header.
     pub fn extent(&self, e: Extent) -> &[u8] {
-        match e.offset.checked_sub(self.header.unpacked.offset) {
-            Some(offset) if !self.content.is_empty() => extent(&self.content, Extent { offset, ..e }),
-            _ => extent(&self.bytes, e),
-        }
-        .unwrap_or_default()
+        unpacked(&self.header, &self.content, e).or_else(|| extent(&self.bytes, e)).unwrap_or_default()
     }
 }
 
@@ -162,6 +158,12 @@ pub(crate) fn unpack(header: &ImageHeader, block: &[u8], path: &Path) -> Result<
         return Err(OpenError::Field(path.into(), "compressed part"));
     }
     Ok(content)
+}
+
+/// The bytes of an extent, if it lies in `content`, which is what [`unpack`] gave.
+pub(crate) fn unpacked<'a>(header: &ImageHeader, content: &'a [u8], e: Extent) -> Option<&'a [u8]> {
+    let offset = e.offset.checked_sub(header.unpacked.offset).filter(|_| !content.is_empty())?;
+    extent(content, Extent { offset, ..e })
 }
 
 /// BLAKE3 of an image, its own hash field taken as zeros. `bytes` is longer than a header.
