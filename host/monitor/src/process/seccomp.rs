@@ -1,8 +1,6 @@
-//! What the guest's process may ask of the kernel, as data, and its translation into a filter program.
+//! What the guest's process may ask of the kernel (`guest.seccomp.toml`, as constants), and how such rules become a filter program.
 //!
 //! Everything that is not listed ends the process (`SECCOMP_RET_KILL_PROCESS`), a call of another architecture's table too.
-//! The kernel caches "always allowed" per call number, so rules without argument checks cost next to nothing; the calls on the
-//! path of a frame have none, and what they could reach is bounded by the open descriptors instead.
 
 use donjon_abi::boot::Range;
 
@@ -15,8 +13,10 @@ pub struct Rule {
     pub number: u32,
     /// What its arguments must be.
     pub check: Check,
-    /// Why the guest needs it, and why it is harmless.
+    /// Why it is needed, and why it is harmless.
     pub reason: &'static str,
+    /// Why the test that no rule is redundant cannot bring the call about, if it cannot.
+    pub untested: Option<&'static str>,
 }
 
 /// A condition on arguments.
@@ -32,54 +32,7 @@ pub enum Check {
     InReserve(&'static [u32]),
 }
 
-const PROT_NONE: u32 = 0;
-const PROT_READ: u32 = 1;
-const PROT_READ_WRITE: u32 = 3;
-const MADV_DONTNEED: u32 = 4;
-const CLOCK_REALTIME: u32 = 0;
-const CLOCK_MONOTONIC: u32 = 1;
-
-/// The whole list.
-pub const RULES: [Rule; 8] = [
-    Rule {
-        name: "readv",
-        number: 19,
-        check: Check::Any,
-        reason: "net_recv. Of the open descriptors only the network device can be read",
-    },
-    Rule {
-        name: "writev",
-        number: 20,
-        check: Check::Any,
-        reason: "net_send, console, fault. Writes only to the network device and the monitor's three pipes",
-    },
-    Rule { name: "ppoll", number: 271, check: Check::Any, reason: "wait. Looks only at open descriptors" },
-    Rule {
-        name: "rt_sigreturn",
-        number: 15,
-        check: Check::Any,
-        reason: "return from tick, stop and fault handlers; starts the guest. Sets registers, which the guest can do anyway",
-    },
-    Rule {
-        name: "mprotect",
-        number: 10,
-        check: Check::InReserve(&[PROT_NONE, PROT_READ, PROT_READ_WRITE]),
-        reason: "protect. Never executable, and neither image nor stub can be touched",
-    },
-    Rule {
-        name: "madvise",
-        number: 28,
-        check: Check::InReserve(&[MADV_DONTNEED]),
-        reason: "discard. Only drops the content of pages that are the guest's own",
-    },
-    Rule {
-        name: "clock_gettime",
-        number: 228,
-        check: Check::Is(0, &[CLOCK_REALTIME, CLOCK_MONOTONIC]),
-        reason: "what the vDSO falls back to where the host's clock source cannot be read in user mode",
-    },
-    Rule { name: "exit_group", number: 231, check: Check::Any, reason: "exit, fault" },
-];
+include!(concat!(env!("OUT_DIR"), "/guest_rules.rs"));
 
 // linux/filter.h, linux/seccomp.h
 const LD_ABS: u16 = 0x20;
@@ -314,7 +267,7 @@ mod tests {
 
     #[test]
     fn bits_of_arguments_are_checked() {
-        let rule = |number, check| Rule { name: "x", number, check, reason: "for this test" };
+        let rule = |number, check| Rule { name: "x", number, check, reason: "for this test", untested: None };
         let rules = [rule(9, Check::Without(2, 4)), rule(41, Check::Is(0, &[2, 10])), rule(60, Check::Any)];
         let program = program(&rules, RESERVE, Otherwise::Refuse);
         let verdict = |nr, args: [u64; 3]| run(&program, nr, AUDIT_ARCH_X86_64, [args[0], args[1], args[2], 0, 0, 0]);
