@@ -86,11 +86,9 @@ impl<'a> Source<'a> {
             let rule = self.rule(key, at, call)?;
             let wrong = self.error(at, &format!("`{key}` does not have the number {}", rule.number));
             let _ = writeln!(checks, "const _: () = assert!(libc::SYS_{key} == {}, {wrong:?});", rule.number);
-            let Rule { number, check, reason, untested } = rule;
-            let _ = writeln!(
-                rules,
-                "    Rule {{ name: {key:?}, number: {number}, check: {check}, reason: {reason:?}, untested: {untested:?} }},"
-            );
+            let Rule { number, check, reason } = rule;
+            let _ =
+                writeln!(rules, "    Rule {{ name: {key:?}, number: {number}, check: {check}, reason: {reason:?} }},");
             count += 1;
         }
         let Some(about) = about else { return Err(self.error(at, "`about` is missing: whom is the section for?")) };
@@ -103,13 +101,12 @@ impl<'a> Source<'a> {
         if !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
             return Err(self.error(at, &format!("`{name}` is not the name of a system call")));
         }
-        let (mut number, mut reason, mut untested) = (None, None, None);
+        let (mut number, mut reason) = (None, None);
         let (mut argument, mut is, mut without, mut inside) = (None, None, None, false);
         for (key, at, value) in in_order(table) {
             match key {
                 "number" => number = Some(self.number(key, at, value)?),
                 "reason" => reason = Some(self.words(key, at, value)?),
-                "untested" => untested = Some(self.words(key, at, value)?),
                 "argument" => argument = Some(self.number(key, at, value)?).filter(|n| *n < 6),
                 "is" => is = Some(self.values(key, at, value)?),
                 "without" => without = Some(self.values(key, at, value)?.join(" | ")),
@@ -131,7 +128,7 @@ impl<'a> Source<'a> {
         let missing = |what| self.error(at, &format!("`{what}` of `{name}` is missing"));
         let number = number.ok_or_else(|| missing("number"))?;
         let reason = reason.ok_or_else(|| missing("reason"))?;
-        Ok(Rule { number, check, reason, untested })
+        Ok(Rule { number, check, reason })
     }
 
     fn number(&self, key: &str, at: usize, value: &DeValue<'_>) -> Result<u32, String> {
@@ -167,7 +164,6 @@ struct Rule<'a> {
     number: u32,
     check: String,
     reason: &'a str,
-    untested: Option<&'a str>,
 }
 
 fn array(values: &[String]) -> String {

@@ -7,6 +7,9 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::{self, Errno};
 
+/// The longest wait, whatever the deadline.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// Which source an event is of.
 pub(crate) type Token = u64;
 
@@ -66,10 +69,12 @@ impl Reactor {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Waits for events, at most `timeout`.
+    /// Waits for events, at most `timeout`. It may come back without any.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Ready>) -> io::Result<()> {
         out.clear();
         self.events.clear();
+        // What fits into milliseconds of 32 bits is left to `epoll_pwait`; the jail has no other call.
+        let timeout = timeout.map(|t| t.min(LONGEST));
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) => {}

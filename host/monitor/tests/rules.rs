@@ -12,7 +12,7 @@ write = { number = 1, reason = "its output" }
 [first]
 about = "For nobody."
 socket = { number = 41, argument = 0, is = ["AF_INET", "AF_INET6"], reason = "connections" }
-mmap = { number = 9, argument = 2, without = ["PROT_EXEC"], reason = "more memory", untested = "it depends" }
+mmap = { number = 9, argument = 2, without = ["PROT_EXEC"], reason = "more memory" }
 mprotect = { number = 10, inside = "reserve", argument = 2, is = ["PROT_READ | PROT_WRITE"], reason = "protect" }
 "#;
 
@@ -27,10 +27,10 @@ fn a_list_becomes_constants_and_assertions() {
         r#"#[doc = "For nobody."]"#,
         "pub const SECOND: [Rule; 1] = [",
         "pub const FIRST: [Rule; 3] = [",
-        r#"    Rule { name: "write", number: 1, check: Check::Any, reason: "its output", untested: None },"#,
-        r#"    Rule { name: "socket", number: 41, check: Check::Is(0, &[(libc::AF_INET) as u32, (libc::AF_INET6) as u32]), reason: "connections", untested: None },"#,
-        r#"    Rule { name: "mmap", number: 9, check: Check::Without(2, (libc::PROT_EXEC) as u32), reason: "more memory", untested: Some("it depends") },"#,
-        r#"    Rule { name: "mprotect", number: 10, check: Check::InReserve(&[(libc::PROT_READ | libc::PROT_WRITE) as u32]), reason: "protect", untested: None },"#,
+        r#"    Rule { name: "write", number: 1, check: Check::Any, reason: "its output" },"#,
+        r#"    Rule { name: "socket", number: 41, check: Check::Is(0, &[(libc::AF_INET) as u32, (libc::AF_INET6) as u32]), reason: "connections" },"#,
+        r#"    Rule { name: "mmap", number: 9, check: Check::Without(2, (libc::PROT_EXEC) as u32), reason: "more memory" },"#,
+        r#"    Rule { name: "mprotect", number: 10, check: Check::InReserve(&[(libc::PROT_READ | libc::PROT_WRITE) as u32]), reason: "protect" },"#,
         // A wrong number does not compile, and the compiler names the place.
         r#"const _: () = assert!(libc::SYS_socket == 41, "a/list.toml:7: `socket` does not have the number 41");"#,
     ] {
@@ -62,7 +62,6 @@ fn slips_name_the_file_and_the_line() {
     wrong("number = 1,", "number = \"1\",", "4: `number` is not a number of 32 bits");
     wrong(", reason = \"its output\"", "", "4: `reason` of `write` is missing");
     wrong("\"its output\"", "\"  \"", "4: `reason` says nothing");
-    wrong("\"it depends\"", "\"\"", "8: `untested` says nothing");
     wrong("number = 1,", "number = 1, flags = 2,", "4: unknown key `flags` of `write`");
     wrong("socket", "write", "7: `write` is already allowed at a/list.toml:4");
     wrong("mmap", "socket", "8: duplicate key");

@@ -354,6 +354,26 @@ fn the_keeper_is_jailed() {
     }
 }
 
+/// So a filter on a process is one on each of its threads. (Without a TAP: `monitor_and_guest_have_no_rights_while_the_guest_runs`.)
+#[test]
+fn every_process_has_one_thread() {
+    let Some(ns) = Namespace::new("threads") else { return };
+    ns.enter();
+    for (extra, count) in [(&[][..], 3), (&["--relay-tap"], 2)] {
+        let mut child = launcher(image(), &[&["--net", NET][..], extra].concat(), &["echo", "0"]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        TcpStream::connect("10.77.0.2:7").unwrap();
+        let monitor = child.id().to_string();
+        let children = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
+        let processes: Vec<&str> = children.split_whitespace().chain([&*monitor]).collect();
+        let threads = |pid| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+        let found: Vec<_> = processes.iter().map(threads).collect();
+        send(&monitor, Signal::TERM);
+        child.wait().unwrap();
+        assert_eq!(found, vec![1; count], "monitor, guest, and the keeper if the kernel filters: {extra:?}");
+    }
+}
+
 #[test]
 fn tap_errors_say_what_to_do() {
     let r: Ran = launcher(image(), &["--net", "tap:nosuchtap0"], &["hello"]).output().unwrap().into();

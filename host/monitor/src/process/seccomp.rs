@@ -15,8 +15,6 @@ pub struct Rule {
     pub check: Check,
     /// Why it is needed, and why it is harmless.
     pub reason: &'static str,
-    /// Why the test that no rule is redundant cannot bring the call about, if it cannot.
-    pub untested: Option<&'static str>,
 }
 
 /// A condition on arguments.
@@ -267,7 +265,7 @@ mod tests {
 
     #[test]
     fn bits_of_arguments_are_checked() {
-        let rule = |number, check| Rule { name: "x", number, check, reason: "for this test", untested: None };
+        let rule = |number, check| Rule { name: "x", number, check, reason: "for this test" };
         let rules = [rule(9, Check::Without(2, 4)), rule(41, Check::Is(0, &[2, 10])), rule(60, Check::Any)];
         let program = program(&rules, RESERVE, Otherwise::Refuse);
         let verdict = |nr, args: [u64; 3]| run(&program, nr, AUDIT_ARCH_X86_64, [args[0], args[1], args[2], 0, 0, 0]);
