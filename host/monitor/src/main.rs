@@ -100,6 +100,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             "--without-rule" => options.without_rule = Some(value()?.leak()),
             "--in-jail" => options.in_jail = Some(attempts),
             "--monitor-without-rule" => options.monitor_without_rule = Some(value()?.leak()),
+            "--monitor-memory" => {
+                options.monitor_memory = Some(value()?.parse().map_err(|e| format!("--monitor-memory: {e}"))?)
+            }
             "--relay-tap" => options.relay_tap = true,
             "--without" => options.without.push(match value()?.as_str() {
                 "frames" => Protection::Frames,

@@ -58,6 +58,9 @@ pub struct RunOptions {
     /// The same for the monitor's own list.
     #[doc(hidden)]
     pub monitor_without_rule: Option<&'static str>,
+    /// For tests: the address space that the monitor may get in its jail, bytes.
+    #[doc(hidden)]
+    pub monitor_memory: Option<u64>,
 }
 
 impl Default for RunOptions {
@@ -83,6 +86,7 @@ impl Default for RunOptions {
             in_jail: None,
             without_rule: None,
             monitor_without_rule: None,
+            monitor_memory: None,
         }
     }
 }

@@ -12,6 +12,9 @@ use object::{Object, ObjectSymbol, SymbolKind};
 /// What precedes an address in a report.
 const MARK: &str = "image+0x";
 
+/// The largest file that is read, bytes: it is read as a whole.
+const FILE_MAX: u64 = 1 << 30;
+
 /// Adds names to each `image+0x…` in `report` if there is a file with symbols beside the image.
 pub fn annotate(report: &str, image: &Path) -> String {
     Names::new(image).annotate(report).unwrap_or_else(|| report.into())
@@ -27,7 +30,13 @@ pub struct Names {
 impl Names {
     /// Names for the image at this path.
     pub fn new(image: &Path) -> Names {
-        Names { file: File::open(beside(image)).ok(), table: None }
+        let small = |file: &File| file.metadata().is_ok_and(|m| m.is_file() && m.len() <= FILE_MAX);
+        Names { file: File::open(beside(image)).ok().filter(small), table: None }
+    }
+
+    /// The size of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len())
     }
 
     /// `text` with a name behind each `image+0x…`; `None` if there is nothing to add.

@@ -123,6 +123,41 @@ fn resources_are_limited_while_the_guest_runs() {
     }
 }
 
+/// More address space than that is left to the monitor, and only with user-mode networking.
+#[test]
+fn the_monitors_memory_is_limited() {
+    let silent = write("bounded", &pack(&Spec { listen: vec![], ..Spec::default() }));
+    let mib = |n: u64| n << 20;
+    for (image, most) in [(silent.as_path(), mib(32)), (image(), mib(256))] {
+        for (user, mut command) in as_users_with(image, &[], &["deaf"]) {
+            let mut child = command.spawn().unwrap();
+            assert_eq!(first_line(&mut child), "ready");
+            let pid = child.id().to_string();
+            let (limits, now) = (limits(&pid, "Max address space"), status(&pid, "VmSize"));
+            end(child);
+            assert_eq!(limits[0], limits[1], "{user}");
+            let limit: u64 = limits[0].parse().unwrap_or_else(|_| panic!("{user}: {limits:?}"));
+            let left = limit - 1024 * now.strip_suffix(" kB").unwrap().parse::<u64>().unwrap();
+            // A little has been taken since.
+            assert!(left <= most + mib(1) && left > most - mib(4), "{user}: {left} bytes are left");
+        }
+    }
+}
+
+/// It says so and ends, at once.
+#[test]
+fn a_monitor_without_memory_ends() {
+    use std::os::unix::process::ExitStatusExt;
+    let out = launcher(with_symbols(), &["--monitor-memory", "1000000"], &["null"]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("memory allocation of ") && said.contains(" bytes failed"), "{said}");
+    // Raising SIGABRT is not on the list; abort(3) then executes what no program may.
+    assert_eq!(out.status.signal(), Some(libc::SIGSEGV), "{said}");
+    // With what it is given for a file of this size, it has enough.
+    let r: Ran = launcher(with_symbols(), &[], &["null"]).output().unwrap().into();
+    assert!(r.code == Some(70) && r.err.contains("image+0x"), "{r:?}");
+}
+
 #[test]
 fn nothing_can_be_done_from_inside() {
     for (user, mut command) in as_users(&["--in-jail"], &["hello"]) {

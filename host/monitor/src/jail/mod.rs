@@ -18,6 +18,7 @@ use landlock::{
 
 pub use report::{Explain, Layer, Report, State};
 
+use crate::options::{Protection, RunOptions};
 use crate::process::seccomp::{self, Otherwise, Rule};
 
 /// The user that root becomes.
@@ -42,9 +43,34 @@ pub(crate) struct Plan {
     pub network: Network,
     /// Leave this rule out and end the process at what is not listed: for the test that none is redundant.
     pub without_rule: Option<&'static str>,
+    /// Address space that the monitor may get, beyond what it has, bytes.
+    pub memory: u64,
     /// For measurements: no jail.
     pub off: bool,
 }
+
+impl Plan {
+    /// For a monitor with this to do; `symbols` are the bytes of symbols' files that it may have to read.
+    pub fn new(network: Network, symbols: u64, options: &RunOptions) -> Plan {
+        let work = match network {
+            Network::None | Network::Frames => MEMORY_PLAIN,
+            Network::Serve | Network::Dial(_) => MEMORY_USERNET,
+        };
+        Plan {
+            network,
+            without_rule: options.monitor_without_rule,
+            memory: options.monitor_memory.unwrap_or(work + symbols.saturating_mul(MEMORY_SYMBOLS)),
+            off: options.without.contains(&Protection::Jail),
+        }
+    }
+}
+
+/// What the monitor may take for the console, crash reports and the filter of frames: it needs hundreds of KiB.
+const MEMORY_PLAIN: u64 = 32 << 20;
+/// The same with user-mode networking, whose queues hold 64 MiB at most and whose 30,000 connections some KiB each.
+const MEMORY_USERNET: u64 = 256 << 20;
+/// For each byte of a file with symbols: its content in a vector that has doubled its size, and the names of functions.
+const MEMORY_SYMBOLS: u64 = 4;
 
 /// Jails this process, for good. The guest's process has been started and waits.
 pub(crate) fn enter(plan: &Plan) -> Report {
@@ -58,6 +84,7 @@ pub(crate) fn enter(plan: &Plan) -> Report {
     let at_parents_end = sys::at_parents_end();
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
     report.add("resource limits", limits(plan));
+    report.add("memory", memory(plan.memory));
     namespaces(&mut report, root, matches!(plan.network, Network::Dial(_)));
     report.add("capabilities", sys::no_capabilities().map(|()| "all sets empty, the bounding set too".into()));
     match root {
@@ -81,6 +108,15 @@ fn limits(plan: &Plan) -> Result<String> {
     }
     sys::limit(libc::RLIMIT_NOFILE, 64)?;
     Ok("no processes, no core dumps, no locked memory, 64 descriptors".into())
+}
+
+/// Bounds the address space. (`RLIMIT_DATA` would leave shared mappings out.)
+fn memory(more: u64) -> Result<String> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    let now = pages.ok_or_else(|| Error::other("/proc/self/statm is not understood"))? * donjon_abi::PAGE;
+    sys::limit(libc::RLIMIT_AS, now + more)?;
+    Ok(format!("at most {} MiB more than at the start", more.div_ceil(1 << 20)))
 }
 
 fn namespaces(report: &mut Report, root: bool, dials: bool) {

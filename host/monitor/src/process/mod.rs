@@ -70,21 +70,17 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
-    let plan = jail::Plan {
-        network: link.needs(),
-        without_rule: options.monitor_without_rule,
-        off: options.without.contains(&Protection::Jail),
-    };
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let (guest, pipes) = start(&source, options, &link, wait)?;
-    let names = Names::new(&source.path);
+    let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
+    let plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
     let keeper = link.describe();
     let mut run = Running {
         output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
             .map_err(Error::host("cannot watch the console"))?,
         errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
             .map_err(Error::host("cannot watch the console"))?
-            .with_names(Names::new(&source.path)),
+            .with_names(of_errors),
         report: pipes.report,
         link: link.into_running(NETWORK, &reactor)?,
         guest,

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Confinement, Gate};
 use crate::net::Link;
-use crate::options::{Protection, QemuOptions, RunOptions, Starting};
+use crate::options::{QemuOptions, RunOptions, Starting};
 use crate::probe::find_program;
 use crate::process::{End, wait};
 use crate::reactor::{Interest, Reactor, Token};
@@ -88,11 +88,6 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         true => jailed.add("its own seccomp", Ok(command::SANDBOX.into())),
         false => jailed.skip("its own seccomp", "as the arguments say (--qemu-unconfined, or another -sandbox)"),
     }
-    let plan = jail::Plan {
-        network: link.needs(),
-        without_rule: options.monitor_without_rule,
-        off: options.without.contains(&Protection::Jail),
-    };
     let (gate, failure, child) = start(
         command,
         inherited.into_iter().flatten().chain(secrets.iter().map(|s| s.1.as_fd())).map(|fd| fd.as_raw_fd()).collect(),
@@ -103,6 +98,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     if let Some(keeper) = link.describe() {
         jailed = keeper.after(jailed);
     }
+    let (mut names, of_output) = (Names::new(&source.path), Names::new(&source.path));
+    let plan = jail::Plan::new(link.needs(), names.bytes() + of_output.bytes(), options);
     let mut link = link.into_running(NETWORK, &reactor)?;
 
     let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");
@@ -111,10 +108,8 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         rustix::io::ioctl_fionbio(fd, true).map_err(watch())?;
     }
     // The guest's standard error comes by the same serial line as its output.
-    let mut output =
-        Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(Names::new(&source.path));
+    let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(of_output);
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
-    let mut names = Names::new(&source.path);
 
     let mut stop = Stop::new(options.stop_timeout);
     if let Some(status) = jail::enter(&plan).after(jailed).before_the_guest(options) {
