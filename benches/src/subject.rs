@@ -137,6 +137,7 @@ impl Subject {
                     rx_queue: None,
                     append: "",
                     cpu: "max",
+                    more: &[],
                 };
                 let qemu = machine.command(Some((port, PORT)));
                 let mut command = ns.as_ref().map_or_else(|| Command::new("env"), |ns| ns.command("env"));

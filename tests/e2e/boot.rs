@@ -14,7 +14,7 @@ use donjon_tests::{
 const SIZES: &[u32] = &[4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 23, 32, 33, 48, 63, 64, 68, 70, 71, 74, 76, 77, 97, 128, 255];
 
 fn machine<'a>(image: &'a Path, machine: &'a str, memory: u32) -> Machine<'a> {
-    Machine { image, machine, memory, rx_queue: None, append: "-- exit", cpu: "max" }
+    Machine { image, machine, memory, rx_queue: None, append: "-- exit", cpu: "max", more: &[] }
 }
 
 fn run(machine: &Machine) -> Ended {
@@ -174,6 +174,35 @@ fn no_source_of_entropy_is_an_error() {
         assert!(!booted(&ended) && ended.status != Some(0), "{ended:?}");
         let text = ended.text.to_lowercase();
         assert!(text.contains("entropy") || text.contains("random"), "{ended:?}");
+    }
+}
+
+/// With one source only, or one beside a device that gives nothing but zeros, no start is like another; with those zeros only, there is none.
+#[test]
+fn one_good_source_of_entropy_is_enough() {
+    if missing("one_good_source_of_entropy_is_enough", &[Need::Qemu]) {
+        return;
+    }
+    let image = test_guest("security");
+    let none = "max,-rdrand,-rdseed";
+    let (good, zeros) = ("rng-builtin,id=r", "rng-random,id=r,filename=/dev/zero");
+    for (name, device) in [("microvm", "virtio-rng-device,rng=r"), ("q35", "virtio-rng-pci,rng=r")] {
+        let start = |cpu, source| {
+            let more = ["-object", source, "-device", device];
+            run(&Machine { append: "-- secrets", cpu, more: &more, ..machine(&image, name, 32) })
+        };
+        for (cpu, source) in [(none, good), ("max", zeros)] {
+            let starts = [start(cpu, source), start(cpu, source)];
+            for what in ["image ", "heap ", "stack ", "thread ", "canary ", "random "] {
+                let values = starts.each_ref().map(|s| s.text.lines().find_map(|l| l.strip_prefix(what)));
+                assert!(
+                    values[0].is_some() && values[0] != values[1],
+                    "{name}, {cpu}, {source}: {what}{values:?}\n{starts:?}"
+                );
+            }
+        }
+        let ended = start(none, zeros);
+        assert!(ended.status == Some(69) && ended.text.contains("no source of randomness"), "{name}: {ended:?}");
     }
 }
 

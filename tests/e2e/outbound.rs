@@ -107,7 +107,8 @@ fn http_client_on_plain_qemu() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let append = format!("-- http://10.0.2.2:{}/", listener.local_addr().unwrap().port());
         let image = example("outbound");
-        let machine = Machine { image: &image, machine, memory: 32, rx_queue: None, append: &append, cpu: "max" };
+        let machine =
+            Machine { image: &image, machine, memory: 32, rx_queue: None, append: &append, cpu: "max", more: &[] };
         let serving = std::thread::spawn(move || serve_once(&listener));
         let ended = machine.run(donjon_tests::PATIENCE).expect("it ends");
         assert!(ended.status == Some(0) && ended.text.contains("from a host"), "{ended:?}");

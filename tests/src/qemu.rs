@@ -23,6 +23,8 @@ pub struct Machine<'a> {
     pub append: &'a str,
     /// CPU model.
     pub cpu: &'a str,
+    /// More arguments.
+    pub more: &'a [&'a str],
 }
 
 /// How it ended.
@@ -54,6 +56,7 @@ impl Machine<'_> {
         if !self.append.is_empty() {
             command.args(["-append", self.append]);
         }
+        command.args(self.more);
         command.arg("-kernel").arg(self.image);
         command
     }

@@ -46,21 +46,21 @@ pub fn u64() -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
+/// The key is the host's 64 bytes, folded through the cipher, with RDRAND on top: no source can undo another.
+fn first_key(host: &[u8; 2 * KEY], cpu: [u64; KEY / 8]) -> [u8; KEY] {
+    let (mut first, mut key) = ([0; KEY], [0; KEY]);
+    first.copy_from_slice(&host[..KEY]);
+    ChaCha20Rng::from_seed(first).fill_bytes(&mut key);
+    let cpu = cpu.iter().flat_map(|word| word.to_ne_bytes());
+    for ((k, h), c) in key.iter_mut().zip(&host[KEY..]).zip(cpu) {
+        *k ^= h ^ c;
+    }
+    key
+}
+
 impl Pool {
-    /// The key is the host's 64 bytes, folded through the cipher, with RDRAND on top: no source can undo another.
     fn seed(&mut self) {
-        let entropy = &boot().entropy;
-        let mut first = [0; KEY];
-        first.copy_from_slice(&entropy[..KEY]);
-        ChaCha20Rng::from_seed(first).fill_bytes(&mut self.key);
-        for (k, e) in self.key.iter_mut().zip(&entropy[KEY..]) {
-            *k ^= e;
-        }
-        for word in self.key.chunks_exact_mut(8) {
-            for (k, r) in word.iter_mut().zip(rdrand().unwrap_or(0).to_ne_bytes()) {
-                *k ^= r;
-            }
-        }
+        self.key = first_key(&boot().entropy, core::array::from_fn(|_| rdrand().unwrap_or(0)));
         self.seeded = true;
         self.used = BUFFER;
     }
@@ -92,6 +92,33 @@ impl Pool {
 mod tests {
     use super::*;
     use std::{collections::HashSet, vec};
+
+    /// With one source stuck, whatever it is stuck at, each bit of the other still makes another key.
+    #[test]
+    fn one_bad_source_is_harmless() {
+        for stuck in [0, 0x55, 0xff] {
+            let (host, cpu) = ([stuck; 64], [u64::from_ne_bytes([stuck; 8]); 4]);
+            let one = || HashSet::from([first_key(&host, cpu)]);
+            let mut seen = one();
+            for bit in 0..512 {
+                let mut host = host;
+                host[bit / 8] ^= 1 << (bit % 8);
+                assert!(
+                    seen.insert(first_key(&host, cpu)),
+                    "RDRAND stuck at {stuck:#x}: bit {bit} of the host's is lost"
+                );
+            }
+            let mut seen = one();
+            for bit in 0..256 {
+                let mut cpu = cpu;
+                cpu[bit / 64] ^= 1 << (bit % 64);
+                assert!(
+                    seen.insert(first_key(&host, cpu)),
+                    "the host's stuck at {stuck:#x}: bit {bit} of RDRAND is lost"
+                );
+            }
+        }
+    }
 
     #[test]
     fn output_does_not_repeat_and_is_erased() {

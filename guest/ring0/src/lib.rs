@@ -13,6 +13,7 @@ pub mod image;
 pub mod iov;
 #[cfg(donjon_guest)]
 pub mod machine;
+pub mod mix;
 pub mod nic;
 pub mod pci;
 pub mod phys;
