@@ -10,6 +10,7 @@ mod limits;
 mod load;
 mod outbound;
 mod posix;
+mod secrets;
 mod security;
 mod serve;
 mod stdlib;
