@@ -86,7 +86,13 @@ pub(crate) fn enter(plan: &Plan) -> Report {
     report.add("resource limits", limits(plan));
     report.add("memory", memory(plan.memory));
     namespaces(&mut report, root, matches!(plan.network, Network::Dial(_)));
-    report.add("capabilities", sys::no_capabilities().map(|()| "all sets empty, the bounding set too".into()));
+    report.add(
+        "capabilities",
+        sys::no_capabilities().map(|()| match sys::bounding_set_is_empty() {
+            true => "all sets empty, the bounding set too".into(),
+            false => "all sets empty, but the bounding set, as the host refused the user namespace".into(),
+        }),
+    );
     match root {
         true => report.add("user", sys::become_user(NOBODY).map(|()| format!("root has become nobody ({NOBODY})"))),
         false => report.add("user", Ok(format!("an ordinary user ({})", rustix::process::geteuid().as_raw()))),
@@ -232,7 +238,7 @@ impl Confinement {
             }
         };
         report.add("user", Ok(if root { format!("nobody ({NOBODY})") } else { "an ordinary user".into() }));
-        report.add("capabilities", Ok("all sets empty, the bounding set too".into()));
+        report.add("capabilities", Ok("all sets empty, the bounding set too where the host allows it".into()));
         report.add("no new privileges", Ok("no program can give rights back".into()));
         report.add("namespaces", Ok("network, IPC, UTS, cgroup, where the host allows them".into()));
         Confinement { landlock, root }

@@ -78,6 +78,15 @@ pub(super) fn no_capabilities() -> Result<()> {
     only_capabilities(0)
 }
 
+/// Whether no program that is executed could get any.
+pub(super) fn bounding_set_is_empty() -> bool {
+    // EINVAL: beyond the last one.
+    (0..64).all(|capability| {
+        // SAFETY: numbers.
+        unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as u64, 0, 0, 0) != 1 }
+    })
+}
+
 /// The same but for these (a set of bits).
 pub(super) fn only_capabilities(keep: u32) -> Result<()> {
     // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.

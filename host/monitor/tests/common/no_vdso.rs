@@ -1,6 +1,7 @@
 //! A program that believes that its kernel has no vDSO: there, the C library reads the clock with system calls.
 
 #![expect(unsafe_code, reason = "ptrace")]
+// UNSAFETY: ptrace and waitpid, of a child of ours; their arguments are numbers and a local.
 
 use std::fs::{File, OpenOptions, read_to_string};
 use std::io;
