@@ -160,8 +160,12 @@ fn a_monitor_without_memory_ends() {
 
 #[test]
 fn nothing_can_be_done_from_inside() {
-    for (user, mut command) in as_users(&["--in-jail"], &["hello"]) {
+    // With user-mode networking, and with nothing that has hash tables of its own.
+    for (user, mut command) in
+        as_users(&["--in-jail"], &["hello"]).into_iter().chain(as_users(&["--net", "none", "--in-jail"], &["hello"]))
+    {
         let r: Ran = command.output().unwrap().into();
+        assert!(r.out.starts_with("1 hash table\n"), "{user}: {r:?}");
         assert_eq!(r.out.matches(": refused, ").count(), 11, "{user}: {r:?}");
         assert!(!r.out.contains("FAILURE") && r.out.ends_with("hello from test-guest\n"), "{user}: {r:?}");
     }

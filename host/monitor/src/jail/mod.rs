@@ -79,6 +79,8 @@ pub(crate) fn enter(plan: &Plan) -> Report {
         report.skip("all of it", "for a measurement");
         return report;
     }
+    // The standard library asks for the keys of its hash tables once for each thread, and there is one: later it could not (`getrandom`).
+    let _ = std::hash::RandomState::new();
     let root = rustix::process::geteuid().is_root();
     report.add("faults", sys::faults_end_it().map(|()| "the kernel ends it, and no handler".into()));
     let at_parents_end = sys::at_parents_end();
