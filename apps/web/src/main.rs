@@ -24,6 +24,7 @@ mod serve;
 mod site;
 #[cfg(feature = "tls")]
 mod tls;
+mod upload;
 
 use respond::Scheme;
 use serve::{Purpose, Server, listen};

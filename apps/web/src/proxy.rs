@@ -4,6 +4,7 @@ use crate::body::Content;
 use crate::progress::Watched;
 use crate::respond::{Scheme, host};
 use crate::serve::{Client, Server};
+use crate::upload::Upload;
 use bytes::Bytes;
 use donjon_web_format::{Config, Proxy};
 use http_body::{Body, Frame, SizeHint};
@@ -56,18 +57,18 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Forwards one request and returns the upstream's response, or 400, 408, 413, 502 or 504. A body that was not begun is left where it is.
+    /// Forwards one request and returns the upstream's response, or 400, 408, 413, 502 or 504.
     pub async fn forward(
         &self,
         server: &Arc<Server>,
         proxy: &Proxy,
         parts: &Parts,
-        body: &mut Option<Incoming>,
+        body: Upload,
         client: &Client,
         scheme: Scheme,
     ) -> Result<Response<Content>, StatusCode> {
         let limits = server.site.config.limits;
-        if body.as_ref().is_some_and(|b| b.size_hint().lower() > limits.body_bytes) {
+        if body.size_hint().lower() > limits.body_bytes {
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
         // The path was matched as we understand it; the upstream gets it as it was sent. Both must be the same place.
@@ -76,7 +77,7 @@ impl Upstreams {
         }
         let moved = Arc::new(AtomicU64::new(0));
         let stream = Stream {
-            body: body.take(),
+            body: Some(body),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
             sleep: None,
@@ -85,7 +86,7 @@ impl Upstreams {
         };
         let upgrade = upgrade_of(parts);
         let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
-        let exchange = self.exchange(proxy, stream, request, body);
+        let exchange = self.exchange(proxy, stream, request);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
         let (response, sender) = loop {
@@ -109,7 +110,6 @@ impl Upstreams {
         proxy: &Proxy,
         stream: Stream,
         request: impl Fn(Stream) -> Request<Stream>,
-        unread: &mut Option<Incoming>,
     ) -> Result<(Response<Incoming>, SendRequest<Stream>), StatusCode> {
         let repeatable = stream.is_end_stream();
         let mut request_now = request(stream);
@@ -130,13 +130,7 @@ impl Upstreams {
             }
         }
         let connected = timeout(CONNECT, connect(&proxy.upstream)).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
-        let stream = match connected.and_then(|stream| stream.ok_or(StatusCode::BAD_GATEWAY)) {
-            Ok(stream) => stream,
-            Err(code) => {
-                *unread = request_now.into_body().body.take();
-                return Err(code);
-            }
-        };
+        let stream = connected?.ok_or(StatusCode::BAD_GATEWAY)?;
         let _ = stream.set_nodelay(true);
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
@@ -267,7 +261,7 @@ fn incoming(
     head.version = Version::default();
     let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender };
     let stream = Stream {
-        body: Some(body),
+        body: Some(Upload::new(body, Version::HTTP_11)),
         left: u64::MAX,
         stall: Duration::from_secs(server.site.config.limits.upstream_seconds.into()),
         sleep: None,
@@ -373,7 +367,7 @@ impl std::error::Error for BodyError {}
 /// A body on its way through: bounded in length, and in the length of its pauses.
 #[derive(Default)]
 pub struct Stream {
-    body: Option<Incoming>,
+    body: Option<Upload>,
     left: u64,
     stall: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -409,7 +403,7 @@ struct Back {
 /// A body of known length is not asked for its end.
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.body.as_ref().is_some_and(Incoming::is_end_stream) {
+        if self.body.as_ref().is_some_and(Upload::is_end_stream) {
             self.give_back();
         }
     }
@@ -461,11 +455,11 @@ impl Body for Stream {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(Upload::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint)
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Upload::size_hint)
     }
 }
 

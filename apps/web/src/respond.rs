@@ -8,7 +8,7 @@ use crate::site::{Page, Site, Variant};
 use bytes::Bytes;
 use core::ops::Range;
 use donjon_web_format::matches;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 
@@ -19,6 +19,16 @@ pub enum Scheme {
     Http,
     /// TLS.
     Https,
+}
+
+/// Whose response it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Ours.
+    Site,
+    /// What an upstream has answered.
+    #[cfg(feature = "proxy")]
+    Upstream,
 }
 
 /// A checked request target.
@@ -112,36 +122,24 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
     missing(site, request, root)
 }
 
-/// Adds the headers that the configuration asks for.
-pub fn dress(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Content>) {
+/// Adds the headers that the configuration asks for. What an upstream has set stays, and how long that may be kept is for the upstream to say.
+pub fn dress(site: &Site, scheme: Scheme, origin: Origin, path: &str, response: &mut Response<Content>) {
     let status = response.status();
     let headers = response.headers_mut();
-    headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
-    let success = status.is_success() || status == StatusCode::NOT_MODIFIED;
-    for rule in site.rules.iter().filter(|r| success || !r.success) {
-        if matches(&rule.pattern, path) {
-            let (name, value) = rule.header.clone();
-            headers.insert(name, value);
+    let (theirs, success) = match origin {
+        Origin::Site => {
+            headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
+            (vec![], status.is_success() || status == StatusCode::NOT_MODIFIED)
         }
-    }
-    secure(site, scheme, headers);
-}
-
-/// The same for an upstream's response: what it has set stays, and how long it may be kept is for the upstream to say.
-#[cfg(feature = "proxy")]
-pub fn dress_forwarded(site: &Site, scheme: Scheme, path: &str, response: &mut Response<Content>) {
-    let headers = response.headers_mut();
-    let theirs: Vec<HeaderName> = headers.keys().cloned().collect();
-    for rule in site.rules.iter().filter(|r| !r.success && matches(&r.pattern, path)) {
+        #[cfg(feature = "proxy")]
+        Origin::Upstream => (headers.keys().cloned().collect::<Vec<HeaderName>>(), false),
+    };
+    for rule in site.rules.iter().filter(|r| (success || !r.success) && matches(&r.pattern, path)) {
         let (name, value) = rule.header.clone();
         if !theirs.contains(&name) {
             headers.insert(name, value);
         }
     }
-    secure(site, scheme, headers);
-}
-
-fn secure(site: &Site, scheme: Scheme, headers: &mut HeaderMap) {
     if let (Scheme::Https, Some(age)) = (scheme, site.config.hsts)
         && let Ok(value) = HeaderValue::try_from(format!("max-age={age}; includeSubDomains"))
     {

@@ -5,23 +5,19 @@ use crate::connection::talk;
 use crate::log::Entry;
 use crate::metrics::{Held, Metrics};
 use crate::progress::State;
-use crate::respond::{self, Scheme};
+use crate::respond::{self, Origin, Scheme};
 use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
+use crate::upload::Upload;
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode, Version, header};
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-
-/// For how long, and how many bytes, a request's body is read that nobody wants.
-const UNREAD: (Duration, u64) = (Duration::from_secs(3), 64 * 1024);
 
 /// The server's shared state.
 pub struct Server {
@@ -141,11 +137,11 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let busy = Busy::new(&server, &client.state);
     let start = Instant::now();
     let (parts, body) = request.into_parts();
-    let mut body = Some(body);
+    let body = Upload::new(body, parts.version);
     let mut response = match client.purpose {
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
-            let response = site(&server, &parts, &mut body, &client, scheme).await;
+            let response = site(&server, &parts, body, &client, scheme).await;
             if server.site.config.log {
                 let bytes = response.body().size_hint().exact();
                 let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
@@ -155,10 +151,6 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
             response
         }
     };
-    if let Some(body) = body.filter(|b| parts.version == Version::HTTP_2 && !b.is_end_stream()) {
-        // On the heap: most requests have none.
-        Box::pin(drain(body)).await;
-    }
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
@@ -177,22 +169,6 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     response
 }
 
-/// Reads a body that nobody wants and that may be short, since HTTP/2 would reset its stream right after the response, which some clients then take
-/// for an error.
-async fn drain(mut body: Incoming) {
-    let (limit, mut left) = UNREAD;
-    if body.size_hint().lower() > left {
-        return;
-    }
-    let read = async {
-        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64)) else { return };
-            left = rest;
-        }
-    };
-    let _ = tokio::time::timeout(limit, read).await;
-}
-
 fn metrics(server: &Server, path: &str) -> Response<Content> {
     if path != "/metrics" {
         return respond::status(StatusCode::NOT_FOUND);
@@ -204,7 +180,7 @@ fn metrics(server: &Server, path: &str) -> Response<Content> {
 async fn site(
     server: &Arc<Server>,
     parts: &hyper::http::request::Parts,
-    body: &mut Option<Incoming>,
+    body: Upload,
     client: &Client,
     scheme: Scheme,
 ) -> Response<Content> {
@@ -212,13 +188,13 @@ async fn site(
     let target = match respond::target(site, parts, scheme) {
         Ok(target) => target,
         Err(mut response) => {
-            respond::dress(site, scheme, "", &mut response);
+            respond::dress(site, scheme, Origin::Site, "", &mut response);
             return *response;
         }
     };
     #[cfg(feature = "auth")]
     if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path).await {
-        respond::dress(site, scheme, "", &mut response);
+        respond::dress(site, scheme, Origin::Site, "", &mut response);
         return *response;
     }
     #[cfg(feature = "proxy")]
@@ -227,18 +203,18 @@ async fn site(
         let forwarding = server.upstreams.forward(server, proxy, parts, body, client, scheme);
         return match Box::pin(forwarding).await {
             Ok(mut response) => {
-                respond::dress_forwarded(site, scheme, &target.path, &mut response);
+                respond::dress(site, scheme, Origin::Upstream, &target.path, &mut response);
                 response
             }
             Err(code) => {
                 let mut response = respond::status(code);
-                respond::dress(site, scheme, &target.path, &mut response);
+                respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
                 response
             }
         };
     }
     let _ = (body, client);
     let mut response = respond::content(site, parts, &target);
-    respond::dress(site, scheme, &target.path, &mut response);
+    respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
     response
 }

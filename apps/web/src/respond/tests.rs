@@ -16,7 +16,7 @@ fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Respo
     match target(site, &parts, Scheme::Http) {
         Ok(t) => {
             let mut response = content(site, &parts, &t);
-            dress(site, Scheme::Http, &t.path, &mut response);
+            dress(site, Scheme::Http, Origin::Site, &t.path, &mut response);
             response
         }
         Err(response) => *response,

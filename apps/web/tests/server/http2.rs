@@ -1,7 +1,8 @@
 //! HTTP/2 (RFC 9113) in plain text with prior knowledge, as frames made by hand, and the attacks that have a name.
 
 use crate::harness::{Client, Server, free_address};
-use donjon_web_format::{Config, Proxy};
+use donjon_web_format::{Config, Limits, Proxy};
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -11,6 +12,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -128,65 +130,127 @@ fn requests_and_settings() {
     }
 }
 
-/// The stream of a request with a body that nobody reads is closed by the body's end, not by a reset that a client takes for an error.
+/// What the server allows to be sent.
+struct Windows {
+    connection: u32,
+    stream: u32,
+}
+
+impl Windows {
+    /// The next frame, which must not be the server's word that something is wrong.
+    fn read(&mut self, client: &mut Client, stream: u32) -> Frame {
+        let f = read(client);
+        assert!(!matches!(f.kind, RST_STREAM | GOAWAY), "{}: {:?}", f.kind, f.payload);
+        if f.kind == WINDOW_UPDATE {
+            let more = u32::from_be_bytes(f.payload[..].try_into().unwrap());
+            match f.stream {
+                0 => self.connection += more,
+                // For one that is through, it is of no use.
+                n if n == stream => self.stream += more,
+                _ => {}
+            }
+        }
+        f
+    }
+
+    /// Reads to the end of this stream's response.
+    fn refused(&mut self, client: &mut Client, stream: u32) {
+        loop {
+            let f = self.read(client, stream);
+            if matches!(f.kind, DATA | HEADERS) && f.flags & END_STREAM != 0 {
+                return assert_eq!(f.stream, stream);
+            }
+        }
+    }
+}
+
+/// The stream of a request with a body that nobody reads is closed by the body's end, not by a reset that a client takes for an error; the response
+/// waits for neither.
 #[test]
 fn unread_bodies() {
     let server = Server::plain();
     let mut client = open(&server);
-    // The server's window for a stream, which is large, holds from the acknowledgement on.
-    assert_eq!(read(&mut client).kind, SETTINGS);
+    // Its windows are large, and hold from the acknowledgement on.
+    let mut windows = Windows { connection: 65_535, stream: 0 };
+    let settings = read(&mut client);
+    assert_eq!(settings.kind, SETTINGS);
+    let initial = settings.payload.as_chunks::<6>().0.iter().find(|s| s[1] == 4).expect("a window for streams");
+    let initial = u32::from_be_bytes([initial[2], initial[3], initial[4], initial[5]]);
     client.send(frame(SETTINGS, ACK, 0, &[]));
     // `:method POST`.
     let post = [&[0x83], &request("/")[1..]].concat();
-    client.send(frame(HEADERS, END_HEADERS, 1, &post));
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    client.send(frame(DATA, END_STREAM, 1, b"x"));
-    // In full, what is read of a body at most.
-    client.send(frame(HEADERS, END_HEADERS, 3, &post));
-    for _ in 0..4 {
-        client.send(frame(DATA, 0, 3, &[b'x'; 16 << 10]));
-    }
-    client.send(frame(DATA, END_STREAM, 3, &[]));
-    let mut ended = vec![];
-    while ended.len() < 2 {
-        let f = read(&mut client);
-        assert!(!matches!(f.kind, RST_STREAM | GOAWAY), "{}: {:?}", f.kind, f.payload);
-        if matches!(f.kind, DATA | HEADERS) && f.flags & END_STREAM != 0 {
-            ended.push(f.stream);
+    // The response is complete before the body comes; more of that than any window holds is read.
+    for (stream, frames) in [(1, 1), (3, 200)] {
+        client.send(frame(HEADERS, END_HEADERS, stream, &post));
+        windows.stream = initial;
+        windows.refused(&mut client, stream);
+        for _ in 0..frames {
+            while windows.connection.min(windows.stream) < 16 << 10 {
+                windows.read(&mut client, stream);
+            }
+            client.send(frame(DATA, 0, stream, &[b'x'; 16 << 10]));
+            windows.connection -= 16 << 10;
+            windows.stream -= 16 << 10;
         }
+        client.send(frame(DATA, END_STREAM, stream, &[]));
     }
-    // A body that is longer or does not come is not waited for; what comes of it is a reset without an error after the response.
-    client.send(frame(HEADERS, END_HEADERS, 5, &post));
-    for _ in 0..5 {
-        client.send(frame(DATA, 0, 5, &[b'x'; 16 << 10]));
-    }
+    let mut refused = |client: &mut Client, stream| windows.refused(client, stream);
+    // Ours have been closed in order: nothing was reset.
+    client.send(frame(HEADERS, END_STREAM | END_HEADERS, 5, &post));
+    refused(&mut client, 5);
+    // A body that does not come to an end is not waited for without end; what comes of it is a reset without an error, long after the response.
     client.send(frame(HEADERS, END_HEADERS, 7, &post));
+    client.send(frame(DATA, 0, 7, b"x"));
+    refused(&mut client, 7);
+    client.send(frame(HEADERS, END_HEADERS, 9, &post));
+    refused(&mut client, 9);
     let mut reset = vec![];
     while reset.len() < 2 {
         let f = read(&mut client);
-        assert!(f.kind != RST_STREAM || f.payload == [0; 4], "{:?}", f.payload);
-        if f.kind == RST_STREAM {
+        if f.kind != WINDOW_UPDATE {
+            assert_eq!((f.kind, &f.payload[..]), (RST_STREAM, &[0; 4][..]));
             reset.push(f.stream);
         }
     }
-    assert_eq!(reset, [5, 7]);
+    reset.sort_unstable();
+    assert_eq!(reset, [7, 9]);
 }
 
+/// Whatever is sent with it, and whoever refuses it, curl shows the status and is content.
 #[test]
 fn unread_bodies_with_curl() {
-    let mut config = Config::default();
+    let mut config = Config { limits: Limits { body_bytes: 300_000, ..Limits::default() }, ..Config::default() };
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     if cfg!(feature = "proxy") {
-        config.proxies = vec![Proxy { prefix: "/down".into(), upstream: free_address().to_string() }];
+        let upstream =
+            |prefix: &str, address: SocketAddr| Proxy { prefix: prefix.into(), upstream: address.to_string() };
+        config.proxies = vec![upstream("/down", free_address()), upstream("/silent", silent.local_addr().unwrap())];
     }
     let server = Server::start(config, &[]);
-    for (path, status) in [("/", "405"), ("/down", if cfg!(feature = "proxy") { "502" } else { "405" })] {
-        let mut curl = Command::new("curl");
-        curl.args(["-sS", "--http2-prior-knowledge", "-w", "%{http_code}", "-o", "/dev/null", "--data-binary", "x"]);
-        match curl.arg(format!("http://{}{path}", server.address)).output() {
-            Err(_) => println!("SKIP http2::unread_bodies_with_curl: curl is not installed"),
-            Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), status, "{output:?}"),
+    let body = std::env::temp_dir().join(format!("donjon-web-body-{}", std::process::id()));
+    let proxied = |status| if cfg!(feature = "proxy") { status } else { "405" };
+    for len in [1, 70_000, 1_000_000, 100_000_000] {
+        std::fs::File::create(&body).unwrap().set_len(len).unwrap();
+        let down = proxied(if len > 300_000 { "413" } else { "502" });
+        let mut cases = vec![("/", "", "405"), ("/none", "", "405"), ("/down", "", down)];
+        if len > 300_000 {
+            // Refused at once, and when too much of a body has come that had not said its length.
+            cases.extend([("/silent", "", proxied("413")), ("/silent", "Content-Length:", proxied("413"))]);
+        }
+        for (path, header, status) in cases {
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "--http2-prior-knowledge", "-w", "%{http_code}", "-o", "/dev/null", "-H", header]);
+            curl.arg("--data-binary").arg(format!("@{}", body.display()));
+            match curl.arg(format!("http://{}{path}", server.address)).output() {
+                Err(_) => println!("SKIP http2::unread_bodies_with_curl: curl is not installed"),
+                Ok(output) => {
+                    let shown = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
+                    assert_eq!(shown, (Some(0), status.to_owned()), "{path}, {len} bytes, {header:?}: {output:?}");
+                }
+            }
         }
     }
+    std::fs::remove_file(&body).unwrap();
 }
 
 /// CVE-2023-44487.
