@@ -176,6 +176,7 @@ fn failure(error: &hyper::Error) -> StatusCode {
     match error.source().and_then(|s| s.downcast_ref::<BodyError>()) {
         Some(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
         Some(BodyError::Stalled) => StatusCode::REQUEST_TIMEOUT,
+        Some(BodyError::Broken(_)) => StatusCode::BAD_REQUEST,
         None => StatusCode::BAD_GATEWAY,
     }
 }
@@ -351,6 +352,8 @@ enum BodyError {
     TooLarge,
     /// Nothing came for too long.
     Stalled,
+    /// What came is no body.
+    Broken(hyper::Error),
 }
 
 impl std::fmt::Display for BodyError {
@@ -358,11 +361,19 @@ impl std::fmt::Display for BodyError {
         f.write_str(match self {
             BodyError::TooLarge => "body too large",
             BodyError::Stalled => "body stalled",
+            BodyError::Broken(_) => "broken body",
         })
     }
 }
 
-impl std::error::Error for BodyError {}
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            BodyError::Broken(e) => Some(e),
+            _ => None,
+        }
+    }
+}
 
 /// A body on its way through: bounded in length, and in the length of its pauses.
 #[derive(Default)]
@@ -446,7 +457,7 @@ impl Body for Stream {
                     None => Some(Err(BodyError::TooLarge.into())),
                 }
             }
-            Some(Err(e)) => Some(Err(e.into())),
+            Some(Err(e)) => Some(Err(BodyError::Broken(e).into())),
             None => {
                 this.give_back();
                 None

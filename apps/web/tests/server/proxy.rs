@@ -245,6 +245,29 @@ fn bodies_that_are_too_large_or_too_slow() {
     server.assert_alive();
 }
 
+/// What is wrong with a body is not for the upstream to answer for.
+#[test]
+fn broken_bodies() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for (framing, body) in [
+        ("Transfer-Encoding: chunked", "-0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "zz\r\nabc\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "3\r\nabcd\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "100000000000000000\r\n"),
+        // It ends too early.
+        ("Transfer-Encoding: chunked", "3\r\nab"),
+        ("Content-Length: 100", "abc"),
+    ] {
+        let mut client = server.connect();
+        client.send(format!("POST /api/echo HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n{body}"));
+        client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.response(false).status, 400, "{framing}: {body:?}");
+    }
+    assert!(seen.requests.lock().unwrap().is_empty());
+    server.assert_alive();
+}
+
 #[test]
 fn upstreams_that_fail() {
     let server = proxied(free_address(), Limits::default());
