@@ -382,3 +382,50 @@ fn many_small_files_fit_a_small_guest() {
     }
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+/// The index lies in the guest's memory: an image of many files declares as much as that takes, and one that cannot hold it is not made.
+#[test]
+fn many_files_have_the_memory_that_their_index_takes() {
+    const FILES: usize = 100_000;
+    let dir = site("index");
+    for n in 0..FILES {
+        let sub = dir.join(format!("public/{}", n % 100));
+        if n < 100 {
+            std::fs::create_dir(&sub).unwrap();
+        }
+        std::fs::write(sub.join(format!("{n}.bin")), n.to_string()).unwrap();
+    }
+    let image = dir.join("site.img");
+    let toml = |text: &str| std::fs::write(dir.join("Donjon.toml"), format!("{text}[web]\n")).unwrap();
+    let build = || donjon(&["build", "--web", text(&dir), "-o", text(&image)]);
+    let serves = |image: &Path| {
+        let guest = Guest::builder(image, Engine::ProcessUser).port(80).start_http("/healthz");
+        for n in [0, 4711, FILES - 1] {
+            let answer = guest.get(&format!("/{}/{n}.bin", n % 100)).unwrap();
+            assert_eq!((answer.status, answer.text()), (200, n.to_string()), "{}", guest.log());
+        }
+    };
+    // Without a word about memory.
+    toml("");
+    let built = build();
+    let said = String::from_utf8_lossy(&built.stderr).into_owned() + &String::from_utf8_lossy(&built.stdout);
+    assert!(built.status.success() && said.contains(" MiB of memory"), "{said}");
+    serves(&image);
+    // With too little, which is what every image has by default.
+    toml("memory = \"64M\"\n");
+    let refused = build();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(65), "{said}");
+    assert!(
+        said.contains("`memory` is 67,108,864 bytes, and the server's index of 100,002 files takes about"),
+        "{said}"
+    );
+    // With what it says that is enough.
+    let enough =
+        said.split("`memory = \"").nth(1).and_then(|s| s.split('"').next()).unwrap_or_else(|| panic!("{said}"));
+    toml(&format!("memory = \"{enough}\"\n"));
+    let built = build();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    serves(&image);
+    std::fs::remove_dir_all(dir).unwrap();
+}

@@ -75,7 +75,8 @@ impl Site {
         };
         let config = Config::parse(&read(CONFIG_PATH)?).map_err(|e| format!("{CONFIG_PATH}: {e}"))?;
         let index = read(INDEX_PATH)?;
-        let mut files = vec![];
+        // As much as it takes and no more: growing would, for a moment, take two and a half times that.
+        let mut files = Vec::with_capacity(index.lines().count());
         let value =
             |text: &str| HeaderValue::try_from(text).map_err(|_| format!("{text:?} cannot be a header's value"));
         for resource in parse_index(&index) {

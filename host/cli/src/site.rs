@@ -7,7 +7,7 @@ use std::path::{self, Path, PathBuf};
 use donjon_image::{
     Manifest, Port, Protocol,
     bundle::{BundleError, bundle_sources},
-    config::{Config, parse_egress},
+    config::{Config, DEFAULT_MEMORY, parse_egress},
     pack::{Parts, pack},
     project::SHIM,
 };
@@ -19,6 +19,10 @@ use crate::{
     failure::{Failure, code},
     ui,
 };
+
+const MIB: u64 = 1 << 20;
+/// What the server takes itself, before any client comes, bytes.
+const SERVER_MEMORY: u64 = 8 * MIB;
 
 /// A site that is ready to be packed.
 pub struct Site {
@@ -34,6 +38,8 @@ pub struct Site {
 pub struct Made {
     image: PathBuf,
     bytes: u64,
+    /// Of the guest.
+    memory: u64,
 }
 
 impl Site {
@@ -79,9 +85,33 @@ impl Site {
         ports.into_iter().filter_map(|(host, guest)| Some((host, guest?)))
     }
 
+    /// The guest's memory, bytes: what Donjon.toml says if the index fits; without a word there, enough for both the index and the server's work.
+    fn memory(&self) -> Result<u64, Failure> {
+        let index = self.prepared.index_memory();
+        let Some(memory) = self.config.memory else {
+            return Ok(DEFAULT_MEMORY.max((index + DEFAULT_MEMORY / 2).next_multiple_of(MIB)));
+        };
+        let least = (index + SERVER_MEMORY).next_multiple_of(MIB);
+        // A small site is not judged: how little it gets by with depends on what it is for.
+        if index > MIB && memory < least {
+            let files = ui::bytes(self.prepared.resources as u64);
+            return Err(Failure::new(
+                code::DATA,
+                format!(
+                    "`memory` is {} bytes, and the server's index of {files} files takes about {}",
+                    ui::bytes(memory),
+                    ui::bytes(index)
+                ),
+                format!("`memory = \"{}M\"` in Donjon.toml, or nothing, which is then enough", least / MIB),
+            ));
+        }
+        Ok(memory)
+    }
+
     /// What the image may do: what its options need, and what Donjon.toml adds.
     fn manifest(&self) -> Result<Manifest, Failure> {
         let mut manifest = self.config.manifest(&self.name);
+        manifest.memory = self.memory()?;
         for port in self.prepared.ports() {
             let port = Port { protocol: Protocol::Tcp, port };
             if !manifest.listen.contains(&port) {
@@ -156,7 +186,7 @@ impl Site {
         if !fs::read(&debug).is_ok_and(|old| old == program) {
             replace(&debug, |file| file.write_all(&program).map_err(|e| cannot_write(&debug, &e)))?;
         }
-        Ok(Made { image: out.into(), bytes: image.len() })
+        Ok(Made { image: out.into(), bytes: image.len(), memory: manifest.memory })
     }
 }
 
@@ -165,8 +195,13 @@ impl Made {
         let p = &site.prepared;
         let files = if p.resources == 1 { "1 file".into() } else { format!("{} files", p.resources) };
         let parts: Vec<String> = site.parts().iter().map(part).collect();
+        // The usual one is not worth a word.
+        let memory = match self.memory {
+            DEFAULT_MEMORY => String::new(),
+            other => format!(", {} MiB of memory", other / MIB),
+        };
         format!(
-            "{} ({} bytes): {files}, {} bytes; {}",
+            "{} ({} bytes): {files}, {} bytes{memory}; {}",
             self.image.display(),
             ui::bytes(self.bytes),
             ui::bytes(p.plain_bytes),
@@ -190,7 +225,8 @@ impl Made {
         let p = &site.prepared;
         json!({
             "name": site.name, "image": self.image, "debug": self.image.with_added_extension("debug"), "bytes": self.bytes,
-            "files": p.resources, "content_bytes": p.plain_bytes, "features": p.features(),
+            "files": p.resources, "content_bytes": p.plain_bytes, "memory": self.memory,
+            "features": p.features(),
             "ports": {"http": p.config.http, "https": p.config.https, "metrics": p.config.metrics},
             "warnings": p.warnings,
             "secrets": p.secrets.iter().map(|(name, _)| name).collect::<Vec<_>>(),

@@ -23,6 +23,9 @@ const ROOT: &str = "public";
 /// Most threads that read and compress: each takes up to 50 MB for a file of some megabytes.
 const WORKERS: usize = 8;
 
+/// What the server keeps of a file in its own form, bytes (`Page` in `apps/web/src/site.rs`, with its path).
+const RECORD: u64 = 512;
+
 /// A site that is ready to be packed.
 #[derive(Debug)]
 pub struct Prepared {
@@ -34,6 +37,8 @@ pub struct Prepared {
     pub resources: usize,
     /// Bytes of the content as it is.
     pub plain_bytes: u64,
+    /// Length of the index, bytes.
+    pub index_bytes: u64,
     /// Secrets that have to be handed over at start: name and the host file that the options name for it, if they do.
     pub secrets: Vec<(String, Option<PathBuf>)>,
     /// What works and may not be meant.
@@ -49,6 +54,12 @@ impl Prepared {
             ("tls", self.config.https.is_some()),
         ];
         all.into_iter().filter_map(|(name, on)| on.then_some(name)).collect()
+    }
+
+    /// Bytes of the guest's memory that the server takes for its index of the files, about and rather too many: a record for each, what the index says
+    /// in strings of their own, and the index itself while it is read.
+    pub fn index_memory(&self) -> u64 {
+        self.resources as u64 * RECORD + self.index_bytes * 3
     }
 
     /// The ports on which the server listens.
@@ -111,13 +122,14 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         }
     }
     let made = resources(&list, &Compressor::new(cache), scratch)?;
-    let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, secrets, warnings };
+    let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, index_bytes: 0, secrets, warnings };
     let mut index = String::new();
     for made in made {
         index += &made.line;
         out.plain_bytes += made.bytes;
         out.files.extend(made.files);
     }
+    out.index_bytes = index.len() as u64;
     let text = |e: donjon_web_format::Error| Error::Option { option: "web", problem: e.to_string() };
     out.files.push((CONFIG_PATH.into(), Source::Bytes(out.config.to_text().map_err(text)?.into_bytes())));
     out.files.push((INDEX_PATH.into(), Source::Bytes(index.into_bytes())));
