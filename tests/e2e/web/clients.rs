@@ -2,13 +2,14 @@
 
 use std::io::{BufReader, Write};
 
-use donjon_tests::{Engine, Guest, http};
+use donjon_tests::{Engine, Guest, Need, http, missing};
 
 use super::{Curl, DATA, Site, data, text};
 
 crate::under_engines! {
     content: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     http2: ProcessUser QemuMicrovm;
+    refused_bodies: ProcessUser QemuMicrovm;
     ranges: ProcessUser QemuMicrovm;
     conditions: ProcessUser QemuMicrovm;
     codings: ProcessUser QemuMicrovm;
@@ -83,6 +84,35 @@ fn http2(engine: Engine) {
     let mut args = vec!["--http2-prior-knowledge", "--parallel", "--parallel-immediate"];
     args.extend(urls.iter().map(String::as_str));
     assert_eq!(guest.curl(&args).len(), 20 * text().len());
+}
+
+/// Whoever sends a large body where none is wanted is told so, and shows the status: it is not lost in the end of the stream.
+fn refused_bodies(engine: Engine) {
+    let body = super::scratch().join(format!("body-{engine:?}"));
+    for site in [Site::Plain, Site::Secure] {
+        let mut guest = site.start(engine);
+        let (scheme, port) = if site == Site::Secure { ("https", 1) } else { ("http", 0) };
+        let url = format!("{scheme}://{}/", guest.addr_of(port));
+        for (len, size) in [(70_000, "70 KB"), (1_000_000, "1 MB"), (100_000_000, "100 MB")] {
+            std::fs::File::create(&body).unwrap().set_len(len).unwrap();
+            let data = format!("@{}", body.display());
+            for version in ["--http2-prior-knowledge", "--http1.1"] {
+                let answer = Curl::run(&guest, &[version, "--insecure", "--data-binary", &data, &url]).expect(405);
+                assert_eq!(answer.text(), "405 Method Not Allowed\n", "{size}, {version}");
+                assert_eq!(answer.version, if version == "--http1.1" { "1.1" } else { "2" }, "{size}");
+            }
+            if missing("refused_bodies", &[Need::Program("h2load")]) {
+                continue;
+            }
+            // Two at a time over one connection: the one does not take the other's place for ever.
+            let mut h2load = guest.command("timeout");
+            h2load.args(["120", "h2load", "-n", "4", "-c", "1", "-m", "2", "-d"]).arg(&body).arg(&url);
+            let text = String::from_utf8_lossy(&h2load.output().unwrap().stdout).into_owned();
+            assert!(text.contains("0 errored, 0 timeout"), "{size}: {text}");
+            assert!(text.contains("status codes: 0 2xx, 0 3xx, 4 4xx, 0 5xx"), "{size}: {text}");
+        }
+        guest.expect_alive();
+    }
 }
 
 fn ranges(engine: Engine) {
