@@ -6,6 +6,7 @@
 mod audit;
 mod browser;
 mod clients;
+mod documented;
 mod hostile;
 mod load;
 mod proxied;
