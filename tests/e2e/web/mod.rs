@@ -71,10 +71,10 @@ impl Site {
         let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
         let [content, other] = ["content", "other"].map(|dir| scratch().join(dir).display().to_string());
         let certificates = || -> Vec<String> {
-            let (one, two) = (certificate("one.test"), certificate("two.test"));
+            let all = [certificate("one.test"), certificate("two.test"), Certificate::rsa(scratch(), "rsa.test")];
             // The tests are about TLS, not about how a key is handed over; and the keys were made a moment ago.
             let mut list = words(&["--embed-key"]);
-            for c in [one, two] {
+            for c in all {
                 list.extend(["--tls".into(), c.cert.display().to_string(), c.key.display().to_string()]);
             }
             list
