@@ -50,8 +50,10 @@ fn request(line: &str, fields: &str) -> Vec<u8> {
     format!("{line}\r\n{fields}\r\n").into_bytes()
 }
 
-/// Requests, and the statuses that are right for each; 0 is a close without an answer.
-fn corpus() -> Vec<(Vec<u8>, &'static [u16])> {
+/// Requests, and the one status that is right for each, after which the connection ends; 0 is an end without an answer. RFC 9112 §3 has 400 for a request
+/// line that it has no words for, §5 for such a field, §6.3 for a length that cannot be right. Where the server says something else than a specification
+/// suggests, the row says what that would be.
+fn corpus() -> Vec<(Vec<u8>, u16)> {
     const HOST: &str = "Host: test\r\n";
     let get = |fields: &str| request("GET / HTTP/1.1", fields);
     let line = |line: &str| request(line, HOST);
@@ -60,93 +62,109 @@ fn corpus() -> Vec<(Vec<u8>, &'static [u16])> {
     let long = |n: usize| "x".repeat(n);
     vec![
         // Request lines.
-        (line("GET /"), &[400, 0]),
-        (line("GET  / HTTP/1.1"), &[400, 0]),
-        (line("GET / HTTP/1.1 x"), &[400, 0]),
-        (line("GET / HTTP/1.2"), &[400, 505, 0]),
-        (line("GET / HTTP/3.0"), &[400, 505, 0]),
-        (line("GET / http/1.1"), &[400, 0]),
-        (line("GET / HTTP/1.1\r"), &[400, 0]),
-        (line("GET\t/\tHTTP/1.1"), &[400, 0]),
-        (line("G\x01T / HTTP/1.1"), &[400, 0]),
-        (line("GET relative HTTP/1.1"), &[400, 0]),
-        (line("GET http:// HTTP/1.1"), &[400, 0]),
-        (line("GET ? HTTP/1.1"), &[400, 0]),
-        (line("GET * HTTP/1.1"), &[400, 0]),
-        (line("CONNECT / HTTP/1.1"), &[400, 405, 0]),
-        (line("CONNECT example.org:443 HTTP/1.1"), &[405, 400, 421]),
-        (line("PRI * HTTP/2.0"), &[400, 0]),
-        (line(&format!("GET /{} HTTP/1.1", long(9000))), &[414]),
-        (line(&format!("GET /{} HTTP/1.1", long(70_000))), &[414, 431, 0]),
-        (line(&format!("{} / HTTP/1.1", long(300))), &[400, 405, 0]),
-        (b"\r\n\r\nGET / HTTP/1.1\r\nHost: test\r\n\r\n".to_vec(), &[200, 400]),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), &[400, 0]),
-        (b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), &[400, 0]),
-        (b"\0\0\0\0".to_vec(), &[400, 0]),
-        (b"GET / HTTP/1.1".to_vec(), &[400, 408, 0]),
-        (b"".to_vec(), &[0]),
+        (line("GET /"), 400),
+        (line("GET  / HTTP/1.1"), 400),
+        (line("GET / HTTP/1.1 x"), 400),
+        // RFC 9110 §2.5 would have it taken for 1.1; nobody has ever sent it.
+        (line("GET / HTTP/1.2"), 400),
+        // 505 in RFC 9110 §15.6.6; hyper does not tell a version that it does not know from what is none.
+        (line("GET / HTTP/3.0"), 400),
+        (line("GET / http/1.1"), 400),
+        (line("GET / HTTP/1.1\r"), 400),
+        (line("GET\t/\tHTTP/1.1"), 400),
+        (line("G\x01T / HTTP/1.1"), 400),
+        (line("GET relative HTTP/1.1"), 400),
+        (line("GET http:// HTTP/1.1"), 400),
+        (line("GET ? HTTP/1.1"), 400),
+        (line("GET * HTTP/1.1"), 400),
+        // Whatever its target, which is no authority.
+        (line("CONNECT / HTTP/1.1"), 405),
+        (line("CONNECT example.org:443 HTTP/1.1"), 405),
+        (line("PRI * HTTP/2.0"), 400),
+        (line(&format!("GET /{} HTTP/1.1", long(9000))), 414),
+        (line(&format!("GET /{} HTTP/1.1", long(70_000))), 414),
+        // RFC 9110 §9.1 suggests 501 for methods that nobody knows; 405 says, with `Allow`, what there is.
+        (line(&format!("{} / HTTP/1.1", long(300))), 405),
+        // RFC 9112 §2.2: empty lines before a request are not minded.
+        (b"\r\n\r\nGET / HTTP/1.1\r\nHost: test\r\n\r\n".to_vec(), 200),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), 400),
+        (b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), 400),
+        (b"\0\0\0\0".to_vec(), 400),
+        // Nobody waits for an answer to what is not a request yet (RFC 9112 §8).
+        (b"GET / HTTP/1.1".to_vec(), 0),
+        (b"".to_vec(), 0),
         // Fields.
-        (get(""), &[400]),
-        (get("Host: a\r\nHost: b\r\n"), &[400]),
-        (get("Host: a/b\r\n"), &[400]),
-        (get("Host: a b\r\n"), &[400]),
-        (get("Host: user@host\r\n"), &[400]),
-        (get("Host: [::1\r\n"), &[400]),
-        (get("Host : test\r\n"), &[400, 0]),
-        (get("Host: test\r\nX\x00: y\r\n"), &[400, 0]),
-        (get("Host: test\r\nX: a\x00b\r\n"), &[400, 0]),
-        (get("Host: test\r\nX: a\r\n folded\r\n"), &[400, 0]),
-        (get("Host: test\r\n X: leading\r\n"), &[400, 0]),
-        (get("Host: test\r\n: no name\r\n"), &[400, 0]),
-        (get("Host: test\r\nno colon\r\n"), &[400, 0]),
-        (get("Host: test\r\nX: a\rb\r\n"), &[400, 0]),
+        (get(""), 400),
+        (get("Host: a\r\nHost: b\r\n"), 400),
+        (get("Host: a/b\r\n"), 400),
+        (get("Host: a b\r\n"), 400),
+        (get("Host: user@host\r\n"), 400),
+        (get("Host: [::1\r\n"), 400),
+        (get("Host : test\r\n"), 400),
+        (get("Host: test\r\nX\x00: y\r\n"), 400),
+        (get("Host: test\r\nX: a\x00b\r\n"), 400),
+        (get("Host: test\r\nX: a\r\n folded\r\n"), 400),
+        (get("Host: test\r\n X: leading\r\n"), 400),
+        (get("Host: test\r\n: no name\r\n"), 400),
+        (get("Host: test\r\nno colon\r\n"), 400),
+        (get("Host: test\r\nX: a\rb\r\n"), 400),
         // RFC 9112 §2.2 allows a bare LF as the end of a line.
-        (b"GET / HTTP/1.1\nHost: test\n\n".to_vec(), &[200, 400, 0]),
-        (b"GET / HTTP/1.1\r\nHost: test\n\r\n".to_vec(), &[200, 400, 0]),
-        (get(&format!("Host: test\r\nX: {}\r\n", long(20_000))), &[431, 0]),
-        (get(&format!("Host: test\r\n{}", "X: y\r\n".repeat(2000))), &[431, 0]),
-        (get(&format!("Host: test\r\n{}: y\r\n", long(70_000))), &[400, 431, 0]),
+        (b"GET / HTTP/1.1\nHost: test\n\n".to_vec(), 200),
+        (b"GET / HTTP/1.1\r\nHost: test\n\r\n".to_vec(), 200),
+        (get(&format!("Host: test\r\nX: {}\r\n", long(20_000))), 431),
+        (get(&format!("Host: test\r\n{}", "X: y\r\n".repeat(2000))), 431),
+        (get(&format!("Host: test\r\n{}: y\r\n", long(70_000))), 431),
         // Lengths.
-        (post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!"), &[400, 0]),
-        (post("Content-Length: 5, 6\r\n", "hello!"), &[400, 0]),
-        (post("Content-Length: -1\r\n", ""), &[400, 0]),
-        (post("Content-Length: +5\r\n", "hello"), &[400, 0]),
-        (post("Content-Length: 5x\r\n", "hello"), &[400, 0]),
-        (post("Content-Length: 0x5\r\n", "hello"), &[400, 0]),
-        (post("Content-Length: \r\n", "hello"), &[400, 0]),
-        (post("Content-Length: 99999999999999999999\r\n", "hello"), &[400, 413, 0]),
-        (post("Content-Length: 18446744073709551615\r\n", "hello"), &[400, 405, 413, 431, 0]),
-        (post("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"), &[400, 501, 0]),
-        (post("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"), &[400, 501, 0]),
-        (post("Transfer-Encoding: identity\r\n", ""), &[400, 501, 0]),
-        (post("Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n", "0\r\n\r\n"), &[400, 501, 0]),
-        (post("Transfer-Encoding:\x0bchunked\r\n", "0\r\n\r\n"), &[400, 501, 0]),
-        (request("POST / HTTP/1.0", "Host: t\r\nTransfer-Encoding: chunked\r\n"), &[400, 0]),
-        (post("Transfer-Encoding: chunked\r\n", "zz\r\nhello\r\n0\r\n\r\n"), &[400, 405, 0]),
-        (post("Transfer-Encoding: chunked\r\n", "ffffffffffffffffff\r\n"), &[400, 405, 0]),
-        (post("Transfer-Encoding: chunked\r\n", "-1\r\n"), &[400, 405, 0]),
-        (post("Transfer-Encoding: chunked\r\n", "5;x\nhello\r\n0\r\n\r\n"), &[400, 405, 0]),
+        (post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!"), 400),
+        (post("Content-Length: 5, 6\r\n", "hello!"), 400),
+        (post("Content-Length: -1\r\n", ""), 400),
+        (post("Content-Length: +5\r\n", "hello"), 400),
+        (post("Content-Length: 5x\r\n", "hello"), 400),
+        (post("Content-Length: 0x5\r\n", "hello"), 400),
+        (post("Content-Length: \r\n", "hello"), 400),
+        // More than 64 bits hold.
+        (post("Content-Length: 99999999999999999999\r\n", "hello"), 400),
+        // The last two that they do hold mean something else in hyper, which says 431 where 413 would be the word.
+        (post("Content-Length: 18446744073709551615\r\n", "hello"), 431),
+        // Not chunked at last: 400, whatever else it is (§6.3).
+        (post("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"), 400),
+        (post("Transfer-Encoding: identity\r\n", ""), 400),
+        (post("Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n", "0\r\n\r\n"), 400),
+        (post("Transfer-Encoding:\x0bchunked\r\n", "0\r\n\r\n"), 400),
+        (request("POST / HTTP/1.0", "Host: t\r\nTransfer-Encoding: chunked\r\n"), 400),
+        // The method is refused; what is wrong with the body, which nobody reads, only ends the connection.
+        (post("Transfer-Encoding: chunked\r\n", "zz\r\nhello\r\n0\r\n\r\n"), 405),
+        (post("Transfer-Encoding: chunked\r\n", "ffffffffffffffffff\r\n"), 405),
+        (post("Transfer-Encoding: chunked\r\n", "-1\r\n"), 405),
+        (post("Transfer-Encoding: chunked\r\n", "5;x\nhello\r\n0\r\n\r\n"), 405),
         // Splitting of the answer.
-        (line("GET /sub%0d%0aInjected:%20x HTTP/1.1"), &[400, 404]),
-        (line("GET /sub?%0d%0aInjected:%20x HTTP/1.1"), &[301]),
-        (line("GET /sub\rInjected:x HTTP/1.1"), &[400, 0]),
-        (line("GET //evil.test/.. HTTP/1.1"), &[200, 400, 404]),
-        (line("GET //evil.test HTTP/1.1"), &[400, 404]),
+        (line("GET /sub%0d%0aInjected:%20x HTTP/1.1"), 400),
+        (line("GET /sub?%0d%0aInjected:%20x HTTP/1.1"), 301),
+        (line("GET /sub\rInjected:x HTTP/1.1"), 400),
+        (line("GET //evil.test/.. HTTP/1.1"), 200),
+        (line("GET //evil.test HTTP/1.1"), 404),
     ]
 }
 
 fn malformed(engine: Engine) {
     let mut guest = Site::Plain.start(engine);
+    let mut wrong = Vec::new();
     for (request, right) in corpus() {
         let answer = send(&guest, &request);
-        let shown = || format!("{:?}", String::from_utf8_lossy(&request[..request.len().min(300)]));
+        let shown = format!("{:?}", String::from_utf8_lossy(&request[..request.len().min(300)]));
         expect_no_secret(&request, &answer);
-        let first = statuses(&answer).first().copied().unwrap_or(0);
-        assert!(right.contains(&first), "{first}, not one of {right:?}: {}", shown());
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", shown());
+        let said = statuses(&answer);
+        // One answer or none, and nothing but HTTP.
+        if said != if right == 0 { vec![] } else { vec![right] }
+            || !(answer.is_empty() || answer.starts_with(b"HTTP/1."))
+        {
+            wrong.push(format!("{said:?}, not {right}: {shown}"));
+        }
         let text = String::from_utf8_lossy(&answer).to_lowercase();
-        assert!(!text.contains("\ninjected"), "{}: {text}", shown());
+        assert!(!text.contains("\ninjected"), "{shown}: {text}");
     }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), guest.log());
     guest.expect_alive();
     assert_eq!(guest.get("/text.txt").unwrap().text(), super::text());
 }
@@ -237,33 +255,58 @@ fn ways_out() -> Vec<String> {
     out
 }
 
+/// What is right for a way: it is decoded once and then followed, and nothing is above the root. What cannot be decoded, or has a character that no name
+/// should have, is no path.
+fn right(site: Site, way: &str) -> u16 {
+    let path = way.split('?').next().unwrap_or_default();
+    let Some(decoded) = decoded(path).filter(|p| p.starts_with('/')) else { return 400 };
+    let mut place = Vec::new();
+    for name in decoded.split('/') {
+        match name {
+            "" | "." => {}
+            ".." if place.pop().is_none() => return 400,
+            ".." => {}
+            name => place.push(name),
+        }
+    }
+    match (site, &place[..]) {
+        (Site::App, ["private", ..]) => 401,
+        // The page of the site; and here nobody asks for a password.
+        (_, [] | ["private", "secret.txt"]) => 200,
+        _ => 404,
+    }
+}
+
+fn decoded(path: &str) -> Option<String> {
+    let mut bytes = path.bytes();
+    let mut out = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |b: Option<u8>| char::from(b?).to_digit(16);
+        out.push(if byte == b'%' { (digit(bytes.next())? * 16 + digit(bytes.next())?) as u8 } else { byte });
+    }
+    String::from_utf8(out).ok().filter(|text| !text.contains(|c: char| c.is_control() || c == '\\'))
+}
+
 fn traversal(engine: Engine) {
     // Passwords, another host's root and a configuration are in one image; private keys in the other.
     for site in [Site::App, Site::Secure] {
         let mut guest = site.start(engine);
         let ways = ways_out();
-        let (mut refused, mut missing) = (0, 0);
-        for (n, way) in ways.iter().enumerate() {
-            if engine.is_qemu() && n % 4 != 0 {
-                continue;
-            }
+        let mut wrong = Vec::new();
+        for way in ways.iter().step_by(if engine.is_qemu() { 4 } else { 1 }) {
             // Without the middle of the way, it goes as it is: no client cleans it up.
             let request = request(&format!("GET {way} HTTP/1.1"), "Host: test\r\nConnection: close\r\n");
             let mut answer = send(&guest, &request);
+            let (said, right) = (statuses(&answer), right(site, way));
+            if said != [right] {
+                wrong.push(format!("{said:?}, not {right}: {way}"));
+            }
             if site == Site::Secure {
                 // Who has no password has no secret.
                 answer = String::from_utf8_lossy(&answer).replace(SECRET, "").into_bytes();
             }
             expect_no_secret(&request, &answer);
-            match statuses(&answer)[..] {
-                [400] | [] => refused += 1,
-                [401 | 404] => missing += 1,
-                // What a way comes to may well be something of the site.
-                [200 | 301] => {}
-                ref other => panic!("{other:?}: {way}"),
-            }
         }
-        assert!(refused > 50 && missing > 50, "{refused} refused, {missing} not found, of {}", ways.len());
         // The same over HTTP/2, as far as curl can say it; one connection each, because curl 7.88 cannot use one twice that it did not agree on.
         let spoken = ways.iter().filter(|w| w.is_ascii()).step_by(if engine.is_qemu() { 40 } else { 5 });
         for way in spoken {
@@ -272,8 +315,11 @@ fn traversal(engine: Engine) {
             if site == Site::App || !answer.text().contains(SECRET) {
                 expect_no_secret(way.as_bytes(), &answer.body);
             }
-            assert!([200, 301, 400, 401, 404].contains(&answer.status) && answer.version == "2", "{way}: {answer:?}");
+            if (answer.status, answer.version.as_str()) != (right(site, way), "2") {
+                wrong.push(format!("{}, not {}, over HTTP/{}: {way}", answer.status, right(site, way), answer.version));
+            }
         }
+        assert!(wrong.is_empty(), "{site:?}\n{}", wrong.join("\n"));
         guest.expect_alive();
     }
 }
@@ -285,47 +331,46 @@ fn smuggling(engine: Engine) {
     let hidden = format!("GET /api/{name} HTTP/1.1\r\nHost: test\r\n\r\n");
     let length = hidden.len();
     let whole = 5 + length;
-    let cases: Vec<(String, String)> = [
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding: chunked"), "0\r\n\r\n"),
-        (format!("Transfer-Encoding: chunked\r\nContent-Length: {whole}"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding : chunked"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding: xchunked"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding: chunked, identity"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding:\x0bchunked"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\nTransfer-Encoding\r\n : chunked"), "0\r\n\r\n"),
-        (format!("Content-Length: {whole}\r\n Transfer-Encoding: chunked"), "0\r\n\r\n"),
-        (format!("Content-Length: {length}\r\nContent-Length: 0"), ""),
-        (format!("Content-Length: 0\r\nContent-Length: {length}"), ""),
-        (format!("Content-Length: 0, {length}"), ""),
-        ("Content-Length: 0x0".into(), ""),
-        ("Content-Length: \r\nX: y".into(), ""),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity".into(), "0\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "-0\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "0x0\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "00000000000000000000\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "0 x\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "100000000000000000\r\n\r\n"),
-        ("Transfer-Encoding: chunked".into(), "0\r\nContent-Length: 5\n\n\r\n\r\n"),
-    ]
-    .into_iter()
-    .map(|(fields, body)| (fields, body.to_owned()))
-    .collect();
-    for (fields, body) in cases {
+    const CHUNKED: &str = "Transfer-Encoding: chunked";
+    const END: &str = "0\r\n\r\n";
+    // Fields, body, and the statuses of all answers: the hidden request is none of those, except where the body before it is whole for everybody and
+    // what follows is a request that the client may make.
+    let cases: [(String, &str, &[u16]); 20] = [
+        // RFC 9112 §6.3: chunked holds, and the connection ends after it.
+        (format!("Content-Length: {whole}\r\n{CHUNKED}"), END, &[200]),
+        (format!("{CHUNKED}\r\nContent-Length: {whole}"), END, &[200]),
+        (format!("Content-Length: {whole}\r\nTransfer-Encoding : chunked"), END, &[400]),
+        (format!("Content-Length: {whole}\r\nTransfer-Encoding: xchunked"), END, &[400]),
+        (format!("Content-Length: {whole}\r\nTransfer-Encoding: chunked, identity"), END, &[400]),
+        (format!("Content-Length: {whole}\r\nTransfer-Encoding:\x0bchunked"), END, &[400]),
+        (format!("Content-Length: {whole}\r\nTransfer-Encoding\r\n : chunked"), END, &[400]),
+        (format!("Content-Length: {whole}\r\n Transfer-Encoding: chunked"), END, &[400]),
+        (format!("Content-Length: {length}\r\nContent-Length: 0"), "", &[400]),
+        (format!("Content-Length: 0\r\nContent-Length: {length}"), "", &[400]),
+        (format!("Content-Length: 0, {length}"), "", &[400]),
+        ("Content-Length: 0x0".into(), "", &[400]),
+        ("Content-Length: \r\nX: y".into(), "", &[400]),
+        (format!("{CHUNKED}\r\nTransfer-Encoding: identity"), END, &[400]),
+        (CHUNKED.into(), "-0\r\n\r\n", &[400]),
+        (CHUNKED.into(), "0x0\r\n\r\n", &[400]),
+        (CHUNKED.into(), "0 x\r\n\r\n", &[400]),
+        (CHUNKED.into(), "100000000000000000\r\n\r\n", &[400]),
+        (CHUNKED.into(), "00000000000000000000\r\n\r\n", &[200, 200]),
+        // A field after the body says nothing about its length.
+        (CHUNKED.into(), "0\r\nContent-Length: 5\n\n\r\n\r\n", &[200, 200]),
+    ];
+    let mut wrong = Vec::new();
+    for (fields, body, right) in cases {
         let head = format!("POST /api/outer HTTP/1.1\r\nHost: test\r\n{fields}\r\n\r\n");
         let request = format!("{head}{body}{hidden}");
-        let before = Upstream::shared().seen().iter().filter(|l| l.contains(&name)).count();
-        let answer = send(&guest, request.as_bytes());
-        let after = Upstream::shared().seen().iter().filter(|l| l.contains(&name)).count();
-        let statuses = statuses(&answer);
-        // A chunked body that is whole ends where it ends, and what follows is a request that the client may make: only where
-        // two readers could disagree must there be no second one.
-        let agreed =
-            fields == "Transfer-Encoding: chunked" && (body.starts_with("000") || body.contains("Content-Length"));
-        assert!(agreed || (statuses.len() <= 1 && before == after), "{statuses:?} for {request:?}");
+        let seen = || Upstream::shared().seen().iter().filter(|l| l.contains(&name)).count();
+        let before = seen();
+        let statuses = statuses(&send(&guest, request.as_bytes()));
+        if statuses != right || seen() - before != right.len() - 1 {
+            wrong.push(format!("{statuses:?}, not {right:?}, {} seen: {request:?}", seen() - before));
+        }
     }
-    // What an ambiguous request is answered with, if anything at all.
-    let both = "POST /api/x HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    assert!(matches!(statuses(&send(&guest, both.as_bytes()))[..], [200 | 400]));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     guest.expect_alive();
 }
 
