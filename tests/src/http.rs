@@ -34,7 +34,7 @@ pub fn send_get(stream: &mut TcpStream, path: &str) -> io::Result<()> {
 }
 
 /// Sends a GET request that keeps the connection.
-pub fn send_get_keep_alive(stream: &mut TcpStream, path: &str) -> io::Result<()> {
+pub fn send_get_keep_alive(stream: &mut impl Write, path: &str) -> io::Result<()> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use donjon_tests::{Engine, Guest, Need, Netns, PATIENCE, http, measure, missing, poll_until};
@@ -12,6 +13,7 @@ crate::under_engines! {
     h2load_plain: ProcessUser ProcessTap QemuMicrovm;
     h2load_tls: ProcessUser QemuMicrovm;
     memory: ProcessUser ProcessTap;
+    memory_over_tls: ProcessUser ProcessTap;
     memory_when_nobody_reads: ProcessUser ProcessTap;
     a_large_file_arrives_whole_over_a_bad_link: ProcessTap;
     a_crowd_with_pipelines: ProcessUser ProcessTap;
@@ -22,6 +24,8 @@ crate::under_engines! {
 
 /// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
 const MEMORY_MAX: u64 = 12_000_000;
+/// The same with 1,000 connections over TLS, each of which keeps what it has agreed on: 14 KB when it has just been used. The aim of the others is not met.
+const TLS_MEMORY_MAX: u64 = 21_000_000;
 /// The same at any moment: what the project promises.
 const PROMISE: u64 = 25_000_000;
 /// Bytes of the image of a site of one page, with everything but TLS.
@@ -71,30 +75,73 @@ fn h2load_tls(engine: Engine) {
 }
 
 fn memory(engine: Engine) {
+    let (options, connect) = (vec![], |guest: &Guest| guest.connect().unwrap());
+    memory_of(engine, "memory", &options, &[80], MEMORY_MAX, connect);
+}
+
+/// The same with a handshake for each connection.
+fn memory_over_tls(engine: Engine) {
+    // Not by `openssl`, which makes each an authority: rustls takes none for a server.
+    let made = rcgen::generate_simple_self_signed(["one.test".to_owned()]).unwrap();
+    let file = |end: &str, text: String| {
+        let path = super::scratch().join(format!("memory-tls-{engine:?}.{end}"));
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (cert, key) = (file("pem", made.cert.pem()), file("key", made.signing_key.serialize_pem()));
+    let options = ["--embed-key".into(), "--tls".into(), cert, key];
+    let client = tls_client(made.cert.der());
+    memory_of(engine, "memory-tls", &options, &[80, 443], TLS_MEMORY_MAX, |guest: &Guest| {
+        let address = guest.addr_of(1);
+        let stream = guest.run(|| TcpStream::connect(address)).unwrap();
+        let name = "one.test".try_into().unwrap();
+        rustls::StreamOwned::new(rustls::ClientConnection::new(client.clone(), name).unwrap(), stream)
+    });
+}
+
+/// Idle, and with 1,000 connections that have just been used.
+fn memory_of<S: Read + Write>(
+    engine: Engine,
+    name: &str,
+    options: &[String],
+    ports: &[u16],
+    most: u64,
+    connect: impl Fn(&Guest) -> S,
+) {
     crate::load::raise_file_limit();
     // Not `Site::Plain`: a connection must be able to wait for its turn.
     let image = super::pack(
-        &format!("memory-{engine:?}"),
-        &[super::content().display().to_string(), "--header-seconds=120".into()],
+        &format!("{name}-{engine:?}"),
+        &[&[super::content().display().to_string(), "--header-seconds=120".into()], options].concat(),
     );
-    let guest = Guest::builder(&image, engine).port(80).start_http("/healthz");
+    let builder = ports.iter().fold(Guest::builder(&image, engine), |builder, port| builder.port(*port));
+    let guest = builder.start_http("/healthz");
     let total = || measure::tree_pss(guest.pid()).unwrap();
     let idle = total();
     assert!(idle < MEMORY_MAX, "idle: {:?}", measure::tree(guest.pid()));
-    let ask = |stream: &mut TcpStream| {
+    let ask = |stream: &mut S| {
         http::send_get_keep_alive(stream, "/").unwrap();
         assert_eq!(http::read_response(&mut BufReader::new(stream)).unwrap().status, 200);
     };
-    let mut connections: Vec<TcpStream> = (0..1000).map(|_| guest.connect().unwrap()).collect();
+    let mut connections: Vec<S> = (0..1000).map(|_| connect(&guest)).collect();
     connections.iter_mut().for_each(ask);
     let busy = total();
     // Among so many, a connection keeps nothing between requests. What it has freed goes back to the host a little later.
-    let open = poll_until(PATIENCE, || Some(total()).filter(|bytes| *bytes < MEMORY_MAX));
+    let open = poll_until(PATIENCE, || Some(total()).filter(|bytes| *bytes < most));
     let all = measure::tree(guest.pid());
-    println!("{engine}: {idle} bytes idle, {busy} with 1,000 connections just used, {open:?} a little later");
-    assert!(open.is_some() && busy < MEMORY_MAX, "{busy} just used; later {all:?}");
+    println!("{engine}, {name}: {idle} bytes idle, {busy} with 1,000 connections just used, {open:?} a little later");
+    assert!(open.is_some() && busy < most, "{busy} just used; later {all:?}");
     // They are all still there.
     connections.iter_mut().for_each(ask);
+}
+
+/// A client that trusts this certificate.
+fn tls_client(cert: &rustls::pki_types::CertificateDer<'static>) -> Arc<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(cert.clone()).unwrap();
+    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// What is lost is sent again from the image, to which the send queues only refer.
