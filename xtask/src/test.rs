@@ -34,6 +34,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", about: "lints, warnings are errors", run: clippy },
     Step { name: "deny", about: "licences and advisories of dependencies (if cargo-deny is installed)", run: deny },
     Step { name: "unit", about: "unit tests of all crates, on the host", run: unit },
+    Step { name: "demo", about: "the other command of the README, to its first answer", run: demo },
     Step { name: "build", about: "the donjon command, as users build it", run: build },
     Step { name: "e2e", about: "guests under every engine, with real clients", run: e2e },
     Step { name: "fuzz", about: "the fuzz targets' corpus, and a few seconds more of each", run: fuzz_smoke },
@@ -178,6 +179,26 @@ fn unit(counts: &mut Counts) -> Result {
     commands.iter_mut().map(|c| stream(c, counts)).fold(Ok(()), Result::and)
 }
 
+/// `cargo xtask demo --once`, as a process of its own. Before `build`, because it makes a `donjon` without the web server.
+fn demo(counts: &mut Counts) -> Result {
+    let xtask = std::env::current_exe().map_err(|e| failed(format!("cannot tell where xtask is: {e}")))?;
+    let wanted = ["HTTP/1.1 200 OK", "first answer", "memory, total"];
+    let mut seen = [false; 3];
+    relay(Command::new(xtask).args(["demo", "--once"]), |line| {
+        wanted.iter().zip(&mut seen).for_each(|(w, s)| *s |= line.contains(w));
+    })?;
+    match wanted.iter().zip(seen).find(|(_, seen)| !seen) {
+        Some((missing, _)) => {
+            counts.failed += 1;
+            Err(failed(format!("the demo did not show {missing:?}")))
+        }
+        None => {
+            counts.passed += 1;
+            Ok(())
+        }
+    }
+}
+
 fn build(counts: &mut Counts) -> Result {
     stream(cargo().args(["build", "--release", "--package", "donjon-cli"]), counts)
 }
@@ -227,6 +248,17 @@ pub fn guest_manifests() -> Result<Vec<PathBuf>> {
 
 /// Runs a command, shows what it prints, and adds up its `test result:` lines.
 pub fn stream(command: &mut Command, counts: &mut Counts) -> Result {
+    relay(command, |line| {
+        if let Some(c) = parse_result(line) {
+            counts.passed += c.passed;
+            counts.failed += c.failed;
+            counts.ignored += c.ignored;
+        }
+    })
+}
+
+/// Runs a command, shows what it prints, and gives each line to `look`.
+fn relay(command: &mut Command, mut look: impl FnMut(&str)) -> Result {
     let shown = show(command);
     println!("$ {shown}");
     let cannot = |e: std::io::Error| failed(format!("cannot run {shown}: {e}"));
@@ -236,11 +268,7 @@ pub fn stream(command: &mut Command, counts: &mut Counts) -> Result {
         let line = line.map_err(cannot)?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        if let Some(c) = parse_result(&line) {
-            counts.passed += c.passed;
-            counts.failed += c.failed;
-            counts.ignored += c.ignored;
-        }
+        look(&line);
     }
     let status = child.wait().map_err(cannot)?;
     if status.success() { Ok(()) } else { Err(Error { message: format!("{shown}: {status}"), code: 1 }) }
