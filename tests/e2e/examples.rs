@@ -131,19 +131,34 @@ fn load_with_wrk(engine: Engine) {
     }
     let mut guest = axum(engine).start_http("/");
     wrk(&guest, "/json");
+    crowd(&guest, "/json");
     guest.expect_alive();
     let mut guest = Guest::builder(&example("hello-std"), engine).port(8080).start_http("/");
     wrk(&guest, "/");
     guest.expect_alive();
 }
 
-/// Two seconds of `wrk` with 16 connections: no errors, and no answer that took a second or more.
-fn wrk(guest: &Guest, path: &str) {
-    let output = guest.command("wrk").args(["-t1", "-c16", "-d2s", &guest.url(path)]).output().unwrap();
+/// `wrk` with 1,000 connections: each is answered, and none is refused, reset or late by ten seconds.
+fn crowd(guest: &Guest, path: &str) {
+    let text = load(guest, path, &["-c1000", "-d4s", "--timeout", "10s"]);
+    let requests = text.lines().find_map(|l| l.trim().split_once(" requests in ")?.0.parse::<u64>().ok());
+    // Each connection makes its next request only after the answer to the one before.
+    assert!(requests.is_some_and(|n| n >= 1000), "{text}\n{}", guest.log());
+}
+
+/// What `wrk` prints, without errors.
+fn load(guest: &Guest, path: &str, options: &[&str]) -> String {
+    let output = guest.command("wrk").arg("-t1").args(options).arg(guest.url(path)).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains("Requests/sec"), "{text}");
     // wrk prints these lines only if there were any.
     assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{text}\n{}", guest.log());
+    text
+}
+
+/// Two seconds of `wrk` with 16 connections: no errors, and no answer that took a second or more.
+fn wrk(guest: &Guest, path: &str) {
+    let text = load(guest, path, &["-c16", "-d2s"]);
     let longest = longest_latency(&text).unwrap_or_else(|| panic!("no latency in {text}"));
     assert!(longest < Duration::from_secs(1), "an answer took {longest:?}\n{text}\n{}", guest.log());
 }
