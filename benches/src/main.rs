@@ -15,8 +15,8 @@ const HELP: &str = "\
 cargo xtask bench [OPTION...]
 
   --example NAME     the program: hello-axum (default) or hello-std
-  --only SUBJECT     may be given several times: native-veth, native-loopback, process-tap, process-user, qemu-microvm,
-                     qemu-slirp
+  --only SUBJECT     may be given several times: native-veth, process-tap, process-tap-speed (compiled for speed, as the native
+                     program is), native-loopback, process-user, qemu-microvm, qemu-slirp
   --seconds N        length of each load measurement [default: 3]
   --starts N         how often each subject is started for the time to the first answer [default: 9]
   --bulk MB          size of the download and the upload [default: 500; a tenth of it under QEMU]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use donjon_tests::qemu::Machine;
-use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, have, host_program, repo_root};
+use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, for_speed, have, host_program, repo_root};
 
 /// Port of the examples.
 const PORT: u16 = 8080;
@@ -21,6 +21,8 @@ pub enum Subject {
     NativeLoopback,
     /// A guest under the process engine, TAP.
     ProcessTap,
+    /// The same, its image compiled with `--speed`, as the native process is.
+    ProcessTapSpeed,
     /// A guest under the process engine, user-mode networking.
     ProcessUser,
     /// A guest under QEMU's microvm, TCG, the monitor's user-mode networking.
@@ -31,9 +33,10 @@ pub enum Subject {
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Subject; 6] = [
+    pub const ALL: [Subject; 7] = [
         Subject::NativeVeth,
         Subject::ProcessTap,
+        Subject::ProcessTapSpeed,
         Subject::NativeLoopback,
         Subject::ProcessUser,
         Subject::QemuMicrovm,
@@ -46,6 +49,7 @@ impl Subject {
             Subject::NativeVeth => "native-veth",
             Subject::NativeLoopback => "native-loopback",
             Subject::ProcessTap => "process-tap",
+            Subject::ProcessTapSpeed => "process-tap-speed",
             Subject::ProcessUser => "process-user",
             Subject::QemuMicrovm => "qemu-microvm",
             Subject::QemuSlirp => "qemu-slirp",
@@ -60,7 +64,7 @@ impl Subject {
     /// Whether this machine can run it.
     pub fn possible(self) -> bool {
         match self {
-            Subject::NativeVeth | Subject::ProcessTap => have(Need::Tap),
+            Subject::NativeVeth | Subject::ProcessTap | Subject::ProcessTapSpeed => have(Need::Tap),
             Subject::NativeLoopback | Subject::ProcessUser => true,
             Subject::QemuMicrovm | Subject::QemuSlirp => have(Need::Qemu),
         }
@@ -70,7 +74,7 @@ impl Subject {
     pub fn baseline(self) -> Option<Subject> {
         match self {
             Subject::NativeVeth | Subject::NativeLoopback => None,
-            Subject::ProcessTap => Some(Subject::NativeVeth),
+            Subject::ProcessTap | Subject::ProcessTapSpeed => Some(Subject::NativeVeth),
             Subject::ProcessUser | Subject::QemuMicrovm | Subject::QemuSlirp => Some(Subject::NativeLoopback),
         }
     }
@@ -79,6 +83,7 @@ impl Subject {
     pub fn file(self, program: &str) -> PathBuf {
         match self {
             Subject::NativeVeth | Subject::NativeLoopback => host_program(program),
+            Subject::ProcessTapSpeed => for_speed(&repo_root().join("examples").join(program)),
             _ => example(program),
         }
     }
@@ -93,7 +98,7 @@ impl Subject {
         // Without root there is no namespace to be had; then the machine's own loopback has to do.
         let own_loopback = || have(Need::Tap).then(Netns::empty);
         let builder = |engine| {
-            Guest::builder(&example(program), engine)
+            Guest::builder(&self.file(program), engine)
                 .port(PORT)
                 .memory(&format!("{MEMORY}M"))
                 .options(["-e", "RUST_LOG=off"])
@@ -116,7 +121,7 @@ impl Subject {
                 command.current_dir(repo_root().join("examples").join(program));
                 Guest::program(self.name(), command, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), ns)
             }
-            Subject::ProcessTap => {
+            Subject::ProcessTap | Subject::ProcessTapSpeed => {
                 let ns = Netns::with_tap();
                 ns.ask_fast();
                 builder(Engine::ProcessTap).wrapper(pinned).start_in(Some(ns))

@@ -66,6 +66,11 @@ pub fn compressed(dir: &Path) -> PathBuf {
     image_as(dir, "-compressed", &["--compress"])
 }
 
+/// The same, compiled for speed.
+pub fn for_speed(dir: &Path) -> PathBuf {
+    image_as(dir, "-speed", &["--speed"])
+}
+
 fn image_as(dir: &Path, suffix: &str, options: &[&str]) -> PathBuf {
     let images = target_dir().join("images");
     let name = dir.file_name().expect("a crate's directory has a name").to_string_lossy() + suffix;
