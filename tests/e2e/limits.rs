@@ -1,6 +1,9 @@
 //! Running out of things inside the guest is an error that the program sees, never the guest's end.
 
-use donjon_tests::{Engine, Guest, test_guest};
+use std::fs::File;
+use std::io::Seek;
+
+use donjon_tests::{Engine, Guest, donjon_command, test_guest};
 
 crate::under_engines! {
     out_of_memory: ProcessUser QemuMicrovm;
@@ -72,7 +75,16 @@ fn refused_by_design(engine: Engine) {
 }
 
 fn empty_stdin(engine: Engine) {
-    pass(engine, "stdin", "32M");
+    let image = test_guest("limits");
+    let engine = if engine.is_qemu() { "qemu" } else { "process" };
+    // What `donjon run` has there is neither given to the guest nor used up (ADR 0012).
+    let mut input = File::open(&image).expect("the image is a file");
+    let mut command = donjon_command();
+    command.arg("run").arg(&image).args(["-m", "32M", "--engine", engine, "--", "stdin"]);
+    let output = command.stdin(input.try_clone().expect("a descriptor")).output().expect("donjon runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("PASS stdin"), "{output:?}");
+    assert_eq!(input.stream_position().expect("a position"), 0, "shared with donjon's own standard input");
 }
 
 fn clocks(engine: Engine) {
