@@ -406,6 +406,14 @@ impl Guest {
         self.exit
     }
 
+    /// How it ended and all that it has written, if it ends within `patience`.
+    pub fn end_within(&mut self, patience: Duration) -> Option<(ExitStatus, String)> {
+        let status = poll_until(patience, || self.exit_status())?;
+        // The pipes close with the last process that holds them: after this the text is complete. Nobody waits for one that stays.
+        poll_until(Duration::from_secs(2), || self.readers.iter().all(|r| r.is_finished()).then_some(()));
+        Some((status, self.log()))
+    }
+
     /// Fails the test if it has ended.
     #[track_caller]
     pub fn expect_alive(&mut self) {

@@ -23,4 +23,4 @@ pub use repo::{
     cargo_run, choose_donjon, compressed, donjon, donjon_command, example, for_speed, guests_target_dir, host_program,
     image, repo_root, target_dir, test_guest,
 };
-pub use skip::{Need, have, have_program, is_root, missing};
+pub use skip::{Need, have, have_program, is_root, missing, missing_in};

@@ -1,7 +1,7 @@
 //! What a test needs from the machine, and how it says that it could not run.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +39,11 @@ pub fn is_root() -> bool {
 /// If something that `test` needs is missing: says so, as a line `SKIP test: reason` on standard error and in the file that `DONJON_SKIP_LOG`
 /// names (`cargo xtask test` counts those), and returns true.
 pub fn missing(test: &str, needs: &[Need]) -> bool {
+    missing_in(std::env::var_os("DONJON_SKIP_LOG").map(PathBuf::from).as_deref(), test, needs)
+}
+
+/// The same with the file to write to, if there is one.
+pub fn missing_in(log: Option<&Path>, test: &str, needs: &[Need]) -> bool {
     let reasons: Vec<String> = needs
         .iter()
         .filter(|n| !have(**n))
@@ -54,9 +59,9 @@ pub fn missing(test: &str, needs: &[Need]) -> bool {
     let line = format!("SKIP {test}: {}\n", reasons.join(", "));
     // Written past the test runner's capture: a skip is never silent. A closed stderr leaves nobody to tell.
     let _ = std::io::stderr().write_all(line.as_bytes());
-    if let Some(log) = std::env::var_os("DONJON_SKIP_LOG") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(&log);
-        file.and_then(|mut f| f.write_all(line.as_bytes())).expect("DONJON_SKIP_LOG is not writable");
+    if let Some(log) = log {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(log);
+        file.and_then(|mut f| f.write_all(line.as_bytes())).expect("the list of skips is writable");
     }
     true
 }

@@ -1,11 +1,11 @@
 //! The attempts: what an attacker does who can read, write and call in the victim.
 
-use super::cell::{Answer, Ended, KEY, Kind, LOG, NEIGHBOUR, Victim};
+use super::cell::{Answer, KEY, Kind, LOG, NEIGHBOUR, Victim};
 use super::code;
-use super::lan::{
-    ATTACKER, CREDENTIALS, DATABASE, MARK, METADATA, NOBODY, PROGRAM_PORT, RAW_TYPE, SEARCHED, SHELL_PORT, SPOOFED,
-    STRANGER, VICTIM,
-};
+use super::end::{Access, By, Cause};
+use super::gate::{by_address, gate_calls, malformed_frames};
+use super::lan::{ATTACKER, CREDENTIALS, DATABASE, METADATA, PROGRAM_PORT, SHELL_PORT};
+use super::raw::{metadata_raw, raw_frames, scan_raw};
 
 /// How an attempt ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ pub enum Outcome {
     Broken(String),
 }
 
-use Outcome::{Absent, Broken, Failed, Succeeded};
+use Outcome::{Failed, Succeeded};
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +58,8 @@ const fn conceded(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<O
 
 /// All attempts, in the order in which they are made.
 pub const ATTEMPTS: &[Attempt] = &[
-    fails("shellcode in the heap", |v, _| Ok(ran(v.request("/run-heap", code::FORTY_TWO)?))),
-    fails("shellcode on the stack", |v, _| Ok(ran(v.request("/run-stack", code::FORTY_TWO)?))),
+    fails("shellcode in the heap", |v, _| run_at(v, "/run-heap")),
+    fails("shellcode on the stack", |v, _| run_at(v, "/run-stack")),
     works("make memory executable (mprotect), run it", make_executable),
     works("patch own text", patch_text),
     fails("page tables, CR0.WP, MSRs", privileged),
@@ -85,15 +85,21 @@ pub const ATTEMPTS: &[Attempt] = &[
     fails("device nodes, the machine's memory", device_nodes),
     works("host kernel calls that are reachable", count_calls),
     fails("malformed gate calls", gate_calls),
+    fails("malformed frames and offload headers", malformed_frames),
+    fails("the machine's and the devices' memory by address", by_address),
     works("fork bomb", fork_bomb),
     works("use up memory (256 MiB)", use_memory),
     fails("replay the exploit's addresses on a second instance", replay),
     conceded("exfiltrate through the served port", exfiltrate),
 ];
 
-fn ran(answer: Vec<u8>) -> Outcome {
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    if text.starts_with("42 ") { Succeeded("it ran".into()) } else { Failed(text) }
+fn run_at(v: &mut Victim<'_>, path: &str) -> Answer<Outcome> {
+    let answer = v.request(path, code::FORTY_TWO);
+    Ok(match v.or_ended(answer, Cause::Execution)?.map(|text| String::from_utf8_lossy(&text).into_owned()) {
+        Some(text) if text.starts_with("42 ") => Succeeded("it ran".into()),
+        Some(text) => Failed(text),
+        None => Failed("it ends".into()),
+    })
 }
 
 /// What the doors of an image answer: the C library's function, then the system call itself, by an instruction that is there.
@@ -107,18 +113,17 @@ fn doors(v: &mut Victim<'_>, calls: &[(&str, u64, &[u64])]) -> Answer<Outcome> {
         said.push(format!("{name}: {}", errno(-result)));
     }
     for (name, number, args) in calls {
-        match v.syscall(*number, args) {
-            Ok(result) if result >= 0 => return Ok(Succeeded(format!("system call {number} returned {result}"))),
-            Ok(result) => said.push(format!("system call {number}: {}", errno(-result))),
-            Err(Ended) => {
-                said.push(format!("system call {number} ({}) ends it", if name.is_empty() { "raw" } else { name }))
-            }
+        let answer = v.syscall(*number, args);
+        match v.or_ended(answer, Cause::Call)? {
+            Some(result) if result >= 0 => return Ok(Succeeded(format!("system call {number} returned {result}"))),
+            Some(result) => said.push(format!("system call {number}: {}", errno(-result))),
+            None => said.push(format!("system call {number} ({}) ends it", if name.is_empty() { "raw" } else { name })),
         }
     }
     Ok(Failed(said.join("; ")))
 }
 
-fn errno(number: i64) -> String {
+pub fn errno(number: i64) -> String {
     let names = [
         (1, "EPERM"),
         (2, "ENOENT"),
@@ -167,13 +172,14 @@ fn patch_text(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     let page = at & !0xfff;
     let result = v.libc("mprotect", &[page, 0x2000, 7])?;
     let said = if result == 0 { String::new() } else { format!("mprotect: {}; ", errno(-result)) };
-    match v.poke(at, code::FORTY_TWO) {
-        Ok(()) if v.call(at, &[])? == 42 => {
+    let answer = v.poke(at, code::FORTY_TWO);
+    match v.or_ended(answer, Cause::Access(Access::Write, at))? {
+        Some(()) if v.call(at, &[])? == 42 => {
             v.restart();
             Ok(Succeeded("the patched function ran".into()))
         }
-        Ok(()) => Ok(Failed(format!("{said}it did not change"))),
-        Err(Ended) => Ok(Failed(format!("{said}the write ends it"))),
+        Some(()) => Ok(Failed(format!("{said}it did not change"))),
+        None => Ok(Failed(format!("{said}the write ends it"))),
     }
 }
 
@@ -189,7 +195,7 @@ fn each_ends(v: &mut Victim<'_>, pieces: &[(&str, &'static [u8], &str, &[u64])])
                 Err(e) => return Ok(Failed(format!("no injection: {}", errno(e)))),
             }
         };
-        if let Ok(value) = result {
+        if let Some(value) = v.or_ended(result, Cause::Privileged)? {
             survived.push(format!("{what} gave {value:#x}"));
         }
     }
@@ -485,135 +491,6 @@ fn metadata(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     })
 }
 
-/// The Ethernet address of the gateway that the user-mode network is to a guest, who learns it by ARP.
-const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
-/// A foreign Ethernet address.
-const FOREIGN_MAC: [u8; 6] = [2, 0xd0, 0, 0, 0, 1];
-
-/// A frame, filled up to the least length.
-fn frame(to: [u8; 6], from: [u8; 6], rest: &[u8]) -> Vec<u8> {
-    let mut frame = [&to[..], &from, rest].concat();
-    frame.resize(60, 0);
-    frame
-}
-
-/// The checksum of the Internet protocols (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut sum: u32 = bytes.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!(sum as u16)).to_be_bytes()
-}
-
-/// The first segment of a TCP connection, from the Ethernet type on.
-fn syn(from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
-    let mut ip = [&[0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0][..], &from, &to].concat();
-    let sum = checksum(&ip);
-    ip[10..12].copy_from_slice(&sum);
-    let mut tcp = [&MARK[..], &port.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]].concat();
-    let sum = checksum(&[&from[..], &to, &[0, 6, 0, 20], &tcp].concat());
-    tcp[16..18].copy_from_slice(&sum);
-    [&[8, 0][..], &ip, &tcp].concat()
-}
-
-/// An ARP packet, from the Ethernet type on.
-fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], target: [u8; 4]) -> Vec<u8> {
-    [&[8, 6, 0, 1, 8, 0, 6, 4, 0, operation][..], &mac, &from, &[0xff; 6], &target].concat()
-}
-
-/// What there is instead of an attempt on the gate of an image whose gate is not found.
-fn no_gate() -> Outcome {
-    Broken("the gate was not found".into())
-}
-
-/// Sends frames as they are, which are made for the sender's Ethernet address: through the gate of an image, through a raw socket elsewhere. The inner error is the
-/// outcome if there is no way.
-fn send_raw(v: &mut Victim<'_>, make: impl Fn([u8; 6]) -> Vec<Vec<u8>>) -> Answer<Result<String, Outcome>> {
-    v.lan.take_frames();
-    if v.kind.is_donjon() {
-        let Some((gate, mac)) = gate(v)? else { return Ok(Err(no_gate())) };
-        let frames = make(mac);
-        let mut taken = 0;
-        for frame in &frames {
-            // struct Frame { iov, iov_count, len }, then two pieces: the offload header and the frame.
-            let at = v.alloc(0x1000)?;
-            let mut bytes = Vec::new();
-            for word in [at + 16, 2, at + 64, 12, at + 80, frame.len() as u64] {
-                bytes.extend(word.to_le_bytes());
-            }
-            bytes.resize(80, 0);
-            bytes.extend(frame);
-            v.poke(at, &bytes)?;
-            taken += v.call(gate, &[4, at, 1])?;
-        }
-        return Ok(Ok(format!("net_send took {taken} of {}", frames.len())));
-    }
-    // AF_PACKET, SOCK_RAW, ETH_P_ALL
-    let fd = v.syscall(41, &[17, 3, 0x0300])?;
-    if fd < 0 {
-        return Ok(Err(Failed(format!("socket: {}", errno(-fd)))));
-    }
-    for frame in make(FOREIGN_MAC) {
-        for device in 2..12u8 {
-            let address = v.alloc(0x1000)?;
-            v.poke(address, &[17, 0, 3, 0, device, 0, 0, 0, 0, 0, 0, 6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0])?;
-            let at = v.alloc(0x1000)?;
-            v.poke(at, &frame)?;
-            v.syscall(44, &[fd as u64, at, frame.len() as u64, 0, address, 20])?;
-        }
-    }
-    v.syscall(3, &[fd as u64])?;
-    Ok(Ok("sent".into()))
-}
-
-/// What became of raw frames.
-fn arrived(v: &mut Victim<'_>, sent: Result<String, Outcome>) -> Outcome {
-    let seen = v.lan.take_frames();
-    match sent {
-        _ if !seen.is_empty() => Succeeded(format!("others saw {}", seen.join(", "))),
-        Ok(said) => Failed(format!("{said}; none was seen by another machine")),
-        Err(outcome) => outcome,
-    }
-}
-
-/// To everybody: a type that nobody speaks, an ARP reply that claims another's address, and the first segment of a connection to the database, once from another's
-/// address and once from the victim's own.
-fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
-    let frames = |mac| {
-        let claim = arp(2, mac, SPOOFED, NOBODY);
-        [RAW_TYPE.to_vec(), claim, syn(STRANGER, DATABASE, 5432), syn(VICTIM, DATABASE, 5432)]
-            .map(|rest| frame([0xff; 6], mac, &rest))
-    };
-    let sent = send_raw(v, |mac| [frames(mac), frames(FOREIGN_MAC)].concat())?;
-    Ok(arrived(v, sent))
-}
-
-/// Sends these, made for the sender's own addresses, to everybody and to the gateway.
-fn from_oneself(v: &mut Victim<'_>, make: impl Fn([u8; 6], [u8; 4]) -> Vec<Vec<u8>>) -> Answer<Outcome> {
-    // That of the user-mode network, or of the bridge.
-    let own = if matches!(v.kind, Kind::Process | Kind::Qemu) { [10, 0, 2, 15] } else { VICTIM };
-    let sent = send_raw(v, |mac| {
-        let packets = make(mac, own);
-        [[0xff; 6], GATEWAY_MAC].iter().flat_map(|to| packets.iter().map(|rest| frame(*to, mac, rest))).collect()
-    })?;
-    Ok(arrived(v, sent))
-}
-
-/// Asks for neighbours, and knocks at ports.
-fn scan_raw(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
-    from_oneself(v, |mac, own| {
-        let neighbours = SEARCHED.map(|last| arp(1, mac, own, [10, 66, 0, last]));
-        let ports =
-            [(DATABASE, 22), (DATABASE, 5432), (ATTACKER, 22), (SPOOFED, 80)].map(|(to, port)| syn(own, to, port));
-        neighbours.into_iter().chain(ports).collect()
-    })
-}
-
-fn metadata_raw(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
-    from_oneself(v, |mac, own| vec![arp(1, mac, own, METADATA), syn(own, METADATA, 80)])
-}
-
 fn erase_logs(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     let mark = "/mark-of-the-attacker";
     v.request(mark, b"")?;
@@ -682,13 +559,23 @@ fn device_nodes(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
 /// Numbers of system calls; Linux 6.10 ends at 462.
 const NUMBERS: u64 = 463;
 
-/// Those of them that may reach the host's kernel from an image with all arguments -1: of the process engine's gate `readv`, `writev` and `ppoll`, and `uprobe`,
-/// which no seccomp filter sees.
+/// Those of them that may reach the host's kernel from an image with all arguments -1: of the process engine's gate `rt_sigreturn`, `readv`, `writev`, `exit_group` and `ppoll`;
+/// and `uretprobe` and `uprobe`, which no seccomp filter sees (since Linux 6.14 and 6.18).
 fn reachable(kind: Kind) -> Option<&'static [u64]> {
     match kind {
-        Kind::Process | Kind::Tap => Some(&[19, 20, 271, 336]),
+        Kind::Process | Kind::Tap => Some(&[15, 19, 20, 231, 271, 335, 336]),
         Kind::Qemu => Some(&[]),
         Kind::Docker | Kind::Hardened => None,
+    }
+}
+
+/// Whether a call has reached the kernel although it has ended the instance: that ending is what the call does with these arguments. `exit_group` gives a status,
+/// `rt_sigreturn` takes what is on the stack for registers, and `uretprobe` raises SIGILL where there is no probe.
+fn ended_by_itself(number: u64, by: By) -> bool {
+    match number {
+        231 => by == By::Exit(255),
+        15 | 335 => by.fits(Cause::Astray, Kind::Process),
+        _ => false,
     }
 }
 
@@ -697,19 +584,21 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     let mut carried_out = Vec::new();
     let mut tried = 0;
     let step = match (v.kind, form) {
-        (Kind::Qemu | Kind::Tap, Form::Whole) => 16,
-        (Kind::Qemu | Kind::Tap, Form::Short) => 151,
         (_, Form::Whole) => 1,
-        (Kind::Process, Form::Short) => 31,
+        (Kind::Process | Kind::Tap | Kind::Qemu, Form::Short) => 31,
         (_, Form::Short) => 7,
     };
     let known = reachable(v.kind).unwrap_or_default();
     for number in (0..NUMBERS).filter(|n| n % step == 0 || known.contains(n)) {
         tried += 1;
         if v.kind.is_donjon() {
-            if let Ok(result) = v.syscall(number, &bad)
-                && result != -38
-            {
+            let answer = v.syscall(number, &bad);
+            let carried = match v.or_ended(answer, Cause::Call) {
+                Ok(result) => result.is_some_and(|r| r != -38),
+                Err(ended) if v.kind != Kind::Qemu && ended_by_itself(number, ended.by) => true,
+                Err(ended) => return Err(ended),
+            };
+            if carried {
                 carried_out.push(number);
             }
             continue;
@@ -748,76 +637,6 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     Ok(if stopped { Failed(said) } else { Succeeded(said) })
 }
 
-/// The gate's address and the device's Ethernet address, from the boot page: found with the image's symbols and one leaked address, as an attacker would who has the same image.
-fn gate(v: &mut Victim<'_>) -> Answer<Option<(u64, [u8; 6])>> {
-    let Some(distance) = v.made.boot else { return Ok(None) };
-    let text = v.sym("text")?;
-    let pointer = v.peek(text.wrapping_add(distance), 8)?;
-    let page = u64::from_le_bytes(pointer.try_into().unwrap_or_default());
-    let head = v.peek(page, 256)?;
-    let word = |i: usize| u64::from_le_bytes(head[i..i + 8].try_into().unwrap_or_default());
-    // `BootPage::gate`, and `net.mac`.
-    Ok((head[..8] == *b"DONJBOOT").then(|| (word(16), head[216..222].try_into().unwrap_or_default())))
-}
-
-fn gate_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
-    if !v.kind.is_donjon() {
-        return Ok(Absent("there is no gate"));
-    }
-    let rounds = match (v.kind, form) {
-        (Kind::Process | Kind::Tap, Form::Whole) => 3000,
-        (Kind::Process | Kind::Tap, Form::Short) => 300,
-        (_, Form::Whole) => 600,
-        (_, Form::Short) => 100,
-    };
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let (mut refused, mut ended) = (0, 0);
-    let mut address = None;
-    for _ in 0..rounds {
-        let gate = match address {
-            Some(gate) => gate,
-            None => {
-                let Some((gate, _)) = gate(v)? else { return Ok(no_gate()) };
-                *address.insert(gate)
-            }
-        };
-        // Not `exit` and `fault`, which do what they say, nor a `wait` for ever.
-        let call = [2, 4, 5, 6, 7, 8, 9, 255, u64::MAX][(random() % 9) as usize];
-        let args = [(); 3].map(|()| match random() % 6 {
-            0 => random(),
-            1 => random() % 64,
-            2 => random() % 0x8000_0000_0000,
-            3 => (random() % 0x8000_0000_0000) & !0xfff,
-            4 => u64::MAX - random() % 8192,
-            _ => gate & !0xfff,
-        });
-        match v.call(gate, &[call, args[0], args[1], args[2]]) {
-            Ok(result) if result < 0 => refused += 1,
-            Ok(_) => {}
-            Err(Ended) => {
-                ended += 1;
-                address = None;
-            }
-        }
-    }
-    // The host, and a new instance, are as before.
-    v.restart();
-    if v.request("/", b"").is_err() {
-        return Ok(Broken("a new instance does not serve".into()));
-    }
-    let broken = v.take_ends().into_iter().find(|e| e.contains("panicked") || e.contains("signal"));
-    Ok(match broken {
-        Some(how) => Succeeded(format!("the host side broke: {how}")),
-        None => Failed(format!("{rounds} calls: {refused} refused, {ended} ended the instance; the host side lives")),
-    })
-}
-
 fn fork_bomb(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     const MANY: u64 = 150;
     if v.kind.is_donjon() {
@@ -849,7 +668,8 @@ fn use_memory(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
         }
         // Touched, whatever populating means here.
         for page in (0..PIECE).step_by(1 << 20) {
-            if v.poke(at as u64 + page, &[1; 4096]).is_err() {
+            let answer = v.poke(at as u64 + page, &[1; 4096]);
+            if v.or_ended(answer, Cause::Memory)?.is_none() {
                 return Ok(Failed(format!("ended after {} MiB (at {at:#x})", piece * 16)));
             }
         }
@@ -876,9 +696,10 @@ fn replay(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     }
     // And with the old address, as the exploit has it.
     let old = first[3];
-    Ok(match v.call(old, &[0, 0, 0]) {
-        Ok(_) => Failed("all addresses differ; the old one happens to be something".into()),
-        Err(Ended) => Failed("all addresses differ; using an old one ends it".into()),
+    let answer = v.call(old, &[0, 0, 0]);
+    Ok(match v.or_ended(answer, Cause::Astray)? {
+        Some(_) => Failed("all addresses differ; the old one happens to be something".into()),
+        None => Failed("all addresses differ; using an old one ends it".into()),
     })
 }
 

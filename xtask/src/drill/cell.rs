@@ -5,11 +5,16 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use donjon_tests::{Guest, donjon_command, poll_until};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::code;
+use super::end::{By, Cause};
 use super::lan::{Lan, TAP, VICTIM};
 
 /// How the victim is run.
@@ -28,9 +33,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What is run if nothing is chosen.
-    pub const USUAL: [Kind; 4] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Qemu];
-
     pub const ALL: [Kind; 5] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Tap, Kind::Qemu];
 
     pub fn name(self) -> &'static str {
@@ -54,11 +56,15 @@ pub const NEIGHBOUR: &str = "DB_PASSWORD=drill-neighbour-secret";
 /// Where the victim of [`Kind::Docker`] logs.
 pub const LOG: &str = "/var/log/access.log";
 
-/// The victim ended while it was asked.
-#[derive(Debug)]
-pub struct Ended;
+/// The victim ended while it was asked, or does not answer.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub by: By,
+    /// In words.
+    pub how: String,
+}
 
-/// What a call gave back, or that the victim ended.
+/// What a call gave back, or how the victim ended.
 pub type Answer<T = i64> = Result<T, Ended>;
 
 /// What is needed to run victims.
@@ -79,6 +85,8 @@ pub struct Victim<'a> {
     pub lan: &'a Lan,
     pub made: &'a Made,
     guest: Option<Guest>,
+    /// Becomes readable when that instance's process ends.
+    pidfd: Option<OwnedFd>,
     /// Injected code and scratch memory of the running instance.
     placed: HashMap<&'static [u8], u64>,
     scratch: Option<u64>,
@@ -88,7 +96,7 @@ pub struct Victim<'a> {
 
 impl<'a> Victim<'a> {
     pub fn new(kind: Kind, lan: &'a Lan, made: &'a Made) -> Victim<'a> {
-        Victim { kind, lan, made, guest: None, placed: HashMap::new(), scratch: None, ends: Vec::new() }
+        Victim { kind, lan, made, guest: None, pidfd: None, placed: HashMap::new(), scratch: None, ends: Vec::new() }
     }
 
     fn command(&self) -> Command {
@@ -166,12 +174,21 @@ impl<'a> Victim<'a> {
     fn guest(&mut self) -> &mut Guest {
         if self.guest.is_none() {
             let address = SocketAddrV4::new(VICTIM.into(), 8080);
-            // The last instance's processes are gone when nothing listens any more.
-            let to = address.into();
-            let refused = || TcpStream::connect_timeout(&to, SILENCE).is_err().then_some(());
-            self.lan.attacker.run(|| poll_until(Duration::from_secs(10), refused));
+            if self.kind != Kind::Tap {
+                // The last instance's processes are gone when nothing listens any more. The TAP has none behind it then, and nobody who could refuse.
+                let to = address.into();
+                let refused = || TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_err().then_some(());
+                self.lan.attacker.run(|| poll_until(Duration::from_secs(10), refused));
+            }
             let mut guest = Guest::program(self.kind.name(), self.command(), address, Some(self.lan.attacker.clone()));
+            // By its own word: who asks before it listens waits for a second, or longer.
+            guest.wait_console("ready");
+            if self.kind == Kind::Tap {
+                self.lan.settle_tap();
+            }
             guest.wait_http("/");
+            let pid = Pid::from_raw(guest.pid().cast_signed()).expect("a child's id");
+            self.pidfd = Some(pidfd_open(pid, PidfdFlags::empty()).expect("the child has not been waited for"));
             self.guest = Some(guest);
         }
         self.guest.as_mut().expect("started a line above")
@@ -179,7 +196,7 @@ impl<'a> Victim<'a> {
 
     /// Ends the instance as its operator would.
     pub fn restart(&mut self) {
-        self.guest = None;
+        (self.guest, self.pidfd) = (None, None);
         self.forget();
     }
 
@@ -200,28 +217,54 @@ impl<'a> Victim<'a> {
         poll_until(Duration::from_secs(3), || guest.log().contains(text).then_some(())).is_some()
     }
 
+    /// Whether there is an instance, and it answers: its ending, if it had to end for an attempt that did not see it.
+    pub fn settle(&mut self) -> Answer<()> {
+        if self.guest.is_some() { self.request("/", b"").map(drop) } else { Ok(()) }
+    }
+
     /// One request; [`Ended`] if the victim does not live to answer it.
     pub fn request(&mut self, path: &str, body: &[u8]) -> Answer<Vec<u8>> {
         let answer = {
             let guest = self.guest();
-            guest.connect().and_then(|s| ask(s, path, body, || guest.exit_status().is_some()))
+            match guest.exit_status() {
+                // It has ended between two requests: then nobody may be there who refuses a connection.
+                Some(_) => Err(std::io::ErrorKind::NotConnected.into()),
+                None => guest.connect(),
+            }
         };
+        let answer = answer.and_then(|s| {
+            let answer = ask(&s, path, body, self.pidfd.as_ref().map(OwnedFd::as_fd));
+            if answer.is_err() {
+                // Nobody is to say goodbye to the dead, over and over: the next instance at this address would hear it.
+                let _ = set_socket_linger(&s, Some(Duration::ZERO));
+            }
+            answer
+        });
         if let Ok(answer) = answer {
             return Ok(answer);
         }
         self.forget();
-        let Some(mut guest) = self.guest.take() else { return Err(Ended) };
-        let status = poll_until(Duration::from_secs(10), || guest.exit_status());
-        let how = match status {
-            Some(status) => {
-                // The console's last line may still be on its way.
-                let words = poll_until(Duration::from_millis(500), || last_words(&guest.log()));
-                format!("{status}; {}", words.unwrap_or_else(|| "nothing on the console".to_owned()))
-            }
-            None => "it does not answer any more".to_owned(),
+        self.pidfd = None;
+        let silence = || Ended { by: By::Silence, how: "it does not answer any more".to_owned() };
+        let Some(mut guest) = self.guest.take() else { return Err(silence()) };
+        let ended = match guest.end_within(Duration::from_secs(10)) {
+            Some((status, console)) => Ended {
+                by: By::of(self.kind, status.code(), &console),
+                how: format!("{status}; {}", last_words(&console)),
+            },
+            None => silence(),
         };
-        self.ends.push(how);
-        Err(Ended)
+        self.ends.push(ended.how.clone());
+        Err(ended)
+    }
+
+    /// `None` if that was the end of the victim, and the end that belongs to `cause`.
+    pub fn or_ended<T>(&self, answer: Answer<T>, cause: Cause) -> Answer<Option<T>> {
+        match answer {
+            Ok(value) => Ok(Some(value)),
+            Err(ended) if ended.by.fits(cause, self.kind) => Ok(None),
+            Err(ended) => Err(ended),
+        }
     }
 
     fn number(&mut self, path: &str, body: &[u8]) -> Answer<u64> {
@@ -385,18 +428,20 @@ impl<'a> Victim<'a> {
     }
 }
 
-/// How long nothing may come before it is looked whether there is anybody left: from a guest on a TAP that has ended nothing comes, no reset either.
-const SILENCE: Duration = Duration::from_millis(250);
+/// How long nothing may come from a victim that runs.
+const SILENCE: Duration = Duration::from_secs(10);
 
-fn ask(mut s: TcpStream, path: &str, body: &[u8], mut ended: impl FnMut() -> bool) -> std::io::Result<Vec<u8>> {
-    s.set_read_timeout(Some(SILENCE))?;
-    let mut silent = 0;
-    write!(s, "POST {path} HTTP/1.1\r\nHost: drill\r\nContent-Length: {}\r\n\r\n", body.len())?;
-    s.write_all(body)?;
+/// Asks, and waits for the whole answer or for the end of the process: from a guest on a TAP that has ended nothing comes, no reset either.
+fn ask(mut s: &TcpStream, path: &str, body: &[u8], process: Option<BorrowedFd<'_>>) -> std::io::Result<Vec<u8>> {
+    s.set_nonblocking(true)?;
+    let head = format!("POST {path} HTTP/1.1\r\nHost: drill\r\nContent-Length: {}\r\n\r\n", body.len());
+    let question = [head.as_bytes(), body].concat();
+    let mut sent = 0;
     // By its length: a child of the victim's may hold the connection open.
     let bad = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let mut answer = Vec::new();
     let mut room = vec![0; 65536];
+    let mut ended = false;
     loop {
         if let Some(at) = answer.windows(4).position(|w| w == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&answer[..at]).into_owned();
@@ -407,20 +452,54 @@ fn ask(mut s: TcpStream, path: &str, body: &[u8], mut ended: impl FnMut() -> boo
         }
         match s.read(&mut room) {
             Ok(0) => return Err(bad()),
-            Ok(n) => answer.extend_from_slice(&room[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && silent < 40 && !ended() => silent += 1,
+            Ok(n) => {
+                answer.extend_from_slice(&room[..n]);
+                continue;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && !ended => {}
             Err(e) => return Err(e),
+        }
+        let wanted = if sent < question.len() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        ended = await_any(s, wanted, process)?;
+        if sent < question.len() {
+            match s.write(&question[sent..]) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Waits until the connection is ready or the process has ended: whether it has.
+fn await_any(s: &TcpStream, wanted: PollFlags, process: Option<BorrowedFd<'_>>) -> std::io::Result<bool> {
+    let deadline = Instant::now() + SILENCE;
+    let mut fds = vec![PollFd::new(s, wanted)];
+    fds.extend(process.iter().map(|p| PollFd::new(p, PollFlags::IN)));
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut fds, Some(&left)) {
+            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(fds.get(1).is_some_and(|p| !p.revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
         }
     }
 }
 
 /// The line that says why it ended.
-fn last_words(log: &str) -> Option<String> {
-    let line = log.lines().rev().find(|l| {
-        let l = l.to_lowercase();
-        ["fault", "system call", "donjon:", "killed", "segmentation", "panicked"].iter().any(|w| l.contains(w))
+fn last_words(log: &str) -> String {
+    let lines = || log.lines().rev();
+    // A crash's first line says no more than that it is one.
+    let report = log.lines().skip_while(|l| !l.starts_with("donjon: the guest crashed")).nth(1);
+    let line = report.or_else(|| {
+        lines().find(|l| {
+            let l = l.to_lowercase();
+            ["fault", "system call", "donjon:", "killed", "segmentation", "panicked"].iter().any(|w| l.contains(w))
+        })
     });
-    line.map(|l| l.trim().to_owned())
+    line.map_or_else(|| "nothing on the console".to_owned(), |l| l.trim().to_owned())
 }
 
 /// A filter for `seccomp(2)` like Docker's default one: what that refuses without further capabilities.

@@ -7,15 +7,20 @@
 mod attempts;
 mod cell;
 mod code;
+mod end;
+mod gate;
 mod lan;
+mod raw;
 
 use std::path::Path;
 
-use donjon_tests::{Need, have, have_program, image, missing, repo_root, target_dir};
+use donjon_tests::{Need, have_program, image, repo_root, target_dir};
 
 use crate::process::{Result, cargo, failed, run, usage};
+use crate::test::skipped;
 use attempts::{ATTEMPTS, Attempt, Form, Outcome};
-use cell::{Ended, Kind, Made, Victim};
+use cell::{Answer, Ended, Kind, Made, Victim};
+use end::By;
 use lan::Lan;
 
 const UTILITIES: &[&str] =
@@ -46,7 +51,7 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
         }
     }
     if kinds.is_empty() {
-        kinds = Kind::USUAL.to_vec();
+        kinds = Kind::ALL.to_vec();
     }
     let cells = drill(&kinds, form, word)?;
     if json {
@@ -60,10 +65,11 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
 /// The short form, for `cargo xtask test`.
 pub fn short(passed: &mut u64) -> Result {
     let needs = [Need::Tap, Need::Program("bwrap"), Need::Program("setpriv"), Need::Program("readelf")];
-    if missing("drill", &needs) {
+    if skipped("drill", &needs) {
         return Ok(());
     }
-    let kinds: Vec<Kind> = Kind::USUAL.into_iter().filter(|k| *k != Kind::Qemu || have(Need::Qemu)).collect();
+    let no_qemu = skipped("drill::qemu", &[Need::Qemu]);
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Qemu || !no_qemu).collect();
     let cells = drill(&kinds, Form::Short, "")?;
     print_table(&cells, &kinds);
     *passed += cells.len() as u64;
@@ -135,11 +141,10 @@ fn shared(filter: &Path, root: &Path) -> std::io::Result<std::path::PathBuf> {
 fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Cell {
     eprintln!("drill: {:<9} {}", victim.kind.name(), attempt.name);
     // The last attempt may have harmed the instance: then the attempt starts with a new one, which must serve.
-    let serves = victim.request("/", b"").or_else(|Ended| victim.request("/", b"")).is_ok();
+    let serves = victim.request("/", b"").or_else(|_| victim.request("/", b"")).is_ok();
     victim.take_ends();
     let outcome = match serves.then(|| (attempt.run)(victim, form)) {
-        Some(Ok(outcome)) => outcome,
-        Some(Err(Ended)) => Outcome::Failed("it ends".into()),
+        Some(answer) => judged(victim, answer),
         None => Outcome::Broken("the victim did not serve before the attempt".into()),
     };
     let ends = victim.take_ends();
@@ -149,6 +154,20 @@ fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Ce
         (None, _) => "none but its requests".to_owned(),
     };
     Cell { kind: victim.kind, attempt, outcome, trace }
+}
+
+/// What an attempt came to, if it did not come to an end that is not its own: whatever has then ended the instance, it was not what the attempt is about.
+fn judged(victim: &mut Victim<'_>, answer: Answer<Outcome>) -> Outcome {
+    let host = |how: String| Outcome::Succeeded(format!("the host's side broke: {how}"));
+    match answer {
+        Err(Ended { by: By::Host, how }) => host(how),
+        Err(Ended { by, how }) => Outcome::Broken(format!("an ending that is not the attempt's ({by:?}): {how}")),
+        // What the attempt has left behind may end a moment later.
+        Ok(outcome) => match victim.settle() {
+            Err(Ended { by: By::Host, how }) => host(how),
+            _ => outcome,
+        },
+    }
 }
 
 /// From the victim's function `answer` to the library OS's pointer to the boot page, by the symbols beside the image.
@@ -210,7 +229,8 @@ fn print_table(cells: &[Cell], kinds: &[Kind]) {
     println!();
     for kind in kinds {
         let of = |f: fn(&Outcome) -> bool| cells.iter().filter(|c| c.kind == *kind && f(&c.outcome)).count();
-        let traces = cells.iter().filter(|c| c.kind == *kind && c.trace != "none but its requests").count();
+        let left = |c: &&Cell| c.kind == *kind && !["", "none but its requests"].contains(&c.trace.as_str());
+        let traces = cells.iter().filter(left).count();
         println!(
             "{}: {} succeeded, {} failed; {traces} left a trace besides their requests",
             kind.name(),
