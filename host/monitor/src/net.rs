@@ -136,7 +136,10 @@ fn filtered_tap(
         KernelFilter::attach(&rules, number, fd.as_fd(), options.monitor_without_rule)
     };
     match attached {
-        Ok(filter) => Ok((fd, End::Kernel(filter))),
+        Ok(filter) => {
+            tap::empty(&fd);
+            Ok((fd, End::Kernel(filter)))
+        }
         Err(e) => {
             if options.verbose {
                 crate::say!(

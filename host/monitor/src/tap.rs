@@ -61,6 +61,18 @@ pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// Throws away what waits for the guest: it came before the device had a filter, which might not have let it pass and does not know who sent it.
+pub(crate) fn empty(tap: &OwnedFd) {
+    // What does not fit into it is cut off.
+    let mut frame = [0; 2048];
+    // More than the longest queue that anybody sets; a peer that sends faster than this reads does not hold the guest up.
+    for _ in 0..1 << 16 {
+        if rustix::io::read(tap, &mut frame).is_err() {
+            return;
+        }
+    }
+}
+
 /// A longer queue, if its length is nobody's choice and we may. It takes 0.1 ms as long as nobody has the device open.
 fn lengthen_queue(name: &str) -> Result<()> {
     if !QUEUE_UNCHOSEN.contains(&query(name, libc::SIOCGIFTXQLEN)?) {
@@ -174,6 +186,36 @@ pub(crate) fn stable_mac(name: &str) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::UdpSocket;
+    use std::process::Command;
+
+    #[test]
+    fn what_waits_is_thrown_away() {
+        if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
+            eprintln!("SKIPPED: a TAP device needs root and /dev/net/tun");
+            return;
+        }
+        let ip =
+            |words: &str| assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "{words}");
+        let name = format!("djt{}", std::process::id());
+        ip(&format!("tuntap add {name} mode tap"));
+        ip(&format!("addr add 192.0.2.1/30 dev {name}"));
+        ip(&format!("link set {name} up"));
+        let tap = open(&name.parse().unwrap());
+        // Nobody answers for that address: the question for it waits on the device.
+        let asked = UdpSocket::bind("192.0.2.1:0").and_then(|s| s.send_to(b"x", "192.0.2.2:9"));
+        let tap = tap.and_then(|tap| asked.map(|_| tap));
+        let seen = tap.map(|tap| {
+            use rustix::event::{PollFd, PollFlags, poll};
+            let second = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+            let waits = poll(&mut [PollFd::new(&tap, PollFlags::IN)], Some(&second)) == Ok(1);
+            empty(&tap);
+            // The kernel has its own questions about neighbours to ask in a new network; none of them comes in the same moment.
+            (waits, rustix::io::read(&tap, &mut [0; 64]))
+        });
+        ip(&format!("link del {name}"));
+        assert_eq!(seen.unwrap(), (true, Err(rustix::io::Errno::AGAIN)));
+    }
 
     #[test]
     fn boot_page_says_what_the_options_say() {
