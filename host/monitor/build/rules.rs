@@ -86,7 +86,17 @@ impl<'a> Source<'a> {
             let rule = self.rule(key, at, call)?;
             let wrong = self.error(at, &format!("`{key}` does not have the number {}", rule.number));
             let _ = writeln!(checks, "const _: () = assert!(libc::SYS_{key} == {}, {wrong:?});", rule.number);
-            let Rule { number, check, reason } = rule;
+            if let Some(bits) = &rule.bits {
+                let none = self.error(
+                    at,
+                    &format!("the condition on `{key}` is about none of the lower 32 bits, or about others"),
+                );
+                let _ = writeln!(
+                    checks,
+                    "const _: () = assert!(({bits}) as u32 != 0 && ({bits}) as u32 as u64 == ({bits}) as u64, {none:?});"
+                );
+            }
+            let Rule { number, check, reason, .. } = rule;
             let _ =
                 writeln!(rules, "    Rule {{ name: {key:?}, number: {number}, check: {check}, reason: {reason:?} }},");
             count += 1;
@@ -107,7 +117,10 @@ impl<'a> Source<'a> {
             match key {
                 "number" => number = Some(self.number(key, at, value)?),
                 "reason" => reason = Some(self.words(key, at, value)?),
-                "argument" => argument = Some(self.number(key, at, value)?).filter(|n| *n < 6),
+                "argument" => match self.number(key, at, value)? {
+                    n @ 0..6 => argument = Some(n),
+                    n => return Err(self.error(at, &format!("a call has the arguments 0 to 5, not {n}"))),
+                },
                 "is" => is = Some(self.values(key, at, value)?),
                 "without" => without = Some(self.values(key, at, value)?.join(" | ")),
                 "inside" if value.as_str() == Some("reserve") => inside = true,
@@ -115,6 +128,7 @@ impl<'a> Source<'a> {
                 _ => return Err(self.error(at, &format!("unknown key `{key}` of `{name}`"))),
             }
         }
+        let bits = without.clone();
         let check = match (inside, argument, is, without) {
             (false, None, None, None) => "Check::Any".into(),
             (false, Some(n), Some(is), None) => format!("Check::Is({n}, &{})", array(&is)),
@@ -128,7 +142,7 @@ impl<'a> Source<'a> {
         let missing = |what| self.error(at, &format!("`{what}` of `{name}` is missing"));
         let number = number.ok_or_else(|| missing("number"))?;
         let reason = reason.ok_or_else(|| missing("reason"))?;
-        Ok(Rule { number, check, reason })
+        Ok(Rule { number, check, reason, bits })
     }
 
     fn number(&self, key: &str, at: usize, value: &DeValue<'_>) -> Result<u32, String> {
@@ -164,6 +178,8 @@ struct Rule<'a> {
     number: u32,
     check: String,
     reason: &'a str,
+    /// The bits that an argument must not have, as an expression.
+    bits: Option<String>,
 }
 
 fn array(values: &[String]) -> String {

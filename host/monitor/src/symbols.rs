@@ -23,20 +23,24 @@ pub fn annotate(report: &str, image: &Path) -> String {
 /// The names of an image's functions: the file is opened at once (later the monitor cannot), and read when the first name is asked for.
 #[derive(Debug)]
 pub struct Names {
-    file: Option<File>,
+    /// The file and its length when it was opened, bytes: it may be another by the time it is read.
+    file: Option<(File, u64)>,
     table: Option<Option<Table>>,
 }
 
 impl Names {
     /// Names for the image at this path.
     pub fn new(image: &Path) -> Names {
-        let small = |file: &File| file.metadata().is_ok_and(|m| m.is_file() && m.len() <= FILE_MAX);
-        Names { file: File::open(beside(image)).ok().filter(small), table: None }
+        let small = |file: File| {
+            let is = file.metadata().ok().filter(|m| m.is_file() && m.len() <= FILE_MAX)?;
+            Some((file, is.len()))
+        };
+        Names { file: File::open(beside(image)).ok().and_then(small), table: None }
     }
 
     /// The size of the file.
     pub fn bytes(&self) -> u64 {
-        self.file.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len())
+        self.file.as_ref().map_or(0, |(_, len)| *len)
     }
 
     /// `text` with a name behind each `image+0x…`; `None` if there is nothing to add.
@@ -45,7 +49,10 @@ impl Names {
             return None;
         }
         let file = &self.file;
-        let read = || whole(file.as_ref()?).and_then(|bytes| Table::parse(&bytes));
+        let read = || {
+            let (file, len) = file.as_ref()?;
+            Table::parse(&whole(file, *len)?)
+        };
         let table = self.table.get_or_insert_with(read).as_ref()?;
         let mut out = String::with_capacity(text.len() * 2);
         let mut rest = text;
@@ -67,16 +74,11 @@ impl Names {
     }
 }
 
-/// The content of a file.
-fn whole(file: &File) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut part = vec![0; 1 << 20];
-    loop {
-        match file.read_at(&mut part, bytes.len() as u64).ok()? {
-            0 => return Some(bytes),
-            n => bytes.extend_from_slice(&part[..n]),
-        }
-    }
+/// The content of a file of this length, bytes; nothing if it is shorter now. More than that is not read: the monitor's memory is bounded.
+fn whole(file: &File, len: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(bytes)
 }
 
 /// The file with symbols of an image: its path and `.debug`.

@@ -31,6 +31,8 @@ fn a_list_becomes_constants_and_assertions() {
         r#"    Rule { name: "socket", number: 41, check: Check::Is(0, &[(libc::AF_INET) as u32, (libc::AF_INET6) as u32]), reason: "connections" },"#,
         r#"    Rule { name: "mmap", number: 9, check: Check::Without(2, (libc::PROT_EXEC) as u32), reason: "more memory" },"#,
         r#"    Rule { name: "mprotect", number: 10, check: Check::InReserve(&[(libc::PROT_READ | libc::PROT_WRITE) as u32]), reason: "protect" },"#,
+        // Nor does a condition that is none.
+        r#"const _: () = assert!((libc::PROT_EXEC) as u32 != 0 && (libc::PROT_EXEC) as u32 as u64 == (libc::PROT_EXEC) as u64, "a/list.toml:8: the condition on `mmap` is about none of the lower 32 bits, or about others");"#,
         // A wrong number does not compile, and the compiler names the place.
         r#"const _: () = assert!(libc::SYS_socket == 41, "a/list.toml:7: `socket` does not have the number 41");"#,
     ] {
@@ -73,7 +75,8 @@ fn slips_name_the_file_and_the_line() {
     let condition =
         "nothing, `argument` (0 to 5) with `is`, `argument` with `without`, or `inside` with `argument = 2` and `is`";
     wrong("argument = 0, is", "is", &format!("7: the condition on `socket` must be {condition}"));
-    wrong("argument = 0,", "argument = 6,", &format!("7: the condition on `socket` must be {condition}"));
+    wrong("argument = 0,", "argument = 6,", "7: a call has the arguments 0 to 5, not 6");
+    wrong("number = 1,", "number = 1, argument = 6,", "4: a call has the arguments 0 to 5, not 6");
     wrong("number = 1,", "number = 1, argument = 0,", &format!("4: the condition on `write` must be {condition}"));
     wrong(
         "without = [",

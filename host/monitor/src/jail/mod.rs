@@ -67,7 +67,8 @@ impl Plan {
 
 /// What the monitor may take for the console, crash reports and the filter of frames: it needs hundreds of KiB.
 const MEMORY_PLAIN: u64 = 32 << 20;
-/// The same with user-mode networking, whose queues hold 64 MiB at most and whose 30,000 connections some KiB each.
+/// The same with user-mode networking: its stack's queues hold 64 MiB at most, what its connections hold beside them 32 MiB (`flow::HELD_MAX`), and 30,000 connections
+/// take some KiB each.
 const MEMORY_USERNET: u64 = 256 << 20;
 /// For each byte of a file with symbols: its content in a vector that has doubled its size, and the names of functions.
 const MEMORY_SYMBOLS: u64 = 4;
@@ -82,7 +83,7 @@ pub(crate) fn enter(plan: &Plan) -> Report {
     // The standard library asks for the keys of its hash tables once for each thread, and there is one: later it could not (`getrandom`).
     let _ = std::hash::RandomState::new();
     let root = rustix::process::geteuid().is_root();
-    report.add("faults", sys::faults_end_it().map(|()| "the kernel ends it, and no handler".into()));
+    report.add("faults", sys::no_handlers().map(|()| "the kernel ends it, and no handler".into()));
     let at_parents_end = sys::at_parents_end();
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
     report.add("resource limits", limits(plan));

@@ -15,9 +15,19 @@ fn prctl(option: i32, value: u64) -> Result<()> {
     check(unsafe { libc::prctl(option, value, 0, 0, 0) }.into())
 }
 
-/// Whatever handlers there are for faults, they could not end this process from within the jail: the kernel does.
-pub(super) fn faults_end_it() -> Result<()> {
-    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+/// Takes all signal handlers away, the runtime's for faults as well as those of a program that this library is a part of: none could return in the
+/// jail, nor end the process. What is ignored stays ignored.
+pub(super) fn no_handlers() -> Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: 1. zeros are a valid sigaction, 2. it lives for the call, which only asks.
+        let now = unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            // Two signals are the C library's own, and asking for them fails.
+            if libc::sigaction(signal, std::ptr::null(), &raw mut now) < 0 { libc::SIG_DFL } else { now.sa_sigaction }
+        };
+        if now == libc::SIG_DFL || now == libc::SIG_IGN {
+            continue;
+        }
         // SAFETY: no handler is installed.
         if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
             return Err(Error::last_os_error());
