@@ -105,6 +105,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             "--monitor-memory" => {
                 options.monitor_memory = Some(value()?.parse().map_err(|e| format!("--monitor-memory: {e}"))?)
             }
+            "--held" => options.held = Some(value()?.parse().map_err(|e| format!("--held: {e}"))?),
             "--relay-tap" => options.relay_tap = true,
             "--without" => options.without.push(match value()?.as_str() {
                 "frames" => Protection::Frames,

@@ -61,6 +61,9 @@ pub struct RunOptions {
     /// For tests: the address space that the monitor may get in its jail, bytes.
     #[doc(hidden)]
     pub monitor_memory: Option<u64>,
+    /// For tests: the bytes that all connections of user-mode networking hold together.
+    #[doc(hidden)]
+    pub held: Option<usize>,
 }
 
 impl Default for RunOptions {
@@ -87,6 +90,7 @@ impl Default for RunOptions {
             without_rule: None,
             monitor_without_rule: None,
             monitor_memory: None,
+            held: None,
         }
     }
 }

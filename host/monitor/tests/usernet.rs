@@ -15,10 +15,15 @@ struct Guest(Child, u16);
 impl Guest {
     /// An echo server behind a port of this host.
     fn echo(delay: &str) -> Guest {
+        Guest::echo_with(&[], delay)
+    }
+
+    fn echo_with(options: &[&str], delay: &str) -> Guest {
         let port = free_port();
         let publish = format!("{port}:7");
         let udp = format!("{port}:7/udp");
-        let child = launcher(image(), &["-p", &publish, "-p", &udp], &["echo", delay]).spawn().unwrap();
+        let options = [&["-p", &publish, "-p", &udp], options].concat();
+        let child = launcher(image(), &options, &["echo", delay]).spawn().unwrap();
         Guest(child, port)
     }
 
@@ -106,7 +111,16 @@ fn published_port_echoes_and_half_close_passes() {
 
 #[test]
 fn bulk_comes_back_whole() {
-    let guest = Guest::echo("0").ready();
+    comes_back_whole(&Guest::echo("0").ready());
+}
+
+/// The same where the monitor holds nothing: what one side does not take stays with the other.
+#[test]
+fn bulk_comes_back_whole_without_being_held() {
+    comes_back_whole(&Guest::echo_with(&["--held", "0"], "0").ready());
+}
+
+fn comes_back_whole(guest: &Guest) {
     let data: Vec<u8> = (0..20_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut s = guest.connect();
     let mut reader = s.try_clone().unwrap();
@@ -123,11 +137,45 @@ fn bulk_comes_back_whole() {
 
 #[test]
 fn a_slow_reader_stops_the_sender_and_loses_nothing() {
-    let guest = Guest::echo("0").ready();
+    stops_and_loses_nothing(&Guest::echo("0").ready());
+}
+
+#[test]
+fn a_slow_reader_loses_nothing_that_is_not_held() {
+    let guest = Guest::echo_with(&["--held", "0"], "0").ready();
+    stops_and_loses_nothing(&guest);
+    // A connection that waits for room is no work as long as there is none.
+    let before = processor_time(guest.0.id());
     let mut s = guest.connect();
     s.set_nonblocking(true).unwrap();
+    fill(&mut s);
+    let filled = processor_time(guest.0.id());
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = processor_time(guest.0.id()) - filled;
+    assert!(idle < 20, "{idle} hundredths of a second while nothing moved (filling took {})", filled - before);
+}
+
+/// User and system time of a process so far, hundredths of a second.
+fn processor_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after = stat.rsplit_once(')').unwrap().1;
+    after.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum()
+}
+
+fn stops_and_loses_nothing(guest: &Guest) {
+    let mut s = guest.connect();
+    s.set_nonblocking(true).unwrap();
+    let sent = fill(&mut s);
+    s.set_nonblocking(false).unwrap();
+    s.shutdown(Shutdown::Write).unwrap();
+    let mut all = vec![];
+    s.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), sent);
+}
+
+/// Writes to it as long as it takes anything, and returns how many bytes it took. Nobody reads: after what all queues hold, writing must block.
+fn fill(s: &mut TcpStream) -> usize {
     let (chunk, mut sent) = (vec![7u8; 65536], 0usize);
-    // Nobody reads: after what all queues hold, writing must block.
     let mut idle = 0;
     while idle < 200 {
         match s.write(&chunk) {
@@ -142,11 +190,7 @@ fn a_slow_reader_stops_the_sender_and_loses_nothing() {
             }
         }
     }
-    s.set_nonblocking(false).unwrap();
-    s.shutdown(Shutdown::Write).unwrap();
-    let mut all = vec![];
-    s.read_to_end(&mut all).unwrap();
-    assert_eq!(all.len(), sent);
+    sent
 }
 
 #[test]

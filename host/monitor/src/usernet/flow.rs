@@ -1,15 +1,22 @@
 //! One TCP connection: a socket of the host on one side, a connection of our stack to the guest on the other.
 //!
 //! Bytes are held only while the side that they go to does not take them, and then at most one scratch buffer's worth per
-//! direction; the side that they come from is not read meanwhile, so that its sender stops.
+//! direction; the side that they come from is not read meanwhile, so that its sender stops. When all connections together hold [`HELD_MAX`],
+//! bytes stay where they are until the other side takes them: each is looked at before it is taken, which costs a copy more.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use donjon_net::{Error, Handle, Pending, RecvMode, Shutdown, Stack};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use crate::reactor::Interest;
+
+/// Bytes that all connections hold together at most, but for one more piece.
+pub(super) const HELD_MAX: usize = 32 << 20;
 
 /// Pieces that are moved in one direction before other connections get their turn.
 const TURNS: usize = 8;
@@ -53,6 +60,10 @@ pub(super) struct Flow {
     guest_shut: bool,
     /// The stack has refused bytes for want of memory.
     starved: bool,
+    /// A side that has not taken all that it was offered while the bytes stayed with the other.
+    host_full: bool,
+    guest_full: bool,
+    total: Total,
 }
 
 /// What becomes of a connection.
@@ -71,20 +82,24 @@ pub(super) enum Verdict {
 }
 
 impl Flow {
-    pub fn new(socket: OwnedFd, phase: Phase, peer: Option<SocketAddr>, interest: Interest) -> Flow {
+    /// `total` is that of all connections.
+    pub fn new(socket: OwnedFd, phase: Phase, peer: Option<SocketAddr>, interest: Interest, total: &Total) -> Flow {
         Flow {
             socket,
             phase,
             handle: None,
             peer,
             interest,
-            to_host: Held::default(),
-            to_guest: Held::default(),
+            to_host: Held::new(total),
+            to_guest: Held::new(total),
             host_ended: false,
             guest_ended: false,
             host_shut: false,
             guest_shut: false,
             starved: false,
+            host_full: false,
+            guest_full: false,
+            total: total.clone(),
         }
     }
 
@@ -108,14 +123,16 @@ impl Flow {
         match self.phase {
             Phase::DialHost(_) => Interest { read: false, write: true },
             Phase::DialGuest { .. } => Interest::default(),
-            Phase::Open => {
-                Interest { read: !self.host_ended && self.to_guest.is_empty(), write: !self.to_host.is_empty() }
-            }
+            Phase::Open => Interest {
+                read: !self.host_ended && self.to_guest.is_empty() && !self.guest_full,
+                write: !self.to_host.is_empty() || self.host_full,
+            },
         }
     }
 
     /// True if there may be more.
     fn towards_host(&mut self, stack: &mut Stack, handle: Handle, scratch: &mut [u8]) -> Result<bool, Failed> {
+        self.host_full = false;
         for _ in 0..TURNS {
             if !self.to_host.is_empty() {
                 match write(&self.socket, self.to_host.bytes())? {
@@ -130,11 +147,22 @@ impl Flow {
                 self.host_shut = true;
                 return Ok(false);
             } else {
-                match stack.recv(handle, &mut [scratch], RecvMode::Take) {
+                let mode = if self.total.is_full() { RecvMode::Peek } else { RecvMode::Take };
+                match stack.recv(handle, &mut [scratch], mode) {
                     Ok(0) => self.guest_ended = true,
                     Ok(n) => {
                         let written = write(&self.socket, &scratch[..n])?;
-                        self.to_host.keep(&scratch[written..n]);
+                        if mode == RecvMode::Take {
+                            self.to_host.keep(&scratch[written..n]);
+                            continue;
+                        }
+                        if written > 0 {
+                            stack.recv(handle, &mut [&mut scratch[..written]], RecvMode::Take).map_err(|_| Failed)?;
+                        }
+                        if written < n {
+                            self.host_full = true;
+                            return Ok(false);
+                        }
                     }
                     Err(Error::WouldBlock) => return Ok(false),
                     Err(_) => return Err(Failed),
@@ -151,6 +179,8 @@ impl Flow {
         scratch: &mut [u8],
         readable: &mut bool,
     ) -> Result<bool, Failed> {
+        // Then nobody has waited for the host's socket.
+        *readable |= std::mem::take(&mut self.guest_full);
         for _ in 0..TURNS {
             if !self.to_guest.is_empty() {
                 match self.send(stack, handle, None)? {
@@ -166,13 +196,27 @@ impl Flow {
             } else if !*readable {
                 return Ok(false);
             } else {
-                match rustix::io::read(&self.socket, &mut *scratch) {
+                let frugal = self.total.is_full();
+                let flags = if frugal { RecvFlags::PEEK } else { RecvFlags::empty() };
+                match rustix::net::recv(&self.socket, &mut *scratch, flags).map(|(n, _)| n) {
                     Ok(0) => self.host_ended = true,
                     Ok(n) => {
                         // Less than asked for: the socket is empty now, and epoll will tell when it is not.
                         *readable = n == scratch.len();
                         let sent = self.send(stack, handle, Some(&scratch[..n]))?;
-                        self.to_guest.keep(&scratch[sent..n]);
+                        if !frugal {
+                            self.to_guest.keep(&scratch[sent..n]);
+                            continue;
+                        }
+                        if sent > 0 {
+                            // They are there: this neither waits nor fails.
+                            rustix::net::recv(&self.socket, &mut scratch[..sent], RecvFlags::empty())
+                                .map_err(|_| Failed)?;
+                        }
+                        if sent < n {
+                            self.guest_full = true;
+                            return Ok(false);
+                        }
                     }
                     Err(Errno::AGAIN) => *readable = false,
                     Err(Errno::INTR) => {}
@@ -213,14 +257,36 @@ fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
     }
 }
 
+/// How many bytes all connections hold, and how many they may.
+#[derive(Clone, Debug)]
+pub(super) struct Total {
+    bytes: Rc<Cell<usize>>,
+    most: usize,
+}
+
+impl Total {
+    pub fn new(most: usize) -> Total {
+        Total { bytes: Rc::default(), most }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.get() >= self.most
+    }
+}
+
 /// Bytes that one side has not taken yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     bytes: Vec<u8>,
     start: usize,
+    total: Total,
 }
 
 impl Held {
+    fn new(total: &Total) -> Held {
+        Held { bytes: Vec::new(), start: 0, total: total.clone() }
+    }
+
     fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
     }
@@ -229,17 +295,45 @@ impl Held {
         &self.bytes[self.start..]
     }
 
+    /// Holds these instead of what it had.
     fn keep(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.bytes = bytes.to_vec();
-            self.start = 0;
-        }
+        self.total.bytes.update(|total| total - self.bytes.len() + bytes.len());
+        self.bytes = bytes.to_vec();
+        self.start = 0;
     }
 
     fn take(&mut self, n: usize) {
         self.start += n;
         if self.is_empty() {
-            *self = Held::default();
+            self.keep(&[]);
         }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.keep(&[]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_counts_until_it_is_gone() {
+        let total = Total::new(10);
+        let (mut a, mut b) = (Held::new(&total), Held::new(&total));
+        a.keep(b"123456");
+        assert!(!total.is_full());
+        b.keep(b"1234");
+        assert!(total.is_full());
+        a.take(5);
+        assert_eq!((a.bytes(), total.bytes.get()), (&b"6"[..], 10));
+        a.take(1);
+        assert!(a.is_empty());
+        assert_eq!(total.bytes.get(), 4);
+        drop(b);
+        assert_eq!(total.bytes.get(), 0);
     }
 }

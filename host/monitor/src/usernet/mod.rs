@@ -32,7 +32,7 @@ use crate::options::{Publish, RunOptions, protocol_name};
 use crate::reactor::{Interest, Reactor, Ready, Token};
 use device::Device;
 pub(crate) use device::Wire;
-use flow::{Flow, Phase, Verdict};
+use flow::{Flow, HELD_MAX, Phase, Total, Verdict};
 use policy::{
     DNS4, DNS6, GATEWAY_MAC, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6, Policy, TCP, UDP,
 };
@@ -59,6 +59,7 @@ pub(crate) struct Prepared {
     device: Device,
     listeners: Vec<(OwnedFd, Publish)>,
     rules: Rules,
+    held: Total,
 }
 
 impl Prepared {
@@ -74,7 +75,8 @@ impl Prepared {
         }
         let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
         let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
-        Ok((Prepared { device, listeners, rules }, guest))
+        let held = Total::new(options.held.unwrap_or(HELD_MAX));
+        Ok((Prepared { device, listeners, rules, held }, guest))
     }
 
     /// What the jail must leave to it.
@@ -152,6 +154,8 @@ pub(crate) struct UserNet {
     base: Token,
     start: Instant,
     scratch: Vec<u8>,
+    /// What all connections hold together.
+    held: Total,
     any_tcp: Handle,
     any_udp: Handle,
     sources: Slab<Source>,
@@ -260,6 +264,7 @@ impl UserNet {
             base,
             start,
             scratch: vec![0; SCRATCH],
+            held: prepared.held,
             any_tcp,
             any_udp,
             sources: Slab::new(),
@@ -485,7 +490,7 @@ impl UserNet {
                 continue;
             };
             let interest = Interest { read: false, write: true };
-            let flow = Flow::new(socket, Phase::DialHost(pending), None, interest);
+            let flow = Flow::new(socket, Phase::DialHost(pending), None, interest, &self.held);
             let number = self.add_flow(flow, interest, reactor);
             self.dialing.extend(number);
         }
@@ -542,7 +547,7 @@ impl UserNet {
             let _ = sockopt::set_tcp_nodelay(&socket, true);
             let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
             let phase = Phase::DialGuest { listener: index, again: None, tries: 0 };
-            let flow = Flow::new(socket, phase, peer, Interest::default());
+            let flow = Flow::new(socket, phase, peer, Interest::default(), &self.held);
             if let Some(number) = self.add_flow(flow, Interest::default(), reactor) {
                 match &mut self.before_first_frame {
                     Some(waiting) => waiting.push(number),
