@@ -9,6 +9,8 @@ use donjon_tests::{Engine, GUEST_IP, Guest, Need, Netns, example, for_speed, hav
 
 /// Port of the examples.
 const PORT: u16 = 8080;
+/// Ethernet address of guests on a TAP.
+const MAC: &str = "02:00:00:00:00:07";
 /// Memory of guests, MiB.
 const MEMORY: u32 = 64;
 
@@ -123,8 +125,8 @@ impl Subject {
             }
             Subject::ProcessTap | Subject::ProcessTapSpeed => {
                 let ns = Netns::with_tap();
-                ns.ask_fast();
-                builder(Engine::ProcessTap).wrapper(pinned).start_in(Some(ns))
+                ns.know_guest(MAC);
+                builder(Engine::ProcessTap).tap(&format!("mac={MAC}")).wrapper(pinned).start_in(Some(ns))
             }
             Subject::ProcessUser => builder(Engine::ProcessUser).wrapper(pinned).start_in(own_loopback()),
             Subject::QemuMicrovm => {
