@@ -48,7 +48,7 @@ fn guest_object(root: &Path, out: &Path, toolchain: &Toolchain) {
             "donjon-object",
             // The guest's own frames need no unwind tables: its panics abort, and the application's end at the door.
             &["-Crelocation-model=pic", "-Cforce-unwind-tables=no", "-Cpanic=abort"],
-            &[("donjon-net", "3"), ("donjon-base", "3"), ("donjon-os", "\"z\""), ("donjon-libc", "\"z\"")],
+            &[("donjon-net", "2"), ("donjon-base", "2"), ("donjon-os", "\"z\""), ("donjon-libc", "\"z\"")],
         )
     });
     let (exports, prelinked, object) = (exports(&archive), out.join("prelinked.o"), out.join("guest.o"));
