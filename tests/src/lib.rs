@@ -13,6 +13,8 @@ pub mod pattern;
 #[cfg(test)]
 mod promises;
 pub mod qemu;
+#[cfg(test)]
+mod refusals;
 mod repo;
 mod skip;
 
