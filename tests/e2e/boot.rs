@@ -1,13 +1,15 @@
 //! Booting: by QEMU alone, with little memory, with queues of any size, and when it must fail.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use donjon_abi::image::ImageHeader;
 use donjon_tests::qemu::{Ended, Machine};
 use donjon_tests::{
-    Engine, Guest, Need, Netns, PATIENCE, compressed, donjon, example, missing, repo_root, target_dir, test_guest,
+    Engine, Guest, Need, Netns, PATIENCE, compressed, donjon, example, missing, pattern, repo_root, target_dir,
+    test_guest,
 };
 
 /// Memory sizes in MiB: odd ones, and those at which others failed (Nanos between 68 and 74, and below 77 on microvm).
@@ -143,13 +145,28 @@ fn queue_size_does_not_matter() {
     if missing("queue_size_does_not_matter", &[Need::Qemu]) {
         return;
     }
-    let image = test_guest("limits");
+    let image = example("hello-axum");
+    // More frames of 1,514 bytes than the longest queue has places, twice over.
+    let body = pattern::bytes(3_200_000);
+    let answer = format!("{} {}", body.len(), pattern::fnv(&body));
+    let file = target_dir().join(format!("scratch/queue-size-{}", std::process::id()));
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, &body).unwrap();
     for name in ["microvm", "q35"] {
         for queue in [256, 512, 1024] {
-            let ended = run(&Machine { rx_queue: Some(queue), ..machine(&image, name, 8) });
-            assert!(booted(&ended), "{name}, queue of {queue}: {ended:?}");
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let machine = Machine { rx_queue: Some(queue), append: "", ..machine(&image, name, 8) };
+            let label = format!("{name}, queue of {queue}");
+            let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+            let mut guest = Guest::program(&label, machine.command(Some((port, 8080))), address, None);
+            guest.wait_http("/");
+            let got = guest.curl(&["--fail", "--data-binary", &format!("@{}", file.display()), &guest.url("/hash")]);
+            assert_eq!(String::from_utf8_lossy(&got).trim(), answer, "{label}\n{}", guest.log());
+            assert_eq!(guest.get("/json").unwrap().status, 200, "{label}\n{}", guest.log());
+            guest.expect_alive();
         }
     }
+    std::fs::remove_file(&file).unwrap();
 }
 
 #[test]
