@@ -15,10 +15,10 @@ crate::under_engines! {
     large_allocations_lie_between_guard_pages: ProcessUser QemuMicrovm QemuQ35;
     nothing_lies_beside_the_image: ProcessUser QemuMicrovm QemuQ35;
     rights_cannot_be_widened: ProcessUser QemuMicrovm QemuQ35;
-    network_is_what_the_manifest_names: ProcessUser QemuMicrovm;
-    wrong_frees_end_the_guest: ProcessUser QemuMicrovm;
-    freed_memory_is_not_handed_out_at_once: ProcessUser QemuMicrovm;
-    every_start_has_its_own_secrets: ProcessUser QemuMicrovm;
+    network_is_what_the_manifest_names: ProcessUser QemuMicrovm QemuQ35;
+    wrong_frees_end_the_guest: ProcessUser QemuMicrovm QemuQ35;
+    freed_memory_is_not_handed_out_at_once: ProcessUser QemuMicrovm QemuQ35;
+    every_start_has_its_own_secrets: ProcessUser QemuMicrovm QemuQ35;
     descriptor_tables_are_not_for_programs: QemuMicrovm QemuQ35;
     raw_system_calls: ProcessUser QemuMicrovm QemuQ35;
     privileged_instructions: ProcessUser QemuMicrovm QemuQ35;

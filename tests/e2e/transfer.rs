@@ -14,7 +14,7 @@ crate::under_engines! {
     echo_both_ways: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     half_closed_client_gets_its_reply: ProcessUser ProcessTap QemuMicrovm QemuQ35;
     client_that_is_killed: ProcessUser ProcessTap QemuMicrovm QemuQ35;
-    client_that_never_reads: ProcessUser ProcessTap QemuMicrovm;
+    client_that_never_reads: ProcessUser ProcessTap QemuMicrovm QemuQ35;
 }
 
 /// Bytes of a long transfer in one direction.
