@@ -564,7 +564,7 @@ const NUMBERS: u64 = 463;
 fn reachable(kind: Kind) -> Option<&'static [u64]> {
     match kind {
         Kind::Process | Kind::Tap => Some(&[15, 19, 20, 231, 271, 335, 336]),
-        Kind::Qemu => Some(&[]),
+        Kind::Qemu | Kind::QemuTap => Some(&[]),
         Kind::Docker | Kind::Hardened => None,
     }
 }
@@ -585,8 +585,13 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     let mut tried = 0;
     let step = match (v.kind, form) {
         (_, Form::Whole) => 1,
-        (Kind::Process | Kind::Tap | Kind::Qemu, Form::Short) => 31,
-        (_, Form::Short) => 7,
+        (kind, Form::Short) => {
+            if kind.is_donjon() {
+                31
+            } else {
+                7
+            }
+        }
     };
     let known = reachable(v.kind).unwrap_or_default();
     for number in (0..NUMBERS).filter(|n| n % step == 0 || known.contains(n)) {
@@ -595,7 +600,7 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
             let answer = v.syscall(number, &bad);
             let carried = match v.or_ended(answer, Cause::Call) {
                 Ok(result) => result.is_some_and(|r| r != -38),
-                Err(ended) if v.kind != Kind::Qemu && ended_by_itself(number, ended.by) => true,
+                Err(ended) if !v.kind.is_qemu() && ended_by_itself(number, ended.by) => true,
                 Err(ended) => return Err(ended),
             };
             if carried {

@@ -30,10 +30,12 @@ pub enum Kind {
     Tap,
     /// The same image under QEMU.
     Qemu,
+    /// The same on a TAP device that is a port of the bridge.
+    QemuTap,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Tap, Kind::Qemu];
+    pub const ALL: [Kind; 6] = [Kind::Docker, Kind::Hardened, Kind::Process, Kind::Tap, Kind::Qemu, Kind::QemuTap];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -42,11 +44,33 @@ impl Kind {
             Kind::Process => "process",
             Kind::Tap => "tap",
             Kind::Qemu => "qemu",
+            Kind::QemuTap => "qemu-tap",
+        }
+    }
+
+    /// In the tables.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Docker => "container",
+            Kind::Hardened => "hardened",
+            Kind::Process => "Donjon, process",
+            Kind::Tap => "Donjon, process, on a TAP",
+            Kind::Qemu => "Donjon, QEMU",
+            Kind::QemuTap => "Donjon, QEMU, on a TAP",
         }
     }
 
     pub fn is_donjon(self) -> bool {
-        matches!(self, Kind::Process | Kind::Tap | Kind::Qemu)
+        !matches!(self, Kind::Docker | Kind::Hardened)
+    }
+
+    pub fn is_qemu(self) -> bool {
+        matches!(self, Kind::Qemu | Kind::QemuTap)
+    }
+
+    /// Whether it is on a TAP, not behind the user-mode network.
+    pub fn is_on_tap(self) -> bool {
+        matches!(self, Kind::Tap | Kind::QemuTap)
     }
 }
 
@@ -103,17 +127,17 @@ impl<'a> Victim<'a> {
         let ns = &self.lan.victim;
         if self.kind.is_donjon() {
             let donjon = donjon_command();
-            let ns = if self.kind == Kind::Tap { &self.lan.bridge } else { ns };
+            let ns = if self.kind.is_on_tap() { &self.lan.bridge } else { ns };
             let mut command = ns.command(donjon.get_program());
             command.arg("run").arg(&self.made.image).args(["-e", &format!("TLS_KEY={KEY}")]);
-            if self.kind == Kind::Tap {
-                let net = format!("tap:{TAP},ip={}/24,gw=10.66.0.1", Ipv4Addr::from(VICTIM));
-                command.args(["--engine", "process", "--net", &net]);
-                return command;
-            }
-            command.args(["-p", &format!("{}:8080:8080", Ipv4Addr::from(VICTIM))]);
             let qemu: &[&str] = &["--engine", "qemu", "--machine", "microvm"];
-            command.args(if self.kind == Kind::Process { &["--engine", "process"] } else { qemu });
+            command.args(if self.kind.is_qemu() { qemu } else { &["--engine", "process"] });
+            let address = Ipv4Addr::from(VICTIM);
+            if self.kind.is_on_tap() {
+                command.args(["--net", &format!("tap:{TAP},ip={address}/24,gw=10.66.0.1")]);
+            } else {
+                command.args(["-p", &format!("{address}:8080:8080")]);
+            }
             return command;
         }
         let hardened = self.kind == Kind::Hardened;
@@ -174,7 +198,7 @@ impl<'a> Victim<'a> {
     fn guest(&mut self) -> &mut Guest {
         if self.guest.is_none() {
             let address = SocketAddrV4::new(VICTIM.into(), 8080);
-            if self.kind != Kind::Tap {
+            if !self.kind.is_on_tap() {
                 // The last instance's processes are gone when nothing listens any more. The TAP has none behind it then, and nobody who could refuse.
                 let to = address.into();
                 let refused = || TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_err().then_some(());
@@ -183,7 +207,7 @@ impl<'a> Victim<'a> {
             let mut guest = Guest::program(self.kind.name(), self.command(), address, Some(self.lan.attacker.clone()));
             // By its own word: who asks before it listens waits for a second, or longer.
             guest.wait_console("ready");
-            if self.kind == Kind::Tap {
+            if self.kind.is_on_tap() {
                 self.lan.settle_tap();
             }
             guest.wait_http("/");

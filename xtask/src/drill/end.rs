@@ -138,7 +138,7 @@ impl By {
             }
             Cause::Privileged => crash || self == By::Protection,
             // The shim does not know the instruction outside of the gate's own page.
-            Cause::Call if kind == Kind::Qemu => self == By::Invalid,
+            Cause::Call if kind.is_qemu() => self == By::Invalid,
             Cause::Call => self == By::Call,
             Cause::Astray => {
                 crash
@@ -212,6 +212,7 @@ mod tests {
         assert!(By::Protection.fits(Cause::Access(Access::Read, 1 << 47), Kind::Qemu));
         assert!(!By::Protection.fits(Cause::Access(Access::Read, 0x1000), Kind::Qemu));
         assert!(By::Call.fits(Cause::Call, Kind::Tap) && !By::Invalid.fits(Cause::Call, Kind::Tap));
+        assert!(By::Invalid.fits(Cause::Call, Kind::QemuTap) && !By::Call.fits(Cause::Call, Kind::QemuTap));
         assert!(By::Invalid.fits(Cause::Call, Kind::Qemu) && !By::Call.fits(Cause::Call, Kind::Qemu));
         assert_eq!(By::of(Kind::Docker, Some(139), ""), By::Signal(SIGSEGV));
         assert!(By::Signal(SIGSEGV).fits(Cause::Privileged, Kind::Docker));

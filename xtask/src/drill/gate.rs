@@ -187,7 +187,7 @@ pub fn malformed_frames(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     let mut calls = Vec::new();
     // `net_send` and `net_recv`; `writev` and `readv`, of the network device, of the descriptor beside it, and of two that are closed.
     calls.extend([4, 5].map(|call| (true, call, 0)));
-    if v.kind != Kind::Qemu {
+    if !v.kind.is_qemu() {
         calls.extend([4, 5, 0, 6].into_iter().flat_map(|fd| [(false, 20, fd), (false, 19, fd)]));
     }
     for (by_gate, call, fd) in calls {

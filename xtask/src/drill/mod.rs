@@ -1,4 +1,5 @@
-//! `cargo xtask drill`: the same exploits against the same program in a container, in a hardened container, and as a Donjon image under two engines.
+//! `cargo xtask drill`: the same exploits against the same program in a container, in a hardened container, and as a Donjon image under two engines, each with
+//! both networks.
 //!
 //! The victim (`tests/guests/drill`) does with its memory what a request asks for. In a container the attacker's first step is to make memory executable and to
 //! inject a system call proxy; all else is driven through that. In an image that step fails, so the attempts are made with what
@@ -31,7 +32,15 @@ struct Cell {
     kind: Kind,
     attempt: &'static Attempt,
     outcome: Outcome,
+    /// What its operator has of it.
     trace: String,
+}
+
+impl Cell {
+    /// Whether it has left more than requests, which look like any others.
+    fn is_seen(&self) -> bool {
+        !["", "its requests"].contains(&self.trace.as_str())
+    }
 }
 
 /// The task.
@@ -45,7 +54,9 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
             "--only" => {
                 let name = args.next().unwrap_or_default();
                 let kind = Kind::ALL.into_iter().find(|k| k.name() == name);
-                kinds.push(kind.ok_or_else(|| usage("--only takes container, hardened, process, tap or qemu"))?);
+                kinds.push(
+                    kind.ok_or_else(|| usage("--only takes container, hardened, process, tap, qemu or qemu-tap"))?,
+                );
             }
             other => return Err(usage(format!("the drill does not know {other:?}"))),
         }
@@ -69,7 +80,7 @@ pub fn short(passed: &mut u64) -> Result {
         return Ok(());
     }
     let no_qemu = skipped("drill::qemu", &[Need::Qemu]);
-    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Qemu || !no_qemu).collect();
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !k.is_qemu() || !no_qemu).collect();
     let cells = drill(&kinds, Form::Short, "")?;
     print_table(&cells, &kinds);
     *passed += cells.len() as u64;
@@ -113,15 +124,18 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
             cell::make_root(&root, &native.join("release/drill"), utilities).map_err(io)?;
         }
         let made = Made { root: root.clone(), filter: shared(&filter, &root).map_err(io)?, image: image.clone(), boot };
-        if *kind == Kind::Tap {
+        if kind.is_on_tap() {
             lan.plug_tap();
         }
         let mut victim = Victim::new(*kind, &lan, &made);
-        for attempt in ATTEMPTS.iter().filter(|a| a.name.contains(word)) {
+        // Under QEMU the two networks are all that differs.
+        let frames_only = form == Form::Short && *kind == Kind::QemuTap;
+        let chosen = |a: &&Attempt| a.name.contains(word) && (!frames_only || a.name.contains("frames"));
+        for attempt in ATTEMPTS.iter().filter(chosen) {
             cells.push(try_one(&mut victim, attempt, form));
         }
         drop(victim);
-        if *kind == Kind::Tap {
+        if kind.is_on_tap() {
             lan.unplug_tap();
         }
         let _ = std::fs::remove_dir_all(&root);
@@ -148,10 +162,11 @@ fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Ce
         None => Outcome::Broken("the victim did not serve before the attempt".into()),
     };
     let ends = victim.take_ends();
-    let trace = match (ends.last(), &outcome) {
-        (Some(how), _) => how.clone(),
-        (None, Outcome::Absent(_)) => String::new(),
-        (None, _) => "none but its requests".to_owned(),
+    let trace = match (ends.as_slice(), &outcome) {
+        ([how], _) => how.clone(),
+        ([.., how], _) => format!("{} endings, the last: {how}", ends.len()),
+        ([], Outcome::Absent(_)) => String::new(),
+        ([], _) => "its requests".to_owned(),
     };
     Cell { kind: victim.kind, attempt, outcome, trace }
 }
@@ -206,38 +221,39 @@ fn verdict(cells: &[Cell]) -> Result {
     if wrong.is_empty() { Ok(()) } else { Err(failed(wrong.join("; "))) }
 }
 
+/// The tables of `docs/drill.md`: how many, what each attempt came to, and what it has left.
 fn print_table(cells: &[Cell], kinds: &[Kind]) {
-    print!("\n| attempt |");
-    kinds.iter().for_each(|k| print!(" {} |", k.name()));
-    print!("\n| --- |");
-    kinds.iter().for_each(|_| print!(" --- |"));
-    println!();
-    for attempt in ATTEMPTS.iter().filter(|a| cells.iter().any(|c| c.attempt.name == a.name)) {
-        print!("| {} |", attempt.name);
-        for kind in kinds {
-            let cell = cells.iter().find(|c| c.kind == *kind && c.attempt.name == attempt.name);
-            let text = cell.map_or_else(String::new, |c| match &c.outcome {
-                Outcome::Succeeded(how) => format!("**succeeded**: {how}"),
-                Outcome::Failed(how) => format!("failed: {how}"),
-                Outcome::Absent(why) => format!("- ({why})"),
-                Outcome::Broken(why) => format!("**broken**: {why}"),
-            });
-            print!(" {} |", text.replace('|', "/").replace('\n', " "));
+    let head = |what: &str| {
+        println!("\n| {what} | {} |", kinds.iter().map(|k| k.title()).collect::<Vec<_>>().join(" | "));
+        println!("| --- |{}", " --- |".repeat(kinds.len()));
+    };
+    head("");
+    let count = |what: &str, f: fn(&Cell) -> bool| {
+        let of = |kind: &Kind| cells.iter().filter(|c| c.kind == *kind && f(c)).count().to_string();
+        println!("| {what} | {} |", kinds.iter().map(of).collect::<Vec<_>>().join(" | "));
+    };
+    count("succeeded", |c| matches!(c.outcome, Outcome::Succeeded(_)));
+    count("failed", |c| matches!(c.outcome, Outcome::Failed(_)));
+    count("ended the program, which its operator sees", Cell::is_seen);
+    let each = |text: fn(&Cell) -> String| {
+        for attempt in ATTEMPTS.iter().filter(|a| cells.iter().any(|c| c.attempt.name == a.name)) {
+            print!("| {} |", attempt.name);
+            for kind in kinds {
+                let cell = cells.iter().find(|c| c.kind == *kind && c.attempt.name == attempt.name);
+                print!(" {} |", cell.map(text).unwrap_or_default().replace('|', "/").replace('\n', " "));
+            }
+            println!();
         }
-        println!();
-    }
-    println!();
-    for kind in kinds {
-        let of = |f: fn(&Outcome) -> bool| cells.iter().filter(|c| c.kind == *kind && f(&c.outcome)).count();
-        let left = |c: &&Cell| c.kind == *kind && !["", "none but its requests"].contains(&c.trace.as_str());
-        let traces = cells.iter().filter(left).count();
-        println!(
-            "{}: {} succeeded, {} failed; {traces} left a trace besides their requests",
-            kind.name(),
-            of(|o| matches!(o, Outcome::Succeeded(_))),
-            of(|o| matches!(o, Outcome::Failed(_)))
-        );
-    }
+    };
+    head("attempt");
+    each(|c| match &c.outcome {
+        Outcome::Succeeded(how) => format!("**succeeded**: {how}"),
+        Outcome::Failed(how) => format!("failed: {how}"),
+        Outcome::Absent(why) => format!("- ({why})"),
+        Outcome::Broken(why) => format!("**broken**: {why}"),
+    });
+    head("trace left by");
+    each(|c| if c.trace.is_empty() { "-".to_owned() } else { c.trace.clone() });
 }
 
 fn print_json(cells: &[Cell]) {

@@ -113,7 +113,7 @@ pub fn raw_frames(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
 
 /// The victim's own address: in the user-mode network, or on the bridge.
 pub fn own_address(kind: Kind) -> [u8; 4] {
-    if matches!(kind, Kind::Process | Kind::Qemu) { [10, 0, 2, 15] } else { VICTIM }
+    if kind.is_donjon() && !kind.is_on_tap() { [10, 0, 2, 15] } else { VICTIM }
 }
 
 /// Sends these, made for the sender's own addresses, to everybody and to the gateway.
