@@ -1,16 +1,18 @@
 //! Requests that go on to an upstream.
 
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-use donjon_tests::{Engine, Guest, PATIENCE};
+use donjon_tests::{Engine, Guest, HOST_IP, Netns, PATIENCE};
 use tungstenite::{Message, client};
 
-use super::{Curl, Site, data};
+use super::{Curl, Site, Upstream, data};
 
 crate::under_engines! {
     requests: ProcessUser QemuMicrovm;
     bodies: ProcessUser QemuMicrovm;
     broken_upstreams: ProcessUser QemuMicrovm;
+    connections_are_kept: ProcessUser ProcessTap QemuMicrovm;
+    slow_upstreams: ProcessUser ProcessTap QemuMicrovm;
     websocket: ProcessUser QemuMicrovm QemuQ35;
 }
 
@@ -71,6 +73,47 @@ fn broken_upstreams(engine: Engine) {
     let split = get(&guest, "/api/split", &[]);
     assert!(split.status == 502 || split.header("x-two").is_empty(), "{split:?}");
     get(&guest, "/api/after", &[]).expect(200);
+    guest.expect_alive();
+}
+
+/// A guest with a backend of its own, where the guest reaches it under this engine.
+fn with_own_upstream(engine: Engine, name: &str, options: &[&str]) -> (Guest, &'static Upstream) {
+    let (ns, upstream, host) = if engine == Engine::ProcessTap {
+        let ns = Netns::with_tap();
+        let listener = ns.run(|| TcpListener::bind((HOST_IP, 0)).unwrap());
+        (Some(ns), Upstream::start(listener), HOST_IP)
+    } else {
+        (None, Upstream::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()), "10.0.2.2")
+    };
+    let mut all = vec![super::content().display().to_string(), format!("--proxy=/api={host}:{}", upstream.port())];
+    all.extend(options.iter().map(|o| (*o).to_owned()));
+    let image = super::pack(&format!("{name}-{engine:?}"), &all);
+    let mut guest = Guest::builder(&image, engine).port(80).start_in(ns);
+    guest.wait_http("/healthz");
+    (guest, upstream)
+}
+
+/// Clients that come and go share a connection to the upstream.
+fn connections_are_kept(engine: Engine) {
+    let (guest, upstream) = with_own_upstream(engine, "kept", &[]);
+    for n in 0..20 {
+        assert_eq!(guest.get(&format!("/api/{n}")).unwrap().status, 200);
+    }
+    // Ten over one connection of the client, and one over HTTP/2.
+    assert!(guest.curl(&["--http1.1", &guest.url("/api/[20-29]")]).starts_with(b"GET /api/20 "));
+    get(&guest, "/api/30", &["--http2-prior-knowledge"]).expect(200);
+    assert_eq!((upstream.seen().len(), upstream.connections()), (31, 1), "requests, connections");
+}
+
+/// An upstream that says nothing for longer than it may costs this request only.
+fn slow_upstreams(engine: Engine) {
+    let (mut guest, upstream) = with_own_upstream(engine, "slow", &["--upstream-seconds=1"]);
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        get(&guest, "/api/hold", &[version]).expect(504);
+        get(&guest, "/api/after", &[version]).expect(200);
+    }
+    assert_eq!(upstream.seen().iter().filter(|line| line.contains("hold")).count(), 2, "asked once each");
+    upstream.release();
     guest.expect_alive();
 }
 

@@ -1,17 +1,19 @@
-//! A backend for the proxy: says what it was asked, echoes WebSocket messages, and remembers every request.
+//! A backend for the proxy: says what it was asked, echoes WebSocket messages, and remembers every request and counts connections.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use donjon_tests::{PATIENCE, poll_until};
 
-/// The backend, on the host's loopback.
+/// The backend, on the host's loopback or where it was told to be.
 pub struct Upstream {
     port: u16,
     seen: Mutex<Vec<String>>,
+    /// Connections that have come.
+    connections: AtomicUsize,
     /// Requests for `release`, each of which lets those for `hold` go.
     releases: AtomicU64,
 }
@@ -19,18 +21,17 @@ pub struct Upstream {
 impl Upstream {
     /// The one that all tests share.
     pub fn shared() -> &'static Upstream {
-        static SHARED: OnceLock<Upstream> = OnceLock::new();
-        static STARTED: OnceLock<()> = OnceLock::new();
-        let listener = OnceLock::new();
-        let upstream = SHARED.get_or_init(|| {
-            let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-            let port = socket.local_addr().expect("bound").port();
-            listener.set(socket).expect("set once");
-            Upstream { port, seen: Mutex::default(), releases: AtomicU64::new(0) }
-        });
-        if let Some(listener) = listener.into_inner() {
-            STARTED.get_or_init(|| drop(thread::spawn(move || upstream.serve(&listener))));
-        }
+        static SHARED: OnceLock<&Upstream> = OnceLock::new();
+        SHARED.get_or_init(|| Upstream::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")))
+    }
+
+    /// One for a test of its own, which lasts as long as the process.
+    pub fn start(listener: TcpListener) -> &'static Upstream {
+        let port = listener.local_addr().expect("bound").port();
+        let upstream =
+            Upstream { port, seen: Mutex::default(), connections: AtomicUsize::new(0), releases: AtomicU64::new(0) };
+        let upstream: &'static Upstream = Box::leak(Box::new(upstream));
+        thread::spawn(move || upstream.serve(&listener));
         upstream
     }
 
@@ -43,8 +44,19 @@ impl Upstream {
         self.seen.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// Connections that have been accepted so far.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// What a request for `release` does.
+    pub fn release(&self) {
+        self.releases.fetch_add(1, Relaxed);
+    }
+
     fn serve(&'static self, listener: &TcpListener) {
         for stream in listener.incoming().flatten() {
+            self.connections.fetch_add(1, Relaxed);
             // A client that goes away is no concern of the backend.
             thread::spawn(move || drop(self.talk(stream)));
         }
@@ -69,6 +81,8 @@ impl Upstream {
             }
             let head = String::from_utf8_lossy(&head).into_owned();
             let line = head.lines().next().unwrap_or_default().to_owned();
+            // Whoever sees the request may let it go at once.
+            let before = self.releases.load(Relaxed);
             self.seen.lock().unwrap_or_else(|e| e.into_inner()).push(line.clone());
             let field = |name: &str| {
                 let lines = head.lines().skip(1).filter_map(|l| l.split_once(':'));
@@ -80,11 +94,10 @@ impl Upstream {
             let body = body(&mut reader, field("content-length"), field("transfer-encoding"))?;
             let path = line.split(' ').nth(1).unwrap_or_default();
             if path.contains("hold") {
-                let before = self.releases.load(Relaxed);
                 poll_until(PATIENCE / 2, || (self.releases.load(Relaxed) > before).then_some(()));
             }
             if path.contains("release") {
-                self.releases.fetch_add(1, Relaxed);
+                self.release();
             }
             if path.contains("chunks") {
                 writer.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
