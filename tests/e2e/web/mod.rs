@@ -7,6 +7,7 @@ mod audit;
 mod browser;
 mod clients;
 mod documented;
+mod drain;
 mod hostile;
 mod load;
 mod proxied;

@@ -253,6 +253,65 @@ fn unread_bodies_with_curl() {
     std::fs::remove_file(&body).unwrap();
 }
 
+/// Asked to stop, the server says so, finishes the answer that is under way however long the client takes for it, begins no other, and ends.
+#[test]
+fn a_stop_drains() {
+    let mut server = Server::plain();
+    let mut client = open(&server);
+    client.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &request("/a.txt")));
+    assert_eq!(status(&mut client, 1), 200);
+    let mut body = vec![];
+    // As much as the window of a client allows that has not said anything else.
+    while body.len() < 65_535 {
+        let f = read(&mut client);
+        if f.kind == DATA {
+            body.extend(f.payload);
+        }
+    }
+    let mut idle = open(&server);
+    idle.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &request("/")));
+    assert_eq!(status(&mut idle, 1), 200);
+    server.terminate();
+    // RFC 9113 §6.8: first no number, so that what is on its way is still answered; then, a round trip later, the last stream.
+    let goodbyes = |client: &mut Client| {
+        let mut last = vec![];
+        while last.len() < 2 {
+            let f = read(client);
+            match f.kind {
+                PING if f.flags & ACK == 0 => client.send(frame(PING, ACK, 0, &f.payload)),
+                GOAWAY => {
+                    assert_eq!(f.payload[4..8], [0; 4], "no error");
+                    last.push(u32::from_be_bytes(f.payload[..4].try_into().unwrap()));
+                }
+                _ => assert!(!matches!(f.kind, RST_STREAM | HEADERS), "{}", f.kind),
+            }
+        }
+        assert_eq!(last, [u32::MAX >> 1, 1]);
+    };
+    goodbyes(&mut client);
+    goodbyes(&mut idle);
+    // What else is said to it, after the end of its only stream, is nothing.
+    assert!(idle.rest().is_empty());
+    client.send(frame(HEADERS, END_STREAM | END_HEADERS, 3, &request("/")));
+    for stream in [0, 1] {
+        client.send(frame(WINDOW_UPDATE, 0, stream, &100_000u32.to_be_bytes()));
+    }
+    loop {
+        let f = read(&mut client);
+        assert!(f.kind != HEADERS && f.kind != RST_STREAM, "{}", f.kind);
+        if f.kind == DATA {
+            assert_eq!(f.stream, 1);
+            body.extend(f.payload);
+            if f.flags & END_STREAM != 0 {
+                break;
+            }
+        }
+    }
+    assert!(body == [b'a'; 100_000], "{} bytes", body.len());
+    assert!(client.rest().is_empty() && !client.reset);
+    assert_eq!(server.wait(), 0);
+}
+
 /// CVE-2023-44487.
 #[test]
 fn rapid_reset() {
