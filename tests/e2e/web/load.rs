@@ -19,7 +19,9 @@ crate::under_engines! {
     a_crowd_with_pipelines: ProcessUser ProcessTap;
     slow_heads_time_out: ProcessUser QemuMicrovm;
     what_is_under_way_is_finished: ProcessUser ProcessTap QemuMicrovm;
-    slow_clients_keep_nobody_out: ProcessUser;
+    slow_clients_keep_nobody_out: ProcessUser QemuMicrovm;
+    more_connections_than_places_wait: ProcessUser QemuMicrovm;
+    idle_connections_are_closed: ProcessUser QemuMicrovm;
 }
 
 /// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
@@ -303,24 +305,79 @@ fn slow_heads_time_out(engine: Engine) {
     // A reset after the answer is a close as well.
     let _ = stream.read_to_end(&mut answer);
     let text = String::from_utf8_lossy(&answer).into_owned();
-    assert!(started.elapsed() < PATIENCE && (text.is_empty() || text.starts_with("HTTP/1.1 408")), "{text}");
+    assert!(started.elapsed() < PATIENCE && text.starts_with("HTTP/1.1 408 "), "{text:?}");
     drop(stream);
     dripping.join().unwrap();
 }
 
 /// As many connections as there may be, none of which asks for anything: whoever comes then is served all the same, if not at once.
-fn slow_clients_keep_nobody_out(_: Engine) {
-    let dir = super::scratch().join("few-places");
+fn slow_clients_keep_nobody_out(engine: Engine) {
+    let dir = super::scratch().join(format!("few-places-{engine:?}"));
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("index.html"), "<p>there is a place\n").unwrap();
-    let image =
-        super::pack("few-places", &[dir.display().to_string(), "--connections=50".into(), "--header-seconds=3".into()]);
-    let mut guest = Guest::builder(&image, Engine::ProcessUser).port(80).start_http("/");
+    let options = [dir.display().to_string(), "--connections=50".into(), "--header-seconds=3".into()];
+    let image = super::pack(&format!("few-places-{engine:?}"), &options);
+    let mut guest = Guest::builder(&image, engine).port(80).start_http("/");
     let mut silent: Vec<TcpStream> = (0..120).map(|_| guest.connect().unwrap()).collect();
     for stream in &mut silent {
         // Those beyond the limit wait in the backlog, where this goes nowhere.
         let _ = stream.write_all(b"GET / HTT");
     }
     assert_eq!(guest.get("/").unwrap().status, 200);
+    guest.expect_alive();
+}
+
+/// Whoever comes when all places are taken is served as soon as one is free, and not before.
+fn more_connections_than_places_wait(engine: Engine) {
+    let mut options = vec![super::content().display().to_string(), "--metrics=9100".into()];
+    options.extend(["--connections=2", "--header-seconds=120", "--stall-seconds=120"].map(String::from));
+    let image = super::pack(&format!("two-places-{engine:?}"), &options);
+    let mut guest = Guest::builder(&image, engine).port(80).port(9100).start_http("/healthz");
+    let (data, metrics) = (super::data(), guest.addr_of(1));
+    let mut held: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = guest.connect().unwrap();
+            http::send_get(&mut stream, "/data.bin").unwrap();
+            let mut begun = vec![0; 1000];
+            stream.read_exact(&mut begun).unwrap();
+            BufReader::new(std::io::Cursor::new(begun).chain(stream))
+        })
+        .collect();
+    // Those who ask for numbers have places of their own, and are counted.
+    let accepted = || -> u64 {
+        let text = http::get(TcpStream::connect(metrics).unwrap(), "/metrics").unwrap().text();
+        let found = text.lines().find_map(|l| l.strip_prefix("donjon_web_connections_accepted_total ")?.parse().ok());
+        found.unwrap_or_else(|| panic!("{text}"))
+    };
+    let before = accepted();
+    let mut waiting = guest.connect().unwrap();
+    http::send_get(&mut waiting, "/text.txt").unwrap();
+    // Later than it, and served meanwhile.
+    for n in 1..=10 {
+        assert_eq!(accepted(), before + n);
+    }
+    waiting.set_nonblocking(true).unwrap();
+    let early = waiting.read(&mut [0]);
+    assert!(early.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{early:?}");
+    waiting.set_nonblocking(false).unwrap();
+    drop(held.pop());
+    assert!(http::read_response(&mut BufReader::new(waiting)).unwrap().body == super::text().as_bytes());
+    // The other one has lost nothing.
+    assert!(http::read_response(&mut held[0]).unwrap().body == data);
+    guest.expect_alive();
+}
+
+/// A connection that has been of use, and then is not for longer than it may: closed, without a word.
+fn idle_connections_are_closed(engine: Engine) {
+    let options = [super::content().display().to_string(), "--idle-seconds=1".into()];
+    let image = super::pack(&format!("idle-{engine:?}"), &options);
+    let mut guest = Guest::builder(&image, engine).port(80).start_http("/healthz");
+    let mut stream = BufReader::new(guest.connect().unwrap());
+    for _ in 0..2 {
+        http::send_get_keep_alive(stream.get_mut(), "/text.txt").unwrap();
+        assert!(http::read_response(&mut stream).unwrap().body == super::text().as_bytes());
+    }
+    // The client only waits, and for less than the limit that holds without the option.
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "closed");
     guest.expect_alive();
 }
