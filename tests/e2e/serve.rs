@@ -11,6 +11,7 @@ use crate::bad_input::donjon;
 
 crate::under_engines! {
     tls_with_a_key_that_is_handed_over: ProcessUser QemuMicrovm;
+    a_directory_is_served_and_served_anew: ProcessUser QemuMicrovm;
 }
 
 /// A fresh directory with a small site in `public`.
@@ -105,20 +106,20 @@ fn tls_with_a_key_that_is_handed_over(engine: Engine) {
 }
 
 /// `donjon serve` on a free port.
-fn serve(dir: &Path, more: &[&str]) -> Guest {
+fn serve(dir: &Path, engine: Engine, more: &[&str]) -> Guest {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = donjon_command();
-    command.args(["serve", text(dir), "-p", &format!("{port}:80"), "--engine", "process"]).args(more);
+    let kind = if engine.is_qemu() { "qemu" } else { "process" };
+    command.args(["serve", text(dir), "-p", &format!("{port}:80"), "--engine", kind]).args(more);
     command.env("XDG_CACHE_HOME", target_dir().join("scratch/cache"));
     Guest::program("donjon serve", command, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), None)
 }
 
-#[test]
-fn a_directory_is_served_and_served_anew() {
+fn a_directory_is_served_and_served_anew(engine: Engine) {
     assert!(have_program("curl"));
-    let dir = site("plain");
+    let dir = site(&format!("plain-{engine:?}"));
     let public = dir.join("public");
-    let mut guest = serve(&public, &["--listing", "--metrics", "9100"]);
+    let mut guest = serve(&public, engine, &["--listing", "--metrics", "9100"]);
     guest.wait_http("/");
     let log = guest.log();
     assert!(log.contains("tls: absent") && log.contains("http://127.0.0.1:"), "{log}");
@@ -133,7 +134,7 @@ fn a_directory_is_served_and_served_anew() {
     assert_eq!(exit.code, Some(0), "{exit}");
 
     std::fs::write(public.join("index.html"), "<!doctype html><title>second</title>\n").unwrap();
-    let mut guest = serve(&public, &[]);
+    let mut guest = serve(&public, engine, &[]);
     guest.wait_http("/");
     assert!(String::from_utf8_lossy(&guest.curl(&[&guest.url("/")])).contains("second"));
     std::fs::remove_dir_all(dir).unwrap();
@@ -144,7 +145,7 @@ fn options_may_stand_in_donjon_toml() {
     let dir = site("table");
     let table = "name = \"mine\"\nmemory = \"32M\"\n[web]\nspa = \"/index.html\"\n[[web.headers]]\nname = \"X-Own\"\nvalue = \"yes\"\n";
     std::fs::write(dir.join("Donjon.toml"), table).unwrap();
-    let mut guest = serve(&dir, &[]);
+    let mut guest = serve(&dir, Engine::ProcessUser, &[]);
     guest.wait_http("/");
     let got = String::from_utf8_lossy(&guest.curl(&["-i", "-H", "Accept: text/html", &guest.url("/no/such")]))
         .to_ascii_lowercase();
@@ -296,8 +297,8 @@ fn large_content_costs_little_memory() {
     }
     let dir = site("large");
     let public = dir.join("public");
-    // A file that is not compressed, and occupies no disk here; and text for each way of compressing.
-    let video = 256 << 20;
+    // A file that is not compressed, and occupies no disk here (in the image it does); and text for each way of compressing.
+    let video = 1 << 30;
     std::fs::File::create(public.join("video.bin")).unwrap().set_len(video).unwrap();
     let line = |n: u64| format!("{n} {:016x} a line of a log\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let text: String = (0..500_000).map(line).collect();
