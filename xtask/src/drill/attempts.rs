@@ -556,8 +556,8 @@ fn device_nodes(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
     Ok(Failed(format!("{}; mknod: {made}, open: {}", said.join("; "), errno(-fd))))
 }
 
-/// Numbers of system calls; Linux 6.10 ends at 462.
-const NUMBERS: u64 = 463;
+/// Numbers of system calls; Linux 6.18 ends at 469.
+const NUMBERS: u64 = 470;
 
 /// Those of them that may reach the host's kernel from an image with all arguments -1: of the process engine's gate `rt_sigreturn`, `readv`, `writev`, `exit_group` and `ppoll`;
 /// and `uretprobe` and `uprobe`, which no seccomp filter sees (since Linux 6.14 and 6.18).
