@@ -264,6 +264,18 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client
         deadline.poll(cx, &state, until)
     })
     .await;
+    drop(connection);
+    linger(gathered, Duration::from_secs(limits.stall_seconds.into())).await;
+}
+
+/// What the client says while it reads the end of an answer, such as WINDOW_UPDATE, must find a socket: else it is answered with a reset, which takes
+/// away what is on its way. Until the client ends the connection or falls silent.
+async fn linger(mut stream: impl AsyncRead + Unpin, most: Duration) {
+    let listen = async {
+        let mut buffer = [0; 256];
+        while let Ok(Ok(1..)) = timeout(LINGER.0, stream.read(&mut buffer)).await {}
+    };
+    let _ = timeout(most, listen).await;
 }
 
 /// Lets HTTP/2 do what it can and sends what came of it; whether it has ended.

@@ -12,10 +12,9 @@ crate::under_engines! {
     curl_has_the_whole_answer: ProcessUser QemuMicrovm;
 }
 
-/// Of `data`: more than all the buffers between the server and a `curl` that waits, of which the host's socket (4 MiB at most) is the largest; and less
-/// than half of its HTTP/2 window of 32 MiB, so that it says nothing on the way. (What a client says after the server has closed, with the end of the
-/// answer still on its way, is answered with a reset, which takes that end away.)
-const REPEATS: usize = 12;
+/// Of `data`: more than all the buffers between the server and a `curl` that waits, of which the host's socket (4 MiB at most) is the largest; and more
+/// than half of its HTTP/2 window of 32 MiB, so that it says something (WINDOW_UPDATE) while it reads what is left after the server has ended.
+const REPEATS: usize = 24;
 
 /// A request of `curl` under way.
 struct Download {

@@ -312,6 +312,34 @@ fn a_stop_drains() {
     assert_eq!(server.wait(), 0);
 }
 
+/// What a client says after the server's last word, such as that it has read a part, does not take away what is still on its way to it.
+#[test]
+fn a_late_word_costs_nothing() {
+    const LEN: usize = 3 << 20;
+    let mut server = Server::start(Config::default(), &[("/large", &vec![b'l'; LEN])]);
+    // All of it fits its windows.
+    let settings = frame(SETTINGS, 0, 0, &[&[0, 4][..], &(1u32 << 30).to_be_bytes()].concat());
+    let mut client = server.connect();
+    client.send([PREFACE, &settings, &frame(WINDOW_UPDATE, 0, 0, &(1u32 << 30).to_be_bytes())].concat());
+    client.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &request("/large")));
+    assert_eq!(status(&mut client, 1), 200);
+    server.terminate();
+    let mut len = 0;
+    while len < LEN {
+        let f = read(&mut client);
+        match f.kind {
+            PING if f.flags & ACK == 0 => client.send(frame(PING, ACK, 0, &f.payload)),
+            DATA => {
+                len += f.payload.len();
+                client.send(frame(WINDOW_UPDATE, 0, 0, &(f.payload.len() as u32).to_be_bytes()));
+            }
+            _ => {}
+        }
+    }
+    drop(client);
+    assert_eq!(server.wait(), 0);
+}
+
 /// CVE-2023-44487.
 #[test]
 fn rapid_reset() {
