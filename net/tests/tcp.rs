@@ -267,6 +267,35 @@ fn a_new_syn_takes_over_time_wait() {
     }
 }
 
+/// A random port can be the one of the connection before, whose TIME-WAIT is microseconds old: no SYN may be lost on it, which would come again after a second.
+#[test]
+fn a_port_is_used_again_at_once() {
+    let mut sim = Sim::new(14);
+    sim.delay = 5_000;
+    let l = sim.listen(1, 80, 4);
+    for round in 0..50 {
+        let s = &mut sim.stacks[0];
+        let c = s.tcp_socket(Domain::V4).unwrap();
+        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+        s.connect(c, at(2, 80)).unwrap();
+        let mut server = None;
+        let accepted = sim.run_until(500 * MS, |s| {
+            server = s.stacks[1].accept(l).ok();
+            server.is_some()
+        });
+        assert!(accepted, "{round}");
+        let server = server.unwrap().0;
+        assert_eq!(sim.stacks[0].send(c, &[&[7; 200]]), Ok(200));
+        let mut buffer = [0; 300];
+        assert!(sim.run_until(SECOND, |s| s.stacks[1].recv(server, &mut [&mut buffer], RecvMode::Take).is_ok()));
+        sim.stacks[1].close(server);
+        assert!(sim.run_until(SECOND, |s| s.stacks[0].recv(c, &mut [&mut buffer], RecvMode::Take) == Ok(0)));
+        sim.stacks[0].close(c);
+        assert!(sim.run_until(SECOND, |s| s.stacks[0].counts() == (0, 0, 0)));
+        assert_eq!(sim.stacks[1].counts().2, 1);
+    }
+}
+
 #[test]
 fn reuse_addr_as_on_linux() {
     let mut sim = Sim::new(15);
