@@ -114,12 +114,14 @@ fn in_turn(engine: Engine, total: u64) {
     });
     let (took, longest) = (began.elapsed(), longest.into_inner().unwrap());
     guest.expect_alive();
-    // What a connection cost has been given back: 1 KB each would be 10 MB under QEMU, and 100 MB otherwise.
+    // What a connection cost has been given back: 100 bytes each would be 10 MB. Emulated, there are fewer of them, and QEMU's own memory for what it has translated
+    // grows by a few MB meanwhile: 2 KB each would be 20 MB.
+    let most = if engine.is_qemu() { 16 << 20 } else { 8 << 20 };
     let memory_late = measure::tree_pss(guest.pid()).unwrap();
     println!(
         "{engine}: {total} connections in {took:?}, the longest {longest:?}; {memory_early} bytes before, {memory_late} after"
     );
-    assert!(memory_late < memory_early + (8 << 20), "{memory_early} bytes before, {memory_late} after");
+    assert!(memory_late < memory_early + most, "{memory_early} bytes before, {memory_late} after");
 }
 
 fn syn_while_booting(engine: Engine) {
