@@ -240,25 +240,29 @@ fn close_sends_what_is_queued_in_the_background() {
     assert_eq!(got, 100_000);
 }
 
+/// A connection from the same port each time, made within `time`: the client's and the server's side.
+fn from_one_port(sim: &mut Sim, listener: Handle, time: u64, round: u32) -> (Handle, Handle) {
+    let s = &mut sim.stacks[0];
+    let c = s.tcp_socket(Domain::V4).unwrap();
+    s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+    s.connect(c, at(2, 80)).unwrap();
+    let mut server = None;
+    let accepted = sim.run_until(time, |s| {
+        server = s.stacks[1].accept(listener).ok();
+        server.is_some()
+    });
+    assert!(accepted, "{round}");
+    (c, server.unwrap().0)
+}
+
 #[test]
 fn a_new_syn_takes_over_time_wait() {
     let mut sim = Sim::new(14);
     let l = sim.listen(1, 80, 4);
     for round in 0..50 {
-        let s = &mut sim.stacks[0];
-        let c = s.tcp_socket(Domain::V4).unwrap();
-        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
-        s.connect(c, at(2, 80)).unwrap();
-        let mut server = None;
-        assert!(
-            sim.run_until(SECOND, |s| {
-                server = s.stacks[1].accept(l).ok();
-                server.is_some()
-            }),
-            "{round}"
-        );
+        let (c, server) = from_one_port(&mut sim, l, SECOND, round);
         // The server closes first, so that the TIME-WAIT is its.
-        sim.stacks[1].close(server.unwrap().0);
+        sim.stacks[1].close(server);
         sim.run(100 * MS);
         sim.stacks[0].close(c);
         sim.run(100 * MS);
@@ -274,17 +278,7 @@ fn a_port_is_used_again_at_once() {
     sim.delay = 5_000;
     let l = sim.listen(1, 80, 4);
     for round in 0..50 {
-        let s = &mut sim.stacks[0];
-        let c = s.tcp_socket(Domain::V4).unwrap();
-        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
-        s.connect(c, at(2, 80)).unwrap();
-        let mut server = None;
-        let accepted = sim.run_until(500 * MS, |s| {
-            server = s.stacks[1].accept(l).ok();
-            server.is_some()
-        });
-        assert!(accepted, "{round}");
-        let server = server.unwrap().0;
+        let (c, server) = from_one_port(&mut sim, l, 500 * MS, round);
         assert_eq!(sim.stacks[0].send(c, &[&[7; 200]]), Ok(200));
         let mut buffer = [0; 300];
         assert!(sim.run_until(SECOND, |s| s.stacks[1].recv(server, &mut [&mut buffer], RecvMode::Take).is_ok()));
