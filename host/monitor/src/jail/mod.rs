@@ -70,7 +70,7 @@ const MEMORY_PLAIN: u64 = 32 << 20;
 /// The same with user-mode networking: its stack's queues hold 64 MiB at most, what its connections hold beside them 32 MiB (`flow::HELD_MAX`), and 30,000 connections
 /// take some KiB each.
 const MEMORY_USERNET: u64 = 256 << 20;
-/// For each byte of a file with symbols: its content in a vector that has doubled its size, and the names of functions.
+/// For each byte of a file with symbols: its content, and the table of functions with their names, with room for that to grow.
 const MEMORY_SYMBOLS: u64 = 4;
 
 /// Jails this process, for good. The guest's process has been started and waits.
