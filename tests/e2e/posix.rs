@@ -10,6 +10,7 @@ crate::under_engines! {
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
     linger_of_nothing_resets_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
+    a_request_to_stop_is_heard_once: ProcessUser QemuMicrovm QemuQ35;
 }
 
 fn run(engine: Engine, case: &str) -> donjon_tests::Exit {
@@ -42,4 +43,10 @@ fn linger_of_nothing_resets_a_peer_outside(engine: Engine) {
     let error = stream.read_to_end(&mut Vec::new()).map_err(|e| e.kind());
     assert_eq!(error, Err(ErrorKind::ConnectionReset), "{}", guest.log());
     guest.wait().expect_code(0);
+}
+
+fn a_request_to_stop_is_heard_once(engine: Engine) {
+    let mut guest = Guest::builder(&test_guest("posix"), engine).memory("64M").args(["stop"]).start();
+    guest.wait_console("waiting");
+    guest.stop().expect_code(0).expect_text("PASS stop");
 }

@@ -20,6 +20,7 @@ pub mod phys;
 pub mod pool;
 pub mod rng;
 pub mod space;
+pub mod stop;
 pub mod strings;
 pub mod text;
 pub mod transport;

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// The guest is asked again after this time: a request may fall into a moment in which it is slept through.
+/// The guest is asked again after this time: what comes before a virtual machine's serial port listens is lost. Its shim reports the first request only.
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// What is to be done now.

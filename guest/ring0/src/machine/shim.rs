@@ -15,6 +15,7 @@ use crate::nic::Nic;
 use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
 use crate::space::{Flush, Refused, Space};
+use crate::stop;
 use crate::virtq::Lie;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -51,8 +52,8 @@ pub struct Shim {
     pub nic: Option<Nic>,
     /// When the timer runs out, in nanoseconds since boot; 0 if it does not run.
     pub expires: u64,
-    /// The host wants the guest to stop, and it was not told yet.
-    pub stop: bool,
+    /// Whether the host wants the guest to stop.
+    pub stop: stop::Request,
 }
 
 struct Cell(UnsafeCell<MaybeUninit<Shim>>);
@@ -136,7 +137,9 @@ impl Shim {
             }
             SERIAL => {
                 while let Some(byte) = console::read() {
-                    self.stop |= byte == 3;
+                    if byte == 3 {
+                        self.stop.ask();
+                    }
                 }
             }
             // A spurious interrupt must not be acknowledged.
@@ -148,7 +151,7 @@ impl Shim {
 
     fn ready(&mut self) -> u64 {
         let mut found = 0;
-        if core::mem::take(&mut self.stop) {
+        if self.stop.take() {
             found |= ready::STOP;
         }
         match self.nic.as_mut().map_or(Ok(false), |nic| nic.ready(&mut self.space)) {

@@ -21,6 +21,7 @@ use crate::nic::Nic;
 use crate::phys::{Direct, Phys, PhysAddr};
 use crate::say;
 use crate::space::{Device, Refused, Rights, Space, bits};
+use crate::stop;
 use crate::strings::{STRINGS_MAX, Strings, StringsError};
 use crate::text;
 use crate::virtq::Lie;
@@ -323,7 +324,7 @@ fn boot(
         total: machine.total(),
         nic,
         expires: 0,
-        stop: false,
+        stop: stop::Request::default(),
     };
     // SAFETY: called once, here, before ring 3 starts.
     let shim = unsafe { install(shim) };

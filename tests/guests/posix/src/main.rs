@@ -2,6 +2,7 @@
 
 mod bundle;
 mod linger;
+mod stop;
 mod threads;
 
 use std::io;
@@ -16,6 +17,7 @@ fn main() {
         "overflow" => threads::overflow(),
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
+        "stop" => stop::is_heard_once(),
         other => Err(format!("no such case: {other}")),
     };
     match outcome {
