@@ -10,6 +10,7 @@ use donjon_tests::{Engine, Exit, Guest, test_guest};
 crate::under_engines! {
     writes_to_what_is_read_only: ProcessUser QemuMicrovm QemuQ35;
     executes_what_is_writable: ProcessUser QemuMicrovm QemuQ35;
+    wild_jumps_are_reported: ProcessUser QemuMicrovm QemuQ35;
     null_pointers: ProcessUser QemuMicrovm QemuQ35;
     stack_overflow_hits_a_guard_page: ProcessUser QemuMicrovm QemuQ35;
     large_allocations_lie_between_guard_pages: ProcessUser QemuMicrovm QemuQ35;
@@ -70,6 +71,18 @@ fn writes_to_what_is_read_only(engine: Engine) {
 fn executes_what_is_writable(engine: Engine) {
     for case in ["exec-heap", "exec-stack", "exec-data"] {
         ends(engine, case, "page fault: execution at 0x");
+    }
+}
+
+fn wild_jumps_are_reported(engine: Engine) {
+    for (case, address) in [("call-nowhere", "0x10000000"), ("call-kernel", "0xffffffff81000000")] {
+        let exit = attempt(engine, case);
+        exit.expect_code(CRASH);
+        let text = format!("{}{}", exit.stdout, exit.stderr);
+        // Where it went, and who sent it there.
+        for part in [&format!("page fault: execution at {address}"), &format!("0: {address}"), "1: image+0x"] {
+            assert!(text.contains(part), "{engine}: {case}: no {part:?}\n{exit}");
+        }
     }
 }
 
@@ -136,9 +149,10 @@ fn freed_memory_is_not_handed_out_at_once(engine: Engine) {
     }
 }
 
-/// UMIP under the shim. (Linux, under the process engine, answers with made-up addresses instead.)
+/// UMIP under the shim, and no local table. (Linux, under the process engine, answers with made-up addresses instead.)
 fn descriptor_tables_are_not_for_programs(engine: Engine) {
     ends(engine, "sgdt", "general protection fault");
+    refused(engine, "local-descriptors");
 }
 
 /// Addresses with at least 28 random bits each, none at the same distance from another, and a canary and random numbers that no other

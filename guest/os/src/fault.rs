@@ -190,12 +190,15 @@ fn donjon_guest_fault(f: &donjon_base::fault::Fault) -> ! {
     r.send(STATUS_FAULT)
 }
 
-/// Whether the faulting thread's stack can be walked: the stack pointer is in it, and not so low that it has overflowed.
+/// Whether the faulting thread's stack can be walked: the stack pointer is in it, and not so low that it has overflowed; and the instruction is one
+/// of the image's, as the unwinder reads the instructions that its tables do not know, and after a wild jump there is nothing to read.
 #[cfg(donjon_guest)]
 #[unsafe(no_mangle)]
 fn donjon_guest_walkable(f: &donjon_base::fault::Fault) -> bool {
     let stack = sched::try_current(|t| t.stack.as_ref().map(crate::thread::stack::Stack::range)).flatten();
-    stack.is_some_and(|(low, len)| (low..low + len).contains(&(f.rsp as usize)))
+    let image = &boot().image;
+    f.rip.wrapping_sub(image.base) < image.len
+        && stack.is_some_and(|(low, len)| (low..low + len).contains(&(f.rsp as usize)))
 }
 
 /// Adds what looks like return addresses on the running thread's stack, from `rsp` up.

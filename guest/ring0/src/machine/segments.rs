@@ -83,6 +83,8 @@ pub fn load() {
     // (3) the MSRs exist in every 64-bit CPU, and `shim_syscall` is their handler: IF, TF, DF, AC, NT, RF, IOPL are cleared on entry.
     unsafe {
         asm!("lgdt [{}]", "lidt [{}]", "ltr {2:x}", in(reg) &gdt, in(reg) &idt, in(reg) TSS, options(nostack));
+        // After a reset the local table is at address 0, 64 KiB long and valid: whatever lies there would be descriptors that ring 3 may load.
+        asm!("lldt {0:x}", in(reg) 0, options(nostack));
         wrmsr(0xc000_0081, 0x001b_0008 << 32);
         wrmsr(0xc000_0082, shim_syscall as *const () as u64);
         wrmsr(0xc000_0084, 0x0005_7700 | 0x3000);

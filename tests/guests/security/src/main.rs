@@ -136,6 +136,11 @@ fn attempt(case: &str) -> String {
         "image-below" => peek("before the image", (&raw const __ehdr_start).addr() - 1),
         "image-above" => peek("behind the image", (&raw const _end).addr().next_multiple_of(PAGE)),
         "null-call" => format!("called 0: {}", call(black_box(std::ptr::null()))),
+        // The addresses of nothing, and of Linux.
+        "call-nowhere" => format!("called nothing: {}", call(black_box(std::ptr::without_provenance(0x1000_0000)))),
+        "call-kernel" => {
+            format!("called a kernel: {}", call(black_box(std::ptr::without_provenance(0xffff_ffff_8100_0000))))
+        }
         "stack-overflow" => {
             fn deeper(n: u64) -> u64 {
                 let frame = black_box([n; 64]);
@@ -205,6 +210,15 @@ fn attempt(case: &str) -> String {
             let mut table = [0u8; 10];
             unsafe { asm!("sgdt [{}]", in(reg) table.as_mut_ptr()) };
             format!("read the descriptor table's address: {table:x?}")
+        }
+        // Nor are there others than the shim's own few: of a local table not even its access rights can be read.
+        "local-descriptors" => {
+            let found = (4u32..0x1_0000).step_by(8).find(|selector| {
+                let present: u8;
+                unsafe { asm!("lar {0:e}, {1:e}", "setz {2}", out(reg) _, in(reg) selector, out(reg_byte) present) };
+                present != 0
+            });
+            found.map_or_else(|| refused("none is there"), |selector| format!("{selector:#x} is a descriptor"))
         }
         // The manifest names neither ports nor destinations.
         "listen" => network(std::net::TcpListener::bind("0.0.0.0:8080")),
