@@ -1,5 +1,6 @@
 //! The attempts: what an attacker does who can read, write and call in the victim.
 
+use super::abis;
 use super::cell::{Answer, KEY, Kind, LOG, NEIGHBOUR, Victim};
 use super::code;
 use super::end::{Access, By, Cause};
@@ -84,6 +85,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     fails("load a kernel module", load_module),
     fails("device nodes, the machine's memory", device_nodes),
     works("host kernel calls that are reachable", count_calls),
+    works("host kernel calls by its other doors (int 0x80, x32, vsyscall)", abis::others),
     fails("malformed gate calls", gate_calls),
     fails("malformed frames and offload headers", malformed_frames),
     fails("the machine's and the devices' memory by address", by_address),

@@ -59,6 +59,9 @@ pub const OUT_EXIT: &[u8] = &[0xba, 0xf4, 0, 0, 0, 0x31, 0xc0, 0xee, 0xc3];
 /// `mov edx, 0x3f8; in al, dx; ret`: the first serial port.
 pub const IN_SERIAL: &[u8] = &[0xba, 0xf8, 0x03, 0, 0, 0xec, 0xc3];
 
+/// `mov eax, 20; int 0x80; ret`: `getpid` of 32-bit programs.
+pub const INT_80: &[u8] = &[0xb8, 20, 0, 0, 0, 0xcd, 0x80, 0xc3];
+
 /// A static program that ends with 42: an ELF header, one program header, `mov edi, 42; mov eax, 60; syscall`.
 pub fn elf() -> Vec<u8> {
     let code: &[u8] = &[0xbf, 42, 0, 0, 0, 0xb8, 60, 0, 0, 0, 0x0f, 0x05];

@@ -62,6 +62,7 @@ pub enum Cause {
 const SIGILL: i32 = 4;
 const SIGBUS: i32 = 7;
 const SIGSEGV: i32 = 11;
+const SIGSYS: i32 = 31;
 
 /// First words of lines that only the host's side says when it has broken.
 const HOST: [&str; 6] = [
@@ -139,7 +140,7 @@ impl By {
             Cause::Privileged => crash || self == By::Protection,
             // The shim does not know the instruction outside of the gate's own page.
             Cause::Call if kind.is_qemu() => self == By::Invalid,
-            Cause::Call => self == By::Call,
+            Cause::Call => self == By::Call || self == By::Signal(SIGSYS),
             Cause::Astray => {
                 crash
                     || matches!(self, By::Page(..) | By::Protection | By::Invalid | By::Fault | By::Abort | By::Memory)

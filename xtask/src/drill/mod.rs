@@ -5,6 +5,7 @@
 //! inject a system call proxy; all else is driven through that. In an image that step fails, so the attempts are made with what
 //! is left: the C library's functions, the gate, and the instructions that the program contains. All of it runs in network namespaces of its own.
 
+mod abis;
 mod attempts;
 mod cell;
 mod code;

@@ -36,6 +36,12 @@ extern "C" fn gadget_syscall() {
     )
 }
 
+/// The door of 32-bit programs.
+#[unsafe(naked)]
+extern "C" fn gadget_int80() {
+    naked_asm!("mov rax, rdi", "int 0x80", "ret")
+}
+
 #[unsafe(naked)]
 extern "C" fn gadget_read_cr3() {
     naked_asm!("mov rax, cr3", "ret")
@@ -76,7 +82,7 @@ macro_rules! table {
 pub fn find(name: &str) -> u64 {
     let table: &[(&str, *const ())] = table! {
         mprotect mmap open read write socket connect fork execve system ptrace process_vm_readv setuid mknod syscall
-        gadget_syscall gadget_read_cr3 gadget_write_cr3 gadget_cr0 gadget_wrmsr gadget_in gadget_out
+        gadget_syscall gadget_int80 gadget_read_cr3 gadget_write_cr3 gadget_cr0 gadget_wrmsr gadget_in gadget_out
     };
     table.iter().find(|(n, _)| *n == name).map_or(0, |(_, at)| *at as u64)
 }
