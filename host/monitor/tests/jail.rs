@@ -5,7 +5,7 @@ mod common;
 mod no_vdso;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -275,7 +275,10 @@ fn without_vdso(launch: &Launch<'_>) -> bool {
 fn dial(launch: &Launch<'_>) -> bool {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = format!("10.0.2.2:{}", listener.local_addr().unwrap().port());
-    let child = launch(image(), &["--egress-any"], &["connect", &to, "3000000"]).spawn().unwrap();
+    let gateway =
+        Egress { protocol: 0, prefix: 128, port: 0, addr: Ipv4Addr::new(10, 0, 2, 2).to_ipv6_mapped().octets() };
+    let image = write("dial", &pack(&Spec { egress: vec![gateway], ..Spec::default() }));
+    let child = launch(&image, &[], &["connect", &to, "3000000"]).spawn().unwrap();
     let server = std::thread::spawn(move || {
         listener.set_nonblocking(true).unwrap();
         for _ in 0..300 {

@@ -99,6 +99,11 @@ impl Rules {
         self.egress.iter().any(|e| e.reaches(protocol, to, port))
     }
 
+    /// Whether it may by an entry for that one address.
+    pub fn names(&self, protocol: u8, to: [u8; 16], port: u16) -> bool {
+        self.egress.iter().any(|e| e.prefix == 128 && e.reaches(protocol, to, port))
+    }
+
     /// Whether there is any port at which it may do so.
     pub fn permits_address(&self, to: [u8; 16]) -> bool {
         self.egress.iter().any(|e| Egress { protocol: 0, port: 0, ..*e }.reaches(0, to, 0))

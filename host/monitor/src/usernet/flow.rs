@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use donjon_net::{Error, Handle, Pending, RecvMode, Shutdown, Stack};
+use donjon_net::{Error, Handle, KeepAlive, Pending, RecvMode, Shutdown, Stack, TcpOptions};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -20,6 +20,13 @@ pub(super) const HELD_MAX: usize = 32 << 20;
 
 /// Pieces that are moved in one direction before other connections get their turn.
 const TURNS: usize = 8;
+
+/// How the guest's side is looked after when the guest has ended its direction, seconds.
+const AFTER_END: KeepAlive = if cfg!(test) {
+    KeepAlive { idle: 1, interval: 1, count: 3 }
+} else {
+    KeepAlive { idle: 30, interval: 10, count: 3 }
+};
 
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,12 +117,19 @@ impl Flow {
             .towards_host(stack, handle, scratch)
             .and_then(|a| Ok(a | self.towards_guest(stack, handle, scratch, &mut readable)?));
         match moved {
+            // Nothing is left to be said to the host: what its kernel still has for the client is to arrive.
+            Err(Failed) if self.host_shut => Verdict::Done,
             Err(Failed) => Verdict::Reset,
             Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later,
             Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
             Ok(true) => Verdict::More,
             Ok(false) => Verdict::Keep,
         }
+    }
+
+    /// Whether all that the guest has said is with the host, the end too.
+    pub fn is_delivered(&self) -> bool {
+        self.host_shut
     }
 
     /// What to wait for at the host's socket.
@@ -149,7 +163,10 @@ impl Flow {
             } else {
                 let mode = if self.total.is_full() { RecvMode::Peek } else { RecvMode::Take };
                 match stack.recv(handle, &mut [scratch], mode) {
-                    Ok(0) => self.guest_ended = true,
+                    Ok(0) => {
+                        self.guest_ended = true;
+                        look_after(stack, handle);
+                    }
                     Ok(n) => {
                         let written = write(&self.socket, &scratch[..n])?;
                         if mode == RecvMode::Take {
@@ -238,6 +255,14 @@ impl Flow {
             }
             Err(_) => Err(Failed),
         }
+    }
+}
+
+/// When the guest has ended its direction: it may have closed the connection, wait for the client's end for a minute and forget it without a word. Then the client, who may be
+/// silent for ever, would hold a place here for ever. Probes tell: a guest that has forgotten answers with a reset, one that still reads with an acknowledgement.
+fn look_after(stack: &mut Stack, handle: Handle) {
+    if let Ok(options) = stack.tcp_options(handle) {
+        let _ = stack.set_tcp_options(handle, TcpOptions { keep_alive: Some(AFTER_END), ..options });
     }
 }
 

@@ -50,29 +50,29 @@ impl Policy {
         }
         let is = |v4: Ipv4Addr, v6: Ipv6Addr| ip == v4 || ip == v6;
         if is(GATEWAY4, GATEWAY6) {
+            // As for the loopback addresses that they stand for (`least_prefix`): only a rule that names it means it.
+            if !self.rules.names(protocol, mapped(ip), to.port()) {
+                return None;
+            }
             let loopback = if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
             return Some(SocketAddr::new(loopback, to.port()));
         }
         if is(DNS4, DNS6) {
             return if to.port() == 53 { Some(SocketAddr::new(self.resolver, 53)) } else { None };
         }
-        let outside = match ip {
-            IpAddr::V4(a) => {
-                !(a.is_loopback()
-                    || a.is_multicast()
-                    || a.is_broadcast()
-                    || a.octets()[0] == 0
-                    || a.octets()[..3] == GATEWAY4.octets()[..3])
-            }
-            IpAddr::V6(a) => {
-                !(a.is_loopback()
-                    || a.is_multicast()
-                    || a.is_unspecified()
-                    || a.is_unicast_link_local()
-                    || a.segments()[..4] == GATEWAY6.segments()[..4])
-            }
+        let nowhere = match ip {
+            IpAddr::V4(a) => a.is_loopback() || a.is_multicast() || a.is_broadcast() || a.octets()[0] == 0,
+            IpAddr::V6(a) => a.is_loopback() || a.is_multicast() || a.is_unspecified(),
         };
-        outside.then_some(SocketAddr::new(ip, to.port()))
+        (!nowhere && !on_link(ip)).then_some(SocketAddr::new(ip, to.port()))
+    }
+}
+
+/// Whether the guest takes that address for one beside it, which it reaches without the gateway.
+pub(super) fn on_link(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(a) => a.octets()[..3] == GATEWAY4.octets()[..3],
+        IpAddr::V6(a) => a.is_unicast_link_local() || a.segments()[..4] == GATEWAY6.segments()[..4],
     }
 }
 
@@ -122,6 +122,9 @@ mod tests {
         assert_eq!(to(&p, "10.0.2.2:8080").as_deref(), Some("127.0.0.1:8080"));
         assert_eq!(to(&p, "10.0.2.2:8081"), None);
         assert!(to(&p, "10.0.2.3:53").is_some());
+        let wide = policy(&[rule(TCP, "fd00::2", 128, 80), rule(TCP, "10.0.2.2", 127, 8080)], false);
+        assert_eq!(to(&wide, "[fd00::2]:80").as_deref(), Some("[::1]:80"));
+        assert_eq!(to(&wide, "10.0.2.2:8080"), None, "two addresses are meant, not the gateway");
         assert_eq!(p.translate(UDP, "1.2.3.9:443".parse().unwrap()), None);
     }
 
@@ -133,6 +136,10 @@ mod tests {
             "0.0.0.0:80",
             "10.0.2.15:80",
             "10.0.2.77:80",
+            // The host's own services, which are for nobody else.
+            "10.0.2.2:80",
+            "[fd00::2]:80",
+            "[::ffff:10.0.2.2]:80",
             "224.0.0.1:80",
             "255.255.255.255:80",
             "10.0.2.3:80",
@@ -146,7 +153,6 @@ mod tests {
         ] {
             assert_eq!(to(&p, a), None, "{a}");
         }
-        assert_eq!(to(&p, "[fd00::2]:80").as_deref(), Some("[::1]:80"));
         assert_eq!(to(&p, "8.8.8.8:80").as_deref(), Some("8.8.8.8:80"));
         let p = policy(&[rule(TCP, "169.254.169.254", 128, 80)], false);
         assert!(to(&p, "169.254.169.254:80").is_some());

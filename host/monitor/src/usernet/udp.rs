@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+use super::policy::on_link;
+
 /// A pair that has been silent for this long is forgotten, ns (RFC 4787 §4.3 asks for two minutes).
 pub(super) const IDLE: u64 = 120_000_000_000;
 /// The same for DNS, where a question has one answer.
@@ -63,10 +65,10 @@ impl Published {
     }
 }
 
-/// How the guest sees a host address.
+/// How the guest sees a host address: as it is, if the guest would send an answer to the gateway.
 pub(super) fn presented(ip: IpAddr, gateway: IpAddr) -> IpAddr {
     let ip = ip.to_canonical();
-    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() { gateway } else { ip }
+    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || on_link(ip) { gateway } else { ip }
 }
 
 #[cfg(test)]
@@ -74,10 +76,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_shown_as_the_gateway() {
-        let gateway = "10.0.2.2".parse().unwrap();
-        assert_eq!(presented("127.0.0.1".parse().unwrap(), gateway), gateway);
-        assert_eq!(presented("::ffff:9.9.9.9".parse().unwrap(), gateway), "9.9.9.9".parse::<IpAddr>().unwrap());
-        assert_eq!(presented("2001:db8::1".parse().unwrap(), gateway), gateway);
+    fn who_is_not_behind_the_gateway_is_shown_as_it() {
+        let shown = |ip: &str, gateway: &str| presented(ip.parse().unwrap(), gateway.parse().unwrap()).to_string();
+        for (ip, seen) in [
+            ("127.0.0.1", "10.0.2.2"),
+            ("::ffff:9.9.9.9", "9.9.9.9"),
+            ("2001:db8::1", "10.0.2.2"),
+            // The host may be in a network of the same numbers; the guest would look for these beside itself.
+            ("10.0.2.77", "10.0.2.2"),
+            ("10.0.2.15", "10.0.2.2"),
+            ("10.0.3.77", "10.0.3.77"),
+            ("169.254.1.1", "169.254.1.1"),
+        ] {
+            assert_eq!(shown(ip, "10.0.2.2"), seen, "{ip}");
+        }
+        for (ip, seen) in [
+            ("::1", "fd00::2"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("fd00::77", "fd00::2"),
+            ("fd00:0:0:1::77", "fd00:0:0:1::77"),
+            ("fe80::1", "fd00::2"),
+            ("9.9.9.9", "fd00::2"),
+        ] {
+            assert_eq!(shown(ip, "fd00::2"), seen, "{ip}");
+        }
     }
 }

@@ -1,0 +1,169 @@
+//! User-mode networking with a guest that is made of bytes.
+
+use super::*;
+use crate::options::RunOptions;
+use donjon_abi::manifest::Egress;
+use donjon_abi::net_hdr;
+use donjon_image::Manifest;
+use donjon_image::manifest::Port;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+
+/// A TCP segment of the guest's to the gateway.
+fn segment(from: u16, to: u16, seq: u32, flags: u8) -> Vec<u8> {
+    let mut f = vec![0x52, 0x55, 10, 0, 2, 2, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 8, 0];
+    f.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
+    let sum: u32 = f[14..].chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    f[24..26].copy_from_slice(&sum.to_be_bytes());
+    f.extend([from.to_be_bytes(), to.to_be_bytes()].concat());
+    f.extend(seq.to_be_bytes());
+    f.extend([0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    f
+}
+
+/// A guest that connects and resets, to a server that answers nobody, holds no more of the host than one that waits.
+#[test]
+fn attempts_that_the_guest_gives_up_end_on_the_host() {
+    // Its queue is full: the kernel drops the SYNs of all others.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&server, 0).unwrap();
+    let address = server.local_addr().unwrap();
+    let _full: Vec<TcpStream> =
+        (0..2).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok()).collect();
+    let gateway = Egress { protocol: 0, prefix: 128, port: 0, addr: GATEWAY4.to_ipv6_mapped().octets() };
+    let manifest = Manifest { egress: vec![gateway], ..Manifest::default() };
+    let Wired { mut net, guest, mut reactor } = Wired::new(&RunOptions::default(), &manifest);
+    let most = (net.sources_max / 2).min(2 * BACKLOG as usize);
+    let header = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }.to_bytes();
+    let (others, mut seen, mut events) = (net.sources.len(), 0, Vec::new());
+    for i in 0..2 * most as u32 + 500 {
+        let (from, seq) = (1024 + (i % 60_000) as u16, i.wrapping_mul(77_777));
+        for (seq, flags) in [(seq, 2), (seq.wrapping_add(1), 4)] {
+            let frame = segment(from, address.port(), seq, flags);
+            rustix::net::send(&guest, &[&header[..], &frame].concat(), rustix::net::SendFlags::NOSIGNAL).unwrap();
+            reactor.wait(Some(Duration::ZERO), &mut events).unwrap();
+            for ready in events.drain(..) {
+                net.ready(ready, &reactor);
+            }
+            net.work(&reactor);
+        }
+        let mut room = [0; 2048];
+        while rustix::net::recv(&guest, &mut room[..], rustix::net::RecvFlags::DONTWAIT).is_ok_and(|(n, _)| n > 0) {}
+        seen = seen.max(net.sources.len());
+        assert!(net.sources.len() <= most + others, "{} sockets after {i} attempts", net.sources.len());
+    }
+    // They were under way at all.
+    assert!(seen > most / 2, "{seen} of {most}");
+}
+
+/// A net, and the guest's end of its wire.
+struct Wired {
+    net: UserNet,
+    guest: OwnedFd,
+    reactor: Reactor,
+}
+
+impl Wired {
+    fn new(options: &RunOptions, manifest: &Manifest) -> Wired {
+        let (prepared, guest) = Prepared::open(options, manifest, Wire::Offload).unwrap();
+        let reactor = Reactor::new().unwrap();
+        let net = UserNet::new(prepared, 0, &reactor).unwrap();
+        Wired { net, guest, reactor }
+    }
+
+    fn turn(&mut self) {
+        let mut events = Vec::new();
+        self.reactor.wait(Some(Duration::from_millis(1)), &mut events).unwrap();
+        for ready in events {
+            self.net.ready(ready, &self.reactor);
+        }
+        self.net.work(&self.reactor);
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let header = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }.to_bytes();
+        rustix::net::send(&self.guest, &[&header[..], frame].concat(), rustix::net::SendFlags::NOSIGNAL).unwrap();
+        self.turn();
+    }
+
+    /// The next frame for the guest, without its offload header. Questions for its Ethernet address are answered here.
+    fn receive(&mut self) -> Vec<u8> {
+        let started = Instant::now();
+        let mut room = vec![0; 70_000];
+        loop {
+            assert!(started.elapsed() < Duration::from_secs(30), "no frame comes");
+            self.turn();
+            let Ok((n @ 27.., _)) = rustix::net::recv(&self.guest, &mut room[..], rustix::net::RecvFlags::DONTWAIT)
+            else {
+                continue;
+            };
+            let frame = &room[12..n];
+            match frame[12..14] {
+                [8, 0] => return frame.to_vec(),
+                [8, 6] => {
+                    let mut answer = frame[..42].to_vec();
+                    answer[..6].copy_from_slice(&frame[6..12]);
+                    answer[6..12].copy_from_slice(&policy::GUEST_MAC);
+                    answer[21] = 2;
+                    answer[22..28].copy_from_slice(&policy::GUEST_MAC);
+                    answer[28..32].copy_from_slice(&frame[38..42]);
+                    answer[32..42].copy_from_slice(&frame[22..32]);
+                    self.send(&answer);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Number, acknowledgement and flags of a frame's TCP header.
+fn tcp(frame: &[u8]) -> (u32, u32, u8) {
+    let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    (word(38), word(42), frame[47])
+}
+
+/// A client that stays silent, when the guest has closed the connection and forgotten it, holds no place; if the guest still reads, it stays.
+#[test]
+fn a_silent_client_does_not_outlive_the_guests_connection() {
+    let publish = "127.0.0.1:0:80".parse().unwrap();
+    let options = RunOptions { publish: vec![publish], ..RunOptions::default() };
+    let manifest = Manifest { listen: vec![Port { protocol: Protocol::Tcp, port: 80 }], ..Manifest::default() };
+    let mut wired = Wired::new(&options, &manifest);
+    let others = wired.net.sources.len();
+    let address = rustix::net::getsockname(&wired.net.tcp_listeners[0].socket).unwrap();
+    let mut client = TcpStream::connect(SocketAddr::try_from(address).unwrap()).unwrap();
+    let syn = wired.receive();
+    let (iss, _, flags) = tcp(&syn);
+    assert_eq!(flags & (SYN | ACK), SYN);
+    let port = u16::from_be_bytes([syn[34], syn[35]]);
+    let mine = |seq: u32, ack: u32, flags: u8| {
+        let mut f = segment(80, port, seq, flags);
+        f[42..46].copy_from_slice(&ack.to_be_bytes());
+        f
+    };
+    wired.send(&mine(1000, iss + 1, SYN | ACK));
+    wired.send(&mine(1001, iss + 1, FIN | ACK));
+    // The client sees the end.
+    assert_eq!(client.read(&mut [0; 9]).unwrap(), 0);
+    let probe = |wired: &mut Wired| {
+        loop {
+            let (seq, ack, flags) = tcp(&wired.receive());
+            // Just before what has been acknowledged (RFC 9293 §3.8.4).
+            if (seq, ack, flags & FIN) == (iss, 1002, 0) {
+                return;
+            }
+        }
+    };
+    probe(&mut wired);
+    wired.send(&mine(1002, iss + 1, ACK));
+    assert_eq!(wired.net.sources.len(), others + 1, "the guest may still read");
+    probe(&mut wired);
+    wired.send(&mine(1002, 0, RST));
+    assert_eq!(wired.net.sources.len(), others, "nobody holds it any more");
+}
