@@ -1,8 +1,10 @@
 //! Files that are memory only.
 
 use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 
 /// An empty one, which may be sealed. Nobody can execute it as a program, so that hosts that forbid those (`vm.memfd_noexec=2`) allow it.
@@ -14,4 +16,12 @@ pub(crate) fn create(name: &str) -> rustix::io::Result<File> {
         other => other,
     };
     fd.map(File::from)
+}
+
+/// One with these bytes, which nobody can change any more.
+pub(crate) fn sealed(name: &str, bytes: &mut impl Read) -> io::Result<OwnedFd> {
+    let mut file = create(name)?;
+    io::copy(bytes, &mut file)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file.into())
 }

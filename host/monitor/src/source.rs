@@ -1,13 +1,11 @@
 //! The image file, opened and checked, without keeping its bytes in memory.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
 use donjon_image::{Head, Manifest, OpenError};
-use rustix::fs::{SealFlags, fcntl_add_seals};
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -36,7 +34,11 @@ impl Source {
         let Head { header, manifest, manifest_bytes, relr, content } = Head::read(&file, path)?;
         let relocations = relocations(&header, &relr)
             .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?;
-        let content = if content.is_empty() { None } else { Some(memory_file(&content).map_err(io)?) };
+        let content = if content.is_empty() {
+            None
+        } else {
+            Some(crate::memfd::sealed("donjon-image", &mut &content[..]).map_err(io)?)
+        };
         Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, content, relocations })
     }
 
@@ -58,14 +60,6 @@ impl Source {
     pub fn pages(e: Extent) -> u64 {
         e.len.next_multiple_of(donjon_abi::PAGE)
     }
-}
-
-/// A file of memory with these bytes, which nobody can change any more.
-fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let mut file = crate::memfd::create("donjon-image")?;
-    file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(file.into())
 }
 
 /// Decodes the relocations, or `None` if one lies outside of what the file has of the writable segments, or not behind the one before: so their number is bounded by the file's length.

@@ -9,7 +9,7 @@
 
 mod command;
 
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -258,9 +258,10 @@ fn readable_by_nobody(source: &Source) -> io::Result<OwnedFd> {
     if everybody || !rustix::process::geteuid().is_root() {
         return Ok(source.file.try_clone()?.into());
     }
-    let mut copy = crate::memfd::create("donjon-image")?;
-    io::copy(&mut std::fs::File::open(&source.path)?, &mut copy)?;
-    Ok(copy.into())
+    // Of the file that was checked: behind its name there may be another by now.
+    let mut file = &source.file;
+    file.seek(io::SeekFrom::Start(0))?;
+    crate::memfd::sealed("donjon-image", &mut file)
 }
 
 /// Forks. The child waits at the gate, confines itself and becomes QEMU; the second value gives the error if it could not.
