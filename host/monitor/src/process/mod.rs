@@ -142,8 +142,7 @@ struct Guest {
     pidfd: OwnedFd,
     /// Wiped when the guest has ended.
     _secrets: Option<Region>,
-    /// Open `/proc/PID/statm`.
-    statm: Option<File>,
+    memory: Option<MemoryUse>,
     /// Anonymous memory that it may have, bytes.
     limit: u64,
     _timer: Option<CpuTimer>,
@@ -237,7 +236,7 @@ impl Running {
     }
 
     fn check_memory(&mut self) {
-        let Some(used) = self.guest.statm.as_ref().and_then(anonymous) else { return };
+        let Some(used) = self.guest.memory.as_ref().and_then(MemoryUse::anonymous) else { return };
         if used > self.guest.limit + MEMORY_SLACK {
             let limit = self.guest.limit;
             self.kill(ExitStatus::Killed {
@@ -320,13 +319,41 @@ pub(crate) fn wait(pidfd: &OwnedFd) -> io::Result<End> {
     })
 }
 
-/// Private anonymous memory of a process, bytes (proc(5): resident minus file-backed and shared pages).
-fn anonymous(statm: &File) -> Option<u64> {
-    let mut text = [0; 128];
-    let n = statm.read_at(&mut text, 0).ok()?;
-    let mut numbers = std::str::from_utf8(&text[..n]).ok()?.split(' ').skip(1).map(str::parse::<u64>);
-    let (resident, shared) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some(resident.saturating_sub(shared) * PAGE)
+/// What the host says about a process's memory.
+struct MemoryUse {
+    /// Open `/proc/PID/statm`.
+    statm: File,
+    /// Open `/proc/PID/status`.
+    status: File,
+}
+
+impl MemoryUse {
+    fn of(pid: i32) -> io::Result<MemoryUse> {
+        let open = |name| File::open(format!("/proc/{pid}/{name}"));
+        Ok(MemoryUse { statm: open("statm")?, status: open("status")? })
+    }
+
+    /// Bytes of private anonymous pages, also those that are in swap (proc(5)).
+    fn anonymous(&self) -> Option<u64> {
+        let mut text = [0; 128];
+        let n = self.statm.read_at(&mut text, 0).ok()?;
+        let mut numbers = std::str::from_utf8(&text[..n]).ok()?.split(' ').skip(1).map(str::parse::<u64>);
+        let (resident, shared) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(resident.saturating_sub(shared) * PAGE + self.swapped().unwrap_or(0))
+    }
+
+    /// Bytes in swap. `None` if that is not to be found, as where its user is in so many groups that they fill the room.
+    fn swapped(&self) -> Option<u64> {
+        let mut text = [0; 8192];
+        let n = self.status.read_at(&mut text, 0).ok()?;
+        swapped(std::str::from_utf8(&text[..n]).ok()?)
+    }
+}
+
+/// `VmSwap` of a `/proc/PID/status`, bytes.
+fn swapped(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmSwap:"))?;
+    Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 fn read_report(pipe: &OwnedFd) -> Vec<u8> {
@@ -415,7 +442,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
     };
     let (pid, pidfd, namespaces) = clone(&mut plan)?;
     let guest = Guest {
-        statm: File::open(format!("/proc/{pid}/statm")).ok(),
+        memory: MemoryUse::of(pid).ok(),
         limit: memory + layout.stack.len.min(64 * 1024),
         _timer: CpuTimer::new(pid, MEMORY_PERIOD_NS).ok(),
         pidfd,
@@ -591,4 +618,21 @@ fn fsgsbase() -> bool {
     #[expect(unsafe_code, reason = "UNSAFETY: a call into libc without pointers")]
     let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
     hwcap2 & 2 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_swap_is_found() {
+        let text =
+            "Name:\tguest\nVmHWM:\t    9000 kB\nRssAnon:\t     100 kB\nVmPTE:\t      44 kB\nVmSwap:\t    2048 kB\n";
+        assert_eq!(swapped(text), Some(2 << 20));
+        assert_eq!(swapped("Name:\tguest\nGroups:\t1 2 3"), None);
+        // And this process has the line, whatever it says.
+        let own = MemoryUse::of(std::process::id().cast_signed()).unwrap();
+        assert!(own.swapped().is_some());
+        assert!(own.anonymous().is_some_and(|bytes| bytes > 0));
+    }
 }
