@@ -19,9 +19,13 @@ cargo xtask TASK
   test [--only STEP]                 everything that can be tested on this machine
   drill [--short] [--only KIND] [--attempt WORD] [--json]
                                      the breach drill: the same exploits against a container and an image
-  fuzz [TARGET...] [--seconds N]     run fuzz targets, each N seconds (60); --keep adds what is new to the corpus
+  fuzz [TARGET...] [--seconds N] [--cpu N]
+                                     run fuzz targets, each N seconds (60), or until each has had N seconds of processor
+                                     time in all its runs; --keep adds what is new to the corpus
   web-clients                        the web server against Chromium and testssl.sh (too big for `test`)
-  tokio [--engine ENGINE] [FILE...]  tokio's own integration tests, each as a guest
+  tokio [--engine ENGINE] [--all] [FILE...]
+                                     tokio's own integration tests, each as a guest; --all: also the parts that a guest is
+                                     not meant to have
   bench [OPTION...]                  measure; `cargo xtask bench --help`
   bench web [OPTION...]              the stock web server against nginx; `cargo xtask bench web --help`
 ";

@@ -16,8 +16,9 @@ Exit codes:
    69   this host lacks something that is needed (a tool, an engine)
    70   the guest crashed without an exit code of its own
    71   the host's system refused something (a port in use, a TAP)
-  143   asked to stop by Ctrl-C or SIGTERM, and without a handler for it
-  130, 143  ended by Ctrl-C or SIGTERM when it did not stop, or at the second one";
+  143   asked to stop by Ctrl-C, SIGTERM or SIGHUP, and without a handler for it
+  129, 130, 143  ended by SIGHUP, Ctrl-C or SIGTERM when it did not stop, or at the
+                 second one";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -171,7 +172,7 @@ pub struct RunArgs {
     /// Let the guest listen on any port, whatever its manifest says.
     #[arg(long)]
     pub listen_any: bool,
-    /// Let the guest connect to anything, whatever its manifest says.
+    /// Let the guest connect to anything but this host's own services, whatever its manifest says.
     #[arg(long)]
     pub egress_any: bool,
     /// TCP connections that the guest may open in a second, whatever its manifest says; 0 is no limit.
