@@ -36,13 +36,37 @@ enum End {
     User(Box<Prepared>),
     /// The kernel filters; frames do not pass through the monitor.
     Kernel(KernelFilter),
+    /// The filter is on its way to the kernel.
+    Undecided(Box<Undecided>),
     Relay(Box<(Device, OwnedFd, Filter)>),
     /// For measurements: nobody filters.
     Bare,
 }
 
+/// A TAP whose filter is on its way to the kernel, and what it takes for the monitor to filter instead.
+#[derive(Debug)]
+struct Undecided {
+    filter: KernelFilter,
+    tap: OwnedFd,
+    device: Device,
+    /// What the guest gets instead of the TAP if the kernel turns out not to filter.
+    other: OwnedFd,
+    rules: Rules,
+    name: String,
+}
+
+/// Which descriptor is the guest's device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Choice {
+    /// [`Link::guest_fd`], as it was when the link was opened.
+    First,
+    /// [`Link::other_fd`] of that time.
+    Other,
+}
+
 impl Link {
-    /// Opens what the options ask for. `wire` is how frames that the monitor passes on go over the guest's descriptor.
+    /// Opens what the options ask for. `wire` is how frames that the monitor passes on go over the guest's descriptor. Whoever may use the device must wait for
+    /// [`Self::decide`].
     pub fn open(options: &RunOptions, manifest: &Manifest, wire: Wire) -> Result<Link, Error> {
         check_publish(options)?;
         let verbose = options.verbose;
@@ -53,7 +77,7 @@ impl Link {
             NetMode::Tap(t) => {
                 let boot = tap::boot_net(t);
                 let (guest, end) = filtered_tap(options, manifest, t, &boot, wire)?;
-                Ok(Link { guest: Some(guest), boot: Some(boot), end, verbose })
+                Ok(Link { guest, boot: Some(boot), end, verbose })
             }
             NetMode::User => {
                 let (prepared, fd) = Prepared::open(options, manifest, wire)?;
@@ -62,9 +86,43 @@ impl Link {
         }
     }
 
+    /// Waits until somebody filters the frames: the kernel, on a TAP of the guest's own, or the monitor. Until then the guest must not run.
+    pub fn decide(&mut self) -> Result<Choice, Error> {
+        let undecided = match std::mem::replace(&mut self.end, End::None) {
+            End::Undecided(undecided) => *undecided,
+            decided => {
+                self.end = decided;
+                return Ok(Choice::First);
+            }
+        };
+        let Undecided { mut filter, tap, device, other, rules, name } = undecided;
+        match filter.wait() {
+            Ok(()) => {
+                (self.guest, self.end) = (Some(tap), End::Kernel(filter));
+                Ok(Choice::First)
+            }
+            Err(e) => {
+                self.guest = Some(other);
+                self.end = through_the_monitor(tap, device, rules, &name, &e, self.verbose)?;
+                Ok(Choice::Other)
+            }
+        }
+    }
+
     /// The descriptor from which the guest reads frames.
     pub fn guest_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.guest.as_ref().map(AsFd::as_fd)
+        match &self.end {
+            End::Undecided(undecided) => Some(undecided.tap.as_fd()),
+            _ => self.guest.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    /// The descriptor that [`Self::decide`] may choose instead.
+    pub fn other_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.end {
+            End::Undecided(undecided) => Some(undecided.other.as_fd()),
+            _ => None,
+        }
     }
 
     /// Whether that descriptor is a TAP device's own.
@@ -76,6 +134,7 @@ impl Link {
     pub fn filter_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.end {
             End::Kernel(filter) => filter.hold(),
+            End::Undecided(undecided) => undecided.filter.hold(),
             _ => None,
         }
     }
@@ -85,11 +144,11 @@ impl Link {
         matches!(self.end, End::Kernel(_)).then(jail::describe_keeper)
     }
 
-    /// What the monitor still has to do with the network.
+    /// What the monitor still has to do with the network, or, before it is decided, may have to do.
     pub fn needs(&self) -> jail::Network {
         match &self.end {
             End::None | End::Kernel(_) | End::Bare => jail::Network::None,
-            End::Relay(_) => jail::Network::Frames,
+            End::Relay(_) | End::Undecided(_) => jail::Network::Frames,
             End::User(p) => p.needs(),
         }
     }
@@ -99,7 +158,7 @@ impl Link {
         self.boot
     }
 
-    /// The monitor's part of the work, once the guest runs. Gives up the guest's descriptor.
+    /// The monitor's part of the work, once the guest runs. Gives up the guest's descriptor. It has been decided who filters.
     pub fn into_running(self, base: Token, reactor: &Reactor) -> Result<RunningLink, Error> {
         let end = match self.end {
             End::None | End::Bare => RunningEnd::None,
@@ -109,51 +168,57 @@ impl Link {
                 let (device, tap, filter) = *parts;
                 RunningEnd::Relay(Relay::new(device, tap, filter, base, reactor)?.into())
             }
+            End::Undecided(_) => unreachable!("it has been decided"),
         };
         Ok(RunningLink { end, verbose: self.verbose })
     }
 }
 
-/// A TAP device whose frames are filtered: by the kernel where it can, else by the monitor in between. The first value is the guest's.
+/// A TAP device whose frames are filtered: by the kernel where it can, else by the monitor in between. The first value is the guest's, if that is decided.
 fn filtered_tap(
     options: &RunOptions,
     manifest: &Manifest,
     tap: &TapOptions,
     boot: &boot::Net,
     wire: Wire,
-) -> Result<(OwnedFd, End), Error> {
+) -> Result<(Option<OwnedFd>, End), Error> {
     let rules = Rules::new(manifest, boot, options);
     let failed = |source| Error::Tap { name: tap.name.clone(), source };
     // Opened first: a device that is another guest's must not get our filter.
     let fd = tap::open(tap).map_err(failed)?;
     let number = tap::number(&tap.name).map_err(failed)?;
     if options.without.contains(&Protection::Frames) {
-        return Ok((fd, End::Bare));
+        return Ok((Some(fd), End::Bare));
     }
     let attached = if options.relay_tap {
         Err(std::io::Error::other("the monitor was told to filter itself"))
     } else {
         KernelFilter::attach(&rules, number, fd.as_fd(), options.monitor_without_rule)
     };
+    let (device, other) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
+    let name = tap.name.clone();
     match attached {
-        Ok(filter) => {
-            tap::empty(&fd);
-            Ok((fd, End::Kernel(filter)))
-        }
-        Err(e) => {
-            if options.verbose {
-                crate::say!(
-                    "donjon: the kernel does not filter on {} ({e}): frames pass through the monitor",
-                    tap.name
-                );
-            }
-            if wire == Wire::Plain {
-                tap::complete_frames(&fd).map_err(failed)?;
-            }
-            let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
-            Ok((guest, End::Relay((device, fd, Filter::new(rules)).into())))
-        }
+        Ok(filter) => Ok((None, End::Undecided(Undecided { filter, tap: fd, device, other, rules, name }.into()))),
+        Err(e) => Ok((Some(other), through_the_monitor(fd, device, rules, &name, &e, options.verbose)?)),
     }
+}
+
+/// The monitor's end where the kernel does not filter, for the reason `e`.
+fn through_the_monitor(
+    tap: OwnedFd,
+    device: Device,
+    rules: Rules,
+    name: &str,
+    e: &std::io::Error,
+    verbose: bool,
+) -> Result<End, Error> {
+    if verbose {
+        crate::say!("donjon: the kernel does not filter on {name} ({e}): frames pass through the monitor");
+    }
+    if device.wire == Wire::Plain {
+        tap::complete_frames(&tap).map_err(|source| Error::Tap { name: name.into(), source })?;
+    }
+    Ok(End::Relay((device, tap, Filter::new(rules)).into()))
 }
 
 /// Whether the image declares no network at all and the operator opens none.

@@ -6,7 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::{Error, Result};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ pub(crate) fn open(options: &TapOptions) -> Result<OwnedFd> {
 }
 
 /// Throws away what waits for the guest: it came before the device had a filter, which might not have let it pass and does not know who sent it.
-pub(crate) fn empty(tap: &OwnedFd) {
+pub(crate) fn empty(tap: BorrowedFd<'_>) {
     // What does not fit into it is cut off.
     let mut frame = [0; 2048];
     // More than the longest queue that anybody sets; a peer that sends faster than this reads does not hold the guest up.
@@ -208,7 +208,7 @@ mod tests {
         UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"x", "192.0.2.2:9").unwrap();
         let patience = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
         assert_eq!(poll(&mut [PollFd::new(&tap, PollFlags::IN)], Some(&patience)), Ok(1));
-        empty(&tap);
+        empty(std::os::fd::AsFd::as_fd(&tap));
         assert_eq!(rustix::io::read(&tap, &mut [0; 64]), Err(rustix::io::Errno::AGAIN));
     }
 

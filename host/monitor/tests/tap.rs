@@ -1,6 +1,8 @@
 //! A TAP device, in a network namespace of its own: needs root.
 
 mod common;
+#[path = "common/held.rs"]
+mod held;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -372,6 +374,67 @@ fn every_process_has_one_thread() {
         child.wait().unwrap();
         assert_eq!(found, vec![1; count], "monitor, guest, and the keeper if the kernel filters: {extra:?}");
     }
+}
+
+/// The guest's last call before its first instruction, which puts its own rules on, comes when the filter is on the device, and monitor and keeper are jailed: whatever of that is
+/// held back, the guest waits.
+#[test]
+fn no_guest_runs_before_its_frames_are_filtered() {
+    let Some(ns) = Namespace::new("order") else { return };
+    ns.enter();
+    let mut command = launcher(image(), &["--net", NET], &["echo", "0"]);
+    let (mut child, calls) = held::spawn(&mut command, [libc::SYS_bpf as u32, libc::SYS_seccomp as u32]).unwrap();
+    let monitor = child.id().to_string();
+    let of = |pid: &str, field: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let value = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(":\t"));
+        value.unwrap_or_else(|| panic!("{field}")).to_owned()
+    };
+    // One filter is the test's own.
+    let jailed = |pid: &str| of(pid, "Seccomp_filters") == "2" && of(pid, "Uid").starts_with("65534");
+    let children = || std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
+    // A process that waits for bytes.
+    let reads = |pid: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/syscall"))
+            .is_ok_and(|s| s.starts_with(&format!("{} ", libc::SYS_read)))
+    };
+    let mut held = Vec::new();
+    let guest = loop {
+        let call = calls.next();
+        let pid = call.pid.to_string();
+        let who = if call.pid == child.id() {
+            "monitor"
+        } else if of(&pid, "Name") == "donjon-filter" {
+            "keeper"
+        } else {
+            break call;
+        };
+        held.push((who, call.number == libc::SYS_seccomp as i32));
+        // All that does not depend on this call goes on, until it waits.
+        let settled = || match who {
+            "keeper" => {
+                children().split_whitespace().count() == 2
+                    && children().split_whitespace().chain([&*monitor]).all(|p| p == pid || reads(p))
+            }
+            // Its first calls come before it has children.
+            _ => children().split_whitespace().all(|p| reads(p) || of(p, "Name") == "donjon-filter"),
+        };
+        while !settled() {
+            assert!(!calls.more(), "somebody has not waited for the {who}: {held:?}");
+            std::thread::yield_now();
+        }
+        calls.go_on(call);
+    };
+    for (who, jail) in [("monitor", true), ("keeper", false), ("keeper", true)] {
+        assert!(held.contains(&(who, jail)), "{who}: {held:?}");
+    }
+    assert_eq!(guest.number, libc::SYS_seccomp as i32, "{held:?}");
+    assert!(jailed(&monitor) && jailed(&keeper(&child)));
+    assert_eq!(classifiers().matches("donjon direct-action").count(), 2);
+    calls.go_on(guest);
+    assert_eq!(first_line(&mut child), "ready");
+    send(&monitor, Signal::TERM);
+    child.wait().unwrap();
 }
 
 #[test]

@@ -18,6 +18,7 @@ use landlock::{
 
 pub use report::{Explain, Layer, Report, State};
 
+use crate::net::Choice;
 use crate::options::{Protection, RunOptions};
 use crate::process::seccomp::{self, Otherwise, Rule};
 
@@ -75,10 +76,31 @@ const MEMORY_SYMBOLS: u64 = 4;
 
 /// Jails this process, for good. The guest's process has been started and waits.
 pub(crate) fn enter(plan: &Plan) -> Report {
+    begin(plan).complete(plan)
+}
+
+/// All layers but the last are on.
+#[derive(Debug)]
+#[must_use = "the system calls are still free"]
+pub(crate) struct Begun(Report);
+
+impl Begun {
+    /// Puts the last layer on: the calls that are left. Of the plan, only what there is to do for frames may be less than at the beginning.
+    pub fn complete(self, plan: &Plan) -> Report {
+        let Begun(mut report) = self;
+        if !plan.off {
+            report.add("seccomp", filter(plan));
+        }
+        report
+    }
+}
+
+/// Begins to: there are no rights any more, but for calls that work on what is open.
+pub(crate) fn begin(plan: &Plan) -> Begun {
     let mut report = Report::new("the monitor");
     if plan.off {
         report.skip("all of it", "for a measurement");
-        return report;
+        return Begun(report);
     }
     // The standard library asks for the keys of its hash tables once for each thread, and there is one: later it could not (`getrandom`).
     let _ = std::hash::RandomState::new();
@@ -103,8 +125,7 @@ pub(crate) fn enter(plan: &Plan) -> Report {
     let _ = sys::set_at_parents_end(at_parents_end);
     report.add("no new privileges", sys::no_new_privileges().map(|()| "no program can give rights back".into()));
     report.add("Landlock", monitor_ruleset(&plan.network).and_then(|r| restrict(r, describe(&plan.network))));
-    report.add("seccomp", filter(plan));
-    report
+    Begun(report)
 }
 
 fn limits(plan: &Plan) -> Result<String> {
@@ -330,7 +351,12 @@ pub(crate) fn describe_keeper() -> Report {
     report
 }
 
-/// Waits until the monitor is jailed: the guest's side reads a byte from this pipe before it goes on.
+/// What comes from the [`Gate`].
+pub(crate) const GATE_FIRST: u8 = 1;
+/// See [`GATE_FIRST`].
+pub(crate) const GATE_OTHER: u8 = 2;
+
+/// Waits until the monitor is jailed, and the guest's frames are filtered: the guest's side reads a byte from this pipe before it goes on.
 #[derive(Debug)]
 pub(crate) struct Gate(OwnedFd);
 
@@ -341,9 +367,13 @@ impl Gate {
         Ok((Gate(open), wait))
     }
 
-    /// Lets the guest start.
-    pub fn open(self) {
-        let _ = rustix::io::write(&self.0, &[1]);
+    /// Lets the guest start, with this one of its devices.
+    pub fn open(self, device: Choice) {
+        let byte = match device {
+            Choice::First => GATE_FIRST,
+            Choice::Other => GATE_OTHER,
+        };
+        let _ = rustix::io::write(&self.0, &[byte]);
     }
 }
 

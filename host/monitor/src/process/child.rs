@@ -15,6 +15,7 @@ use donjon_abi::image::{ImageHeader, SegmentProt};
 use super::layout::Layout;
 use super::stub::{self, Config, Offsets};
 use super::sys::{Errno, syscall};
+use crate::jail::{GATE_FIRST, GATE_OTHER};
 
 /// Everything that the child needs, prepared by the monitor.
 pub(super) struct Plan<'a> {
@@ -33,7 +34,9 @@ pub(super) struct Plan<'a> {
     pub secrets_fd: i32,
     /// Console output, console errors, report, the network device if there is one, and what keeps the kernel's filter on it.
     pub fds: [i32; stub::LAST_FD as usize],
-    /// A byte comes from here when the monitor is jailed.
+    /// The network device if the gate says so, without a filter in the kernel.
+    pub other_fd: i32,
+    /// A byte comes from here when the monitor is jailed and the network's frames are filtered; it says which device to take.
     pub gate_fd: i32,
     /// The monitor's process id, or 0 if the child cannot see it.
     pub parent: u64,
@@ -131,12 +134,14 @@ unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Err
     unsafe {
         session(plan)?;
         map(plan)?;
-        wait_for_monitor(plan.gate_fd)?;
-        descriptors(plan).map_err(|e| (Step::Descriptors, e))?;
-        *report_fd = stub::REPORT_FD;
         signals(plan)?;
-        privileges(plan)?;
-        rseq(plan)
+        privileges()?;
+        rseq(plan)?;
+        let fds = wait_for_monitor(plan)?;
+        descriptors(fds).map_err(|e| (Step::Descriptors, e))?;
+        *report_fd = stub::REPORT_FD;
+        // Last: no descriptor could get its number with this. Not 0: poll(2) takes no more entries.
+        limit(libc::RLIMIT_NOFILE, 1)
     }
 }
 
@@ -250,12 +255,17 @@ unsafe fn map(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     Ok(())
 }
 
-unsafe fn wait_for_monitor(gate: i32) -> Result<(), (Step, Errno)> {
+/// Gives the descriptors that the guest is to have.
+unsafe fn wait_for_monitor(plan: &Plan<'_>) -> Result<[i32; stub::LAST_FD as usize], (Step, Errno)> {
     let mut byte = 0u8;
     loop {
         // SAFETY: writes at most one byte, to `byte`.
-        match unsafe { sys(libc::SYS_read, [gate as u64, (&raw mut byte) as u64, 1, 0, 0, 0]) } {
-            Ok(1) => return Ok(()),
+        match unsafe { sys(libc::SYS_read, [plan.gate_fd as u64, (&raw mut byte) as u64, 1, 0, 0, 0]) } {
+            Ok(1) if byte == GATE_FIRST => return Ok(plan.fds),
+            Ok(1) if byte == GATE_OTHER => {
+                let [output, errors, report, _, _] = plan.fds;
+                return Ok([output, errors, report, plan.other_fd, -1]);
+            }
             Err(Errno(libc::EINTR)) => {}
             Ok(_) => return Err((Step::Jail, Errno(libc::EPIPE))),
             Err(e) => return Err((Step::Jail, e)),
@@ -311,12 +321,12 @@ unsafe fn start_frame(plan: &Plan<'_>) {
     }
 }
 
-unsafe fn descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
+unsafe fn descriptors(fds: [i32; stub::LAST_FD as usize]) -> Result<(), Errno> {
     let mut high = [-1i32; stub::LAST_FD as usize];
     // SAFETY: descriptors are not memory.
     unsafe {
         // First out of the way of the final numbers, then down.
-        for (to, from) in high.iter_mut().zip(plan.fds) {
+        for (to, from) in high.iter_mut().zip(fds) {
             if from >= 0 {
                 *to = sys(libc::SYS_fcntl, [from as u64, libc::F_DUPFD as u64, 16, 0, 0, 0])? as i32;
             }
@@ -398,21 +408,21 @@ unsafe fn signals(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     Ok(())
 }
 
-unsafe fn privileges(_plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
+unsafe fn limit(resource: libc::__rlimit_resource_t, most: u64) -> Result<(), (Step, Errno)> {
+    let most = libc::rlimit64 { rlim_cur: most, rlim_max: most };
+    // SAFETY: reads the structure.
+    unsafe { sys(libc::SYS_prlimit64, [0, u64::from(resource), (&raw const most) as u64, 0, 0, 0]) }
+        .map(drop)
+        .map_err(|e| (Step::Limits, e))
+}
+
+unsafe fn privileges() -> Result<(), (Step, Errno)> {
     // SAFETY: none of these touches memory except by reading the arguments.
     unsafe {
-        for (limit, most) in [
-            // Not 0: poll(2) takes no more entries than this.
-            (libc::RLIMIT_NOFILE, 1),
-            (libc::RLIMIT_NPROC, 0),
-            (libc::RLIMIT_CORE, 0),
-            (libc::RLIMIT_FSIZE, 0),
-            (libc::RLIMIT_MEMLOCK, 0),
-            (libc::RLIMIT_MSGQUEUE, 0),
-        ] {
-            let most = libc::rlimit64 { rlim_cur: most, rlim_max: most };
-            sys(libc::SYS_prlimit64, [0, u64::from(limit), (&raw const most) as u64, 0, 0, 0])
-                .map_err(|e| (Step::Limits, e))?;
+        for resource in
+            [libc::RLIMIT_NPROC, libc::RLIMIT_CORE, libc::RLIMIT_FSIZE, libc::RLIMIT_MEMLOCK, libc::RLIMIT_MSGQUEUE]
+        {
+            limit(resource, 0)?;
         }
         let step = |e| (Step::Privileges, e);
         sys(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]).map_err(step)?;

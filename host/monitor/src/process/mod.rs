@@ -65,7 +65,7 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     if let Some(reason) = unfit() {
         return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
     }
-    let link = Link::open(options, &source.manifest, Wire::Offload)?;
+    let mut link = Link::open(options, &source.manifest, Wire::Offload)?;
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
@@ -73,30 +73,29 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let (guest, pipes) = start(&source, options, &link, wait)?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
-    let plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
-    let keeper = link.describe();
-    let mut run = Running {
-        output: Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor)
-            .map_err(Error::host("cannot watch the console"))?,
-        errors: Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
-            .map_err(Error::host("cannot watch the console"))?
-            .with_names(of_errors),
-        report: pipes.report,
-        link: link.into_running(NETWORK, &reactor)?,
-        guest,
-        stop: Stop::new(options.stop_timeout),
-        killed: None,
-    };
-    reactor.add(&run.guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
+    let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
+    let output =
+        Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor).map_err(Error::host("cannot watch the console"))?;
+    let errors = Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
+        .map_err(Error::host("cannot watch the console"))?
+        .with_names(of_errors);
+    reactor.add(&guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
     drop(source);
-    let mut guests = describe(&run.guest);
-    if let Some(keeper) = keeper {
+    let jail = jail::begin(&plan);
+    // The filter was on its way to the kernel all the time.
+    let device = link.decide()?;
+    plan.network = link.needs();
+    let mut guests = describe(&guest);
+    if let Some(keeper) = link.describe() {
         guests = keeper.after(guests);
     }
-    if let Some(status) = jail::enter(&plan).after(guests).before_the_guest(options) {
+    let link = link.into_running(NETWORK, &reactor)?;
+    let stop = Stop::new(options.stop_timeout);
+    let mut run = Running { output, errors, report: pipes.report, link, guest, stop, killed: None };
+    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options) {
         return Ok(status);
     }
-    gate.open();
+    gate.open(device);
     let mut ready = Vec::new();
     loop {
         let timeout = run.timeout();
@@ -434,6 +433,7 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
             link.guest_fd().map_or(-1, |fd| fd.as_raw_fd()),
             link.filter_fd().map_or(-1, |fd| fd.as_raw_fd()),
         ],
+        other_fd: link.other_fd().map_or(-1, |fd| fd.as_raw_fd()),
         gate_fd: wait.as_raw_fd(),
         parent: u64::from(std::process::id()),
         root: rustix::process::geteuid().is_root(),

@@ -54,7 +54,9 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         reason: "qemu-system-x86_64 is not installed".into(),
         hint: "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), or use --engine process",
     })?;
-    let link = Link::open(options, &source.manifest, Wire::Plain)?;
+    let mut link = Link::open(options, &source.manifest, Wire::Plain)?;
+    // QEMU is told which descriptor is its network.
+    let device = link.decide()?;
     let pipe = |flags| pipe_with(PipeFlags::CLOEXEC | flags).map_err(Error::host("cannot create a pipe"));
     let (status, guest_status) = pipe(PipeFlags::NONBLOCK)?;
     if rustix::process::geteuid().is_root() {
@@ -118,7 +120,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         return Ok(status);
     }
     let mut waiting = options.starting.map(Waiting::new);
-    gate.open();
+    gate.open(device);
     failed(&failure).map_err(Error::host("cannot start QEMU"))?;
 
     let (mut killed, mut ready) = (None, Vec::new());

@@ -29,7 +29,7 @@ const MAP_TYPE_LRU_HASH: u32 = 9;
 const MAP_FLAG_MMAPABLE: u32 = 1 << 10;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 
-/// The programs, attached.
+/// The programs, on the device or on their way there.
 #[derive(Debug)]
 pub(crate) struct KernelFilter {
     keeper: Keeper,
@@ -37,8 +37,9 @@ pub(crate) struct KernelFilter {
 }
 
 impl KernelFilter {
-    /// Puts the filter on the device of that number, whose open descriptor is `tap`. Errors: the kernel is too old, the caller lacks CAP_BPF and
-    /// CAP_NET_ADMIN, or the device has a first classifier that is somebody else's.
+    /// Begins to put the filter on the device of that number, whose open descriptor is `tap`, in a process of its own. Nobody may use the device before
+    /// [`Self::wait`] has said that it is there. Errors, here or then: the kernel is too old, the caller lacks CAP_BPF and CAP_NET_ADMIN, or the device has a first classifier
+    /// that is somebody else's.
     /// `without_rule`: see [`crate::jail::keeper`].
     pub fn attach(
         rules: &Rules,
@@ -46,33 +47,21 @@ impl KernelFilter {
         tap: BorrowedFd<'_>,
         without_rule: Option<&str>,
     ) -> Result<KernelFilter> {
-        // What the guest writes is what the device "receives".
-        const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
-        let loaded = Loaded::new(rules)?;
+        let state = state_map()?;
+        let counters = Counters::new(&state)?;
         let netlink = Netlink::new()?;
-        let ours = HOOKS.map(|hook| Message::remove(interface, hook));
-        let undo = match netlink.ask(&Message::add_place(interface)) {
-            Ok(()) => vec![Message::remove_place(interface)],
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
-                // Somebody else's, or left by a keeper that was killed; then our classifiers are still in it.
-                for message in &ours {
-                    let _ = netlink.ask(message);
-                }
-                ours.to_vec()
-            }
-            Err(e) => return Err(e),
+        let work = || {
+            let undo = attach(rules, interface, &netlink, &state)?;
+            crate::tap::empty(tap);
+            Ok(undo)
         };
-        let added = HOOKS
-            .into_iter()
-            .zip(&loaded.programs)
-            .try_for_each(|(hook, program)| netlink.ask(&Message::add(interface, hook, program.as_fd())));
-        let kept = added.and_then(|()| Keeper::start(&netlink, &undo, tap, without_rule));
-        if kept.is_err() {
-            for message in &undo {
-                let _ = netlink.ask(message);
-            }
-        }
-        Ok(KernelFilter { keeper: kept?, counters: Counters::new(&loaded.state)? })
+        let keeper = Keeper::start(&netlink, tap, state.as_fd(), without_rule, work)?;
+        Ok(KernelFilter { keeper, counters })
+    }
+
+    /// Waits until the filter is there, and the process that keeps it jailed.
+    pub fn wait(&mut self) -> Result<()> {
+        self.keeper.wait()
     }
 
     /// Whoever keeps a copy of this open has the filter stay where it is.
@@ -91,26 +80,58 @@ impl KernelFilter {
     }
 }
 
-/// Programs and maps in the kernel, not attached.
+/// Puts the filter on the device. Gives what takes it away.
+fn attach(rules: &Rules, interface: u32, netlink: &Netlink, state: &OwnedFd) -> Result<Vec<Message>> {
+    // What the guest writes is what the device "receives".
+    const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
+    let loaded = Loaded::new(rules, state)?;
+    let ours = HOOKS.map(|hook| Message::remove(interface, hook));
+    let undo = match netlink.ask(&Message::add_place(interface)) {
+        Ok(()) => vec![Message::remove_place(interface)],
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+            // Somebody else's, or left by a keeper that was killed; then our classifiers are still in it.
+            for message in &ours {
+                let _ = netlink.ask(message);
+            }
+            ours.to_vec()
+        }
+        Err(e) => return Err(e),
+    };
+    let added = HOOKS
+        .into_iter()
+        .zip(&loaded.programs)
+        .try_for_each(|(hook, program)| netlink.ask(&Message::add(interface, hook, program.as_fd())));
+    if added.is_err() {
+        for message in &undo {
+            let _ = netlink.ask(message);
+        }
+    }
+    added.map(|()| undo)
+}
+
+/// The map with the counters, and what the programs have to remember beside the flows.
+fn state_map() -> Result<OwnedFd> {
+    map(MAP_TYPE_ARRAY, 4, STATE_LEN as u32, 1, MAP_FLAG_MMAPABLE)
+}
+
+/// Programs and the map of flows in the kernel, not attached.
 #[derive(Debug)]
 struct Loaded {
     /// From and to the guest.
     programs: [OwnedFd; 2],
-    state: OwnedFd,
     _flows: OwnedFd,
 }
 
 impl Loaded {
-    fn new(rules: &Rules) -> Result<Loaded> {
+    fn new(rules: &Rules, state: &OwnedFd) -> Result<Loaded> {
         if rules.listen.len().max(rules.egress.len()) > ENTRIES_MAX {
             return Err(Error::other(format!("more than {ENTRIES_MAX} ports or destinations")));
         }
-        let state = map(MAP_TYPE_ARRAY, 4, STATE_LEN as u32, 1, MAP_FLAG_MMAPABLE)?;
         let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, rules.flows, 0)?;
         let maps = Maps { flows: flows.as_raw_fd(), state: state.as_raw_fd() };
         let load = |code: Option<Vec<u64>>| load(&code.ok_or(Error::other("too many rules for one program"))?);
         let programs = [load(program::from_guest(rules, maps))?, load(program::to_guest(rules, maps))?];
-        Ok(Loaded { programs, state, _flows: flows })
+        Ok(Loaded { programs, _flows: flows })
     }
 }
 
@@ -207,11 +228,12 @@ pub(super) mod run {
     impl Bench {
         /// `None` where we may not load programs.
         pub fn new(rules: &Rules) -> Option<Bench> {
-            let loaded = match Loaded::new(rules) {
+            let loaded = state_map().and_then(|state| Ok((Loaded::new(rules, &state)?, state)));
+            let (loaded, state) = match loaded {
                 Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return None,
                 other => other.unwrap_or_else(|e| panic!("{e}: {}", explain(rules))),
             };
-            let counters = Counters::new(&loaded.state).unwrap();
+            let counters = Counters::new(&state).unwrap();
             Some(Bench { loaded, counters })
         }
 
@@ -242,7 +264,7 @@ pub(super) mod run {
 
     /// What the verifier has to say.
     fn explain(rules: &Rules) -> String {
-        let state = map(MAP_TYPE_ARRAY, 4, STATE_LEN as u32, 1, MAP_FLAG_MMAPABLE).unwrap();
+        let state = state_map().unwrap();
         let flows = map(MAP_TYPE_LRU_HASH, KEY_LEN as u32, 4, rules.flows, 0).unwrap();
         let maps = Maps { flows: flows.as_raw_fd(), state: state.as_raw_fd() };
         let mut out = String::new();
