@@ -171,7 +171,8 @@ fn query(name: &str, request: u64) -> Result<i32> {
 
 /// The request itself; the kernel writes its answer where the question was.
 fn ask(interface: &mut libc::ifreq, request: u64) -> Result<()> {
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: the structure is whole and lives for the call.
     unsafe { ioctl(&socket, request, (&raw mut *interface) as u64) }
 }

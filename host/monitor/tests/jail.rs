@@ -81,6 +81,10 @@ fn monitor_and_guest_have_no_rights_while_the_guest_runs() {
             for name in ["mnt", "net", "ipc", "uts", "cgroup"] {
                 assert_ne!(own(name), ours(name), "{user}: {name}");
             }
+            let guests = |name: &str| std::fs::read_link(format!("/proc/{}/ns/{name}", processes[0])).unwrap();
+            for name in ["net", "ipc", "uts", "cgroup", "pid"] {
+                assert_ne!(guests(name), ours(name), "the guest of {user}: {name}");
+            }
             let root = std::fs::read_dir(format!("/proc/{monitor}/root")).unwrap();
             assert_eq!(root.count(), 0, "{user}: an empty root");
         }

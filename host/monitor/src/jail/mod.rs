@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub without_rule: Option<&'static str>,
     /// Address space that the monitor may get, beyond what it has, bytes.
     pub memory: u64,
+    /// Where this process is by now.
+    pub place: Place,
     /// For measurements: no jail.
     pub off: bool,
 }
@@ -61,6 +63,7 @@ impl Plan {
             network,
             without_rule: options.monitor_without_rule,
             memory: options.monitor_memory.unwrap_or(work + symbols.saturating_mul(MEMORY_SYMBOLS)),
+            place: Place::Host,
             off: options.without.contains(&Protection::Jail),
         }
     }
@@ -73,6 +76,26 @@ const MEMORY_PLAIN: u64 = 32 << 20;
 const MEMORY_USERNET: u64 = 256 << 20;
 /// For each byte of a file with symbols: its content, and the table of functions with their names, with room for that to grow.
 const MEMORY_SYMBOLS: u64 = 4;
+
+/// Whose network namespace a process is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// The host's.
+    Host,
+    /// One without a network, which monitor and guest share.
+    Nowhere,
+}
+
+/// Leaves the host's network for a namespace without one, for the guest's process too, which is started next: making one takes as long as starting a process, so there is one
+/// for both, and nobody in it who could open a socket. It stays where it is if it needs the host's network, or the host refuses.
+pub(crate) fn leave_the_network(network: &Network, options: &RunOptions) -> Place {
+    let stays = matches!(network, Network::Dial(_)) || options.without.contains(&Protection::Jail);
+    // An ordinary user gets one with a user namespace only, each its own.
+    match !stays && rustix::process::geteuid().is_root() && sys::unshare(libc::CLONE_NEWNET).is_ok() {
+        true => Place::Nowhere,
+        false => Place::Host,
+    }
+}
 
 /// Jails this process, for good. The guest's process has been started and waits.
 pub(crate) fn enter(plan: &Plan) -> Report {
@@ -110,7 +133,7 @@ pub(crate) fn begin(plan: &Plan) -> Begun {
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
     report.add("resource limits", limits(plan));
     report.add("memory", memory(plan.memory));
-    namespaces(&mut report, root, matches!(plan.network, Network::Dial(_)));
+    namespaces(&mut report, root, plan);
     report.add(
         "capabilities",
         sys::no_capabilities().map(|()| match sys::bounding_set_is_empty() {
@@ -149,16 +172,19 @@ fn memory(more: u64) -> Result<String> {
     Ok(format!("at most {} MiB more than at the start", more.div_ceil(1 << 20)))
 }
 
-fn namespaces(report: &mut Report, root: bool, dials: bool) {
+fn namespaces(report: &mut Report, root: bool, plan: &Plan) {
     if !root {
         report.add("user namespace", sys::unshare(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
     } else {
         report.skip("user namespace", "not needed: capabilities are given up instead");
     }
     report.add("mount namespace", sys::empty_root().map(|()| "an empty, read-only root".into()));
-    match dials {
-        false => report.add("network namespace", sys::unshare(libc::CLONE_NEWNET).map(|()| "its own, empty".into())),
-        true => report.skip("network namespace", "`egress` goes through the host's network"),
+    match plan.network {
+        Network::Dial(_) => report.skip("network namespace", "`egress` goes through the host's network"),
+        _ if plan.place == Place::Nowhere => {
+            report.add("network namespace", Ok("an empty one, its own and the guest's".into()))
+        }
+        _ => report.add("network namespace", sys::unshare(libc::CLONE_NEWNET).map(|()| "its own, empty".into())),
     }
     let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
     report.add("IPC, UTS and cgroup namespaces", sys::unshare(rest).map(|()| "its own".into()));

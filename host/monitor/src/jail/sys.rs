@@ -91,10 +91,9 @@ pub(super) fn no_capabilities() -> Result<()> {
 /// Whether no program that is executed could get any.
 pub(super) fn bounding_set_is_empty() -> bool {
     // EINVAL: beyond the last one.
-    (0..64).all(|capability| {
-        // SAFETY: numbers.
-        unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as u64, 0, 0, 0) != 1 }
-    })
+    // SAFETY: numbers.
+    let read = |capability| unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as u64, 0, 0, 0) };
+    (0..64).map(read).take_while(|had| *had >= 0).all(|had| had == 0)
 }
 
 /// The same but for these (a set of bits).
@@ -102,8 +101,11 @@ pub(super) fn only_capabilities(keep: u32) -> Result<()> {
     // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.
     const BECOME: u32 = 1 << 6 | 1 << 7;
     for capability in 0..64 {
-        // EINVAL: beyond the last one. EPERM: see above.
-        let _ = prctl(libc::PR_CAPBSET_DROP, capability);
+        // EPERM: see above.
+        if prctl(libc::PR_CAPBSET_DROP, capability).is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)) {
+            // Beyond the last one.
+            break;
+        }
     }
     let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
     capset(if rustix::process::geteuid().is_root() { keep | BECOME } else { keep })

@@ -24,7 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::console::{Relay, Stream, harmless};
 use crate::error::Error;
 use crate::exit::ExitStatus;
-use crate::jail::{self, Gate};
+use crate::jail::{self, Gate, Place};
 use crate::net::Link;
 use crate::options::{Protection, RunOptions};
 use crate::reactor::{Interest, Reactor, Ready, Token};
@@ -71,9 +71,11 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
-    let (guest, pipes) = start(&source, options, &link, wait)?;
+    let place = jail::leave_the_network(&link.needs(), options);
+    let (guest, pipes) = start(&source, options, &link, wait, place)?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
     let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
+    plan.place = place;
     let output =
         Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor).map_err(Error::host("cannot watch the console"))?;
     let errors = Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
@@ -362,7 +364,13 @@ fn read_report(pipe: &OwnedFd) -> Vec<u8> {
     report
 }
 
-fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> Result<(Guest, Pipes), Error> {
+fn start(
+    source: &Source,
+    options: &RunOptions,
+    link: &Link,
+    wait: OwnedFd,
+    place: Place,
+) -> Result<(Guest, Pipes), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     let private = source.private_len();
     let least = source.unpacked_len() + private + MEMORY_LEAST;
@@ -440,7 +448,8 @@ fn start(source: &Source, options: &RunOptions, link: &Link, wait: OwnedFd) -> R
         rseq: rseq(),
         name,
     };
-    let (pid, pidfd, namespaces) = clone(&mut plan)?;
+    let network = if place == Place::Nowhere { 0 } else { libc::CLONE_NEWNET };
+    let (pid, pidfd, namespaces) = clone(&mut plan, NAMESPACES | network)?;
     let guest = Guest {
         memory: MemoryUse::of(pid).ok(),
         limit: memory + layout.stack.len.min(64 * 1024),
@@ -546,16 +555,15 @@ fn config(source: &Source, link: &Link, layout: &Layout, vdso: &vdso::Vdso, filt
     config
 }
 
-/// Namespaces of its own for the child, empty ones. An ordinary user may have them only together with a user namespace, and in
+/// Namespaces of its own for the child, empty ones, beside the network's. An ordinary user may have them only together with a user namespace, and in
 /// some places not at all: then the filter stands alone.
-const NAMESPACES: i32 =
-    libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
+const NAMESPACES: i32 = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
 
-fn clone(plan: &mut Plan<'_>) -> Result<(i32, OwnedFd, bool), Error> {
+fn clone(plan: &mut Plan<'_>, namespaces: i32) -> Result<(i32, OwnedFd, bool), Error> {
     let user = if plan.root { 0 } else { libc::CLONE_NEWUSER };
     let monitor = std::mem::take(&mut plan.parent);
     // In a namespace of its own the child cannot see the monitor's number.
-    clone_with(plan, NAMESPACES | user).map(|(pid, fd)| (pid, fd, true)).or_else(|_| {
+    clone_with(plan, namespaces | user).map(|(pid, fd)| (pid, fd, true)).or_else(|_| {
         plan.parent = monitor;
         clone_with(plan, 0).map(|(pid, fd)| (pid, fd, false))
     })
