@@ -1,8 +1,9 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use donjon_monitor::{Machine, NetMode, Publish, Secret};
 
 const EXIT_CODES: &str = "\
@@ -35,6 +36,27 @@ Examples:
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Command {
+    /// What the command line says. Ends the process where that makes no sense, or is a question that clap answers.
+    pub fn parse() -> Command {
+        match Self::run_alone(std::env::args_os()) {
+            Some(run) => Command::Run(run),
+            None => Cli::parse().command,
+        }
+    }
+
+    /// `donjon run` without the other commands' options, which take time to build at every start of a guest. `None` for other commands, and where there is something to
+    /// say, which needs the whole.
+    fn run_alone(words: impl Iterator<Item = OsString>) -> Option<RunArgs> {
+        let mut words = words.skip(1).peekable();
+        if words.peek()? != "run" {
+            return None;
+        }
+        let matches = RunArgs::augment_args(clap::Command::new("run")).try_get_matches_from(words).ok()?;
+        RunArgs::from_arg_matches(&matches).ok()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -438,5 +460,38 @@ fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected two parts with = between them".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_alone_is_as_among_all_commands() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for line in [
+            "donjon run a.img",
+            "donjon run dir -p 8080:80 -p 127.0.0.1:1:2/udp -e A=b --verbose -- run --help",
+            "donjon run --engine qemu --machine q35 --memory 32M --explain-jail --json a.img",
+            "donjon run a.img --net tap:tap0,ip=10.0.0.2/24,gw=10.0.0.1 --secret k=f --limit-send 10M",
+        ] {
+            let alone = Command::run_alone(words(line).into_iter()).map(Command::Run);
+            let among_all = Cli::try_parse_from(words(line)).unwrap().command;
+            assert_eq!(format!("{alone:?}"), format!("{:?}", Some(among_all)), "{line}");
+        }
+        for line in [
+            "donjon",
+            "donjon --help",
+            "donjon new run",
+            "donjon run",
+            "donjon run --help",
+            "donjon run -V",
+            "donjon run a.img --json",
+            "donjon run a.img -p x",
+            "donjon run a.img b.img",
+        ] {
+            assert!(Command::run_alone(words(line).into_iter()).is_none(), "{line}");
+        }
     }
 }

@@ -15,15 +15,14 @@ mod ui;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command};
-use clap::Parser as _;
+use args::Command;
 
 fn main() -> ExitCode {
     // rustc calls us as its linker while `donjon build` runs.
     if let Some(status) = donjon_image::linker::run_if_linker() {
         return status.into();
     }
-    let done = match Cli::parse().command {
+    let done = match Command::parse() {
         Command::New(args) => new::new(&args),
         Command::Build(args) => build::build(&args),
         Command::Run(args) => run::run(&args),
