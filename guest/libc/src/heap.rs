@@ -10,7 +10,10 @@ use donjon_base::PAGE;
 use donjon_os::{
     errno::{Errno, Result},
     fd,
-    fs::map::{MapSource, map_source},
+    fs::{
+        map::{MapSource, map_source},
+        shared,
+    },
     mem,
 };
 
@@ -133,7 +136,8 @@ fn rights(prot: c_int) -> Result<Prot> {
     })
 }
 
-/// `mmap`: anonymous memory, and private or read-only mappings of files. Never executable (EACCES).
+/// `mmap`: anonymous memory, private mappings of files, shared ones of files in the tmpfs, read-only ones of the bundle's. Never executable
+/// (EACCES).
 ///
 /// # Safety
 /// As in C: with MAP_FIXED, what was at the address is gone.
@@ -193,7 +197,7 @@ unsafe fn map(addr: usize, len: usize, prot: c_int, flags: c_int, file: c_int, o
         return Err(Errno::EOPNOTSUPP);
     }
     if flags & libc::MAP_FIXED != 0 {
-        if !anonymous || !addr.is_multiple_of(PAGE) {
+        if !anonymous || !addr.is_multiple_of(PAGE) || shared::mapped(addr, len).is_some() {
             return Err(Errno::EINVAL);
         }
         // SAFETY: the caller gives up what is there.
@@ -207,6 +211,9 @@ unsafe fn map(addr: usize, len: usize, prot: c_int, flags: c_int, file: c_int, o
         let charge = if rights == Prot::None { 0 } else { len };
         let at = mem::map(len, PAGE, charge).ok_or(Errno::ENOMEM)?;
         return finish(at, len, rights);
+    }
+    if shared && let Some(at) = shared::map(file, offset as u64, len, rights)? {
+        return Ok(at);
     }
     let source = map_source(file, offset as u64, len)?;
     // A copy would not follow the file: only what nobody can write to may be shared.
@@ -254,6 +261,13 @@ fn finish(at: usize, len: usize, rights: Prot) -> Result<usize> {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     let at = addr as usize;
+    if at.is_multiple_of(PAGE)
+        && len > 0
+        && let Some(len) = len.checked_next_multiple_of(PAGE)
+        && let Some(done) = shared::unmap(at, len)
+    {
+        return ret_int(done.map(|()| 0));
+    }
     let ok = at.is_multiple_of(PAGE)
         && len > 0
         // A file in the image stays where it is.
@@ -285,8 +299,13 @@ pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) ->
             return Ok(0);
         }
         let len = len.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
-        // SAFETY: the caller's contract.
-        unsafe { mem::change(at, len, rights) }.map(|()| 0)
+        match shared::mapped(at, len) {
+            // The file's pages have the rights that their mappings were made with.
+            Some(writable) if writable && rights == Prot::ReadWrite => Ok(0),
+            Some(_) => Err(Errno::EACCES),
+            // SAFETY: the caller's contract.
+            None => unsafe { mem::change(at, len, rights) }.map(|()| 0),
+        }
     })();
     ret_int(result)
 }
@@ -305,6 +324,9 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
             let len = len.next_multiple_of(PAGE);
             if len == 0 {
                 Ok(0)
+            } else if shared::mapped(at, len).is_some() {
+                // The content is the file's. For it, giving the mapping's pages back means nothing, and freeing them is an error.
+                if advice == libc::MADV_FREE { Err(Errno::EINVAL) } else { Ok(0) }
             } else if mem::is_mapped(at, len) {
                 // SAFETY: the caller gives the content up.
                 unsafe { mem::discard(at, len) }.map(|()| 0).map_err(|_| Errno::EINVAL)
@@ -323,4 +345,18 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
         _ => Err(Errno::EINVAL),
     };
     ret_int(result)
+}
+
+/// `msync`: a shared mapping is the file's own memory, so there is nothing to write; what is not mapped is ENOMEM.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn msync(addr: *mut c_void, len: usize, flags: c_int) -> c_int {
+    let at = addr as usize;
+    let both = libc::MS_SYNC | libc::MS_ASYNC;
+    ret_int(if flags & !(both | libc::MS_INVALIDATE) != 0 || flags & both == both || !at.is_multiple_of(PAGE) {
+        Err(Errno::EINVAL)
+    } else if in_bundle(at, len) || mem::is_mapped(at, len) {
+        Ok(0)
+    } else {
+        Err(Errno::ENOMEM)
+    })
 }

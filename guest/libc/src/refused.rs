@@ -31,7 +31,7 @@ refused! { sched_setaffinity sched_setscheduler setpriority nice }
 // Interrupting timers and signals that wait.
 refused! { alarm setitimer timer_create timer_settime timer_delete sigsuspend sigtimedwait sigwaitinfo sigwait signalfd sigqueue }
 // Memory that stays in place or moves.
-refused! { mremap mlock mlock2 munlock mlockall munlockall mincore msync remap_file_pages shmget shmat shmdt shm_open shm_unlink }
+refused! { mremap mlock mlock2 munlock mlockall munlockall mincore remap_file_pages shmget shmat shmdt shm_open shm_unlink }
 // Watching files.
 refused! { inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_init }
 

@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 use core::borrow::Borrow;
+use core::ops::Range;
 
 /// Keys with their values, ascending.
 pub(crate) struct Sorted<K, V>(Vec<(K, V)>);
@@ -102,6 +103,22 @@ impl<K: Ord, V> Sorted<K, V> {
         self.find(key).ok().map(|at| self.0.remove(at).1)
     }
 
+    fn within(&self, keys: &Range<K>) -> Range<usize> {
+        let [from, to] = [&keys.start, &keys.end].map(|key| self.find(key).unwrap_or_else(|at| at));
+        from..to.max(from)
+    }
+
+    /// How many entries are within the range of keys.
+    pub fn count(&self, keys: &Range<K>) -> usize {
+        self.within(keys).len()
+    }
+
+    /// Removes those entries.
+    pub fn take(&mut self, keys: &Range<K>) -> alloc::vec::Drain<'_, (K, V)> {
+        let range = self.within(keys);
+        self.0.drain(range)
+    }
+
     /// Removes the entries from the key on; how many those were.
     pub fn truncate(&mut self, key: &K) -> usize {
         let keep = self.find(key).unwrap_or_else(|at| at);
@@ -130,6 +147,13 @@ mod tests {
                 3 => assert_eq!(map.remove(&key), model.remove(&key)),
                 4 => assert_eq!(map.get_mut(&key), model.get_mut(&key)),
                 5 if round % 16 == 0 => assert_eq!(map.truncate(&key), model.split_off(&key).len()),
+                5 if round % 16 == 1 => {
+                    let keys = key..key + 9;
+                    assert_eq!(map.count(&keys), model.range(keys.clone()).count());
+                    let gone: alloc::vec::Vec<_> = map.take(&keys).collect();
+                    assert!(gone.iter().map(|(k, v)| (k, v)).eq(model.range(keys.clone())));
+                    model.retain(|k, _| !keys.contains(k));
+                }
                 6 => assert_eq!(map.get_or_try_insert(key, || Some(round)), Some(model.entry(key).or_insert(round))),
                 _ => {
                     use core::ops::Bound::{Excluded, Unbounded};

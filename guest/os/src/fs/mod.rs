@@ -5,6 +5,7 @@ mod dev;
 mod file;
 pub mod map;
 mod path;
+pub mod shared;
 mod stat;
 #[cfg(test)]
 mod tests;

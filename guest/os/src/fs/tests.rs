@@ -1,6 +1,10 @@
+#![expect(unsafe_code, reason = "reads and writes mappings")]
+// UNSAFETY: at addresses that were just mapped.
+
 use super::*;
 use crate::fd::tests::start;
 use crate::fd::{O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use donjon_abi::Prot;
 use std::string::String;
 use std::{vec, vec::Vec};
 
@@ -256,4 +260,89 @@ fn named_pipes_bring_two_sides_together() {
     assert_eq!(content("/tmp/p"), Ok(b"hello".to_vec()));
     let both = o("/tmp/p", O_RDWR).unwrap();
     assert_eq!((put(both, b"x"), fd::read(both, &mut [&mut [0; 4]])), (Ok(1), Ok(1)));
+}
+
+/// What a mapping shows.
+fn seen(at: usize, len: usize) -> Vec<u8> {
+    // SAFETY: the tests read what is mapped.
+    unsafe { core::slice::from_raw_parts(at as *const u8, len) }.to_vec()
+}
+
+/// What a program does to a mapping.
+fn poke(at: usize, bytes: &[u8]) {
+    // SAFETY: the tests write to what is mapped, and hold no reference to it.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) }
+}
+
+#[test]
+fn shared_mappings_are_the_file() {
+    let _s = start();
+    let fd = o("/tmp/m", O_RDWR | O_CREAT).unwrap();
+    let mut buf = [0; 4];
+    assert_eq!(fd::write_at(fd, &[b"file"], 4096), Ok(4));
+    let used = usage().0;
+    // Two mappings of the same range are the same memory; the hole before it is made.
+    let at = shared::map(fd, 0, 8192, Prot::ReadWrite).unwrap().unwrap();
+    assert_eq!(usage().0, used + 4096);
+    assert_eq!(shared::map(fd, 4096, 4096, Prot::Read), Ok(Some(at + 4096)));
+    assert_eq!(seen(at + 4096, 5), b"file\0");
+    poke(at + 4096, b"seen");
+    assert_eq!(fd::read_at(fd, &mut [&mut buf], 4096), Ok(4));
+    assert_eq!(&buf, b"seen");
+    fd::write_at(fd, &[b"back"], 4094).unwrap();
+    assert_eq!(seen(at + 4094, 6), b"backen");
+    // What was written behind the end is not there when the file grows over it.
+    poke(at + 4100, b"evil");
+    fd::write_at(fd, &[b"."], 4103).unwrap();
+    assert_eq!(fd::read_at(fd, &mut [&mut buf], 4100), Ok(4));
+    assert_eq!(&buf, b"\0\0\0.");
+    fd::truncate(fd, 4096).unwrap();
+    assert_eq!(seen(at + 4096, 2), b"\0\0");
+    fd::truncate(fd, 4200).unwrap();
+    assert_eq!(shared::mapped(at + 100, 1), Some(true));
+    assert_eq!(shared::mapped(at + 4096, 1), Some(false));
+    assert_eq!(shared::mapped(at + 8192, 1), None);
+    // Only what lies within can be mapped a second time.
+    assert_eq!(shared::map(fd, 4096, 8192, Prot::Read), Err(Errno::ENODEV));
+    assert!(shared::map(fd, 8192, 4096, Prot::Read).unwrap().is_some());
+    // The file stays while it is mapped, under no name and with no descriptor.
+    poke(at, b"stay");
+    fd::close(fd).unwrap();
+    unlink(At::Cwd, b"/tmp/m", false).unwrap();
+    assert_eq!(seen(at, 4), b"stay");
+    assert!(usage().0 > used);
+}
+
+#[test]
+fn a_mapping_ends_in_parts() {
+    let _s = start();
+    make("/tmp/p", b"abcd");
+    let before = usage().0;
+    let (fd, read_only) = (o("/tmp/p", O_RDWR).unwrap(), o("/tmp/p", O_RDONLY).unwrap());
+    assert_eq!(shared::map(read_only, 0, 4096, Prot::ReadWrite), Err(Errno::EACCES));
+    assert_eq!(shared::unmap(4096, 4096), None);
+    let at = shared::map(fd, 0, 4 * 4096, Prot::ReadWrite).unwrap().unwrap();
+    poke(at + 1, b"BC");
+    assert_eq!(shared::unmap(at - 4096, 8192), Some(Err(Errno::EINVAL)));
+    assert_eq!(shared::unmap(at + 4096, 4096), Some(Ok(())));
+    assert_eq!(shared::mapped(at + 4096, 4096), None);
+    assert_eq!((shared::mapped(at, 1), shared::mapped(at + 8192, 8192)), (Some(true), Some(true)));
+    // The memory stays until the last part is gone; then the file has blocks again, and no more than before.
+    assert_eq!(usage().0, before + 3 * 4096);
+    assert_eq!(shared::unmap(at, 4096), Some(Ok(())));
+    assert_eq!(shared::unmap(at + 8192, 8192), Some(Ok(())));
+    assert_eq!((usage().0, fd::stat(fd).unwrap().used), (before, 4096));
+    assert_eq!(content("/tmp/p"), Ok(b"aBCd".to_vec()));
+    // A read-only one does not keep `write` out.
+    let at = shared::map(read_only, 0, 4096, Prot::Read).unwrap().unwrap();
+    fd::write_at(fd, &[b"W"], 0).unwrap();
+    assert_eq!(seen(at, 4), b"WBCd");
+    fd::close(fd).unwrap();
+    unlink(At::Cwd, b"/tmp/p", false).unwrap();
+    fd::close(read_only).unwrap();
+    assert_eq!(shared::unmap(at, 4096), Some(Ok(())));
+    assert_eq!(usage().0, before - 4096 - 256);
+    // Nothing is mapped that the limit does not allow.
+    let fd = o("/tmp/big", O_RDWR | O_CREAT).unwrap();
+    assert_eq!(shared::map(fd, 0, 1 << 30, Prot::ReadWrite), Err(Errno::ENOMEM));
 }

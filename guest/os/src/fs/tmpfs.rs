@@ -1,5 +1,6 @@
 //! The tmpfs at `/tmp`: files of 4 KiB blocks that exist only where something was written, within a limit.
 
+use super::shared::Run;
 use super::stat::{Stat, Time, USER, kind};
 use crate::errno::{Errno, Result};
 use crate::global::Global;
@@ -9,9 +10,10 @@ use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::ops::Range;
 use donjon_abi::manifest::{Tag, records};
 
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// Buffer for copies between files.
 pub const COPY_CHUNK: usize = 16 * BLOCK;
 /// What a node costs apart from its content, for the limit: directories full of empty files must end somewhere, too.
@@ -110,12 +112,106 @@ enum Kind {
 pub type SocketNode = Weak<dyn core::any::Any>;
 
 #[derive(Default)]
-struct Content {
+pub(super) struct Content {
     len: u64,
     blocks: Sorted<u64, Box<[u8; BLOCK]>>,
+    /// What is mapped; none of their blocks is among `blocks`.
+    runs: Vec<Run>,
 }
 
 impl Content {
+    /// What a block has; `None` for a hole.
+    fn get(&self, index: u64) -> Option<&[u8]> {
+        match self.runs.iter().find(|r| r.blocks().contains(&index)) {
+            Some(run) => Some(run.get(index)),
+            None => self.blocks.get(&index).map(|block| &block[..]),
+        }
+    }
+
+    /// Changes a block, which is made if it does not exist.
+    fn with_block(&mut self, index: u64, f: impl FnOnce(&mut [u8])) -> Result<()> {
+        match self.runs.iter_mut().find(|r| r.blocks().contains(&index)) {
+            Some(run) => run.write(index, f),
+            None => self.block(index).map(|block| f(block)),
+        }
+    }
+
+    /// Blocks that exist.
+    fn used(&self) -> u64 {
+        self.blocks.len() as u64 + self.runs.iter().map(|r| r.blocks().end - r.blocks().start).sum::<u64>()
+    }
+
+    /// What is mapped of it.
+    pub(super) fn runs(&mut self) -> &mut Vec<Run> {
+        &mut self.runs
+    }
+
+    /// The run that has all of `range`, made if none overlaps with it; `ENODEV` if one does.
+    pub(super) fn run(&mut self, range: Range<u64>) -> Result<&mut Run> {
+        let has = |r: &Run| r.blocks().start <= range.start && range.end <= r.blocks().end;
+        if let Some(at) = self.runs.iter().position(has) {
+            return Ok(&mut self.runs[at]);
+        }
+        if self.runs.iter().any(|r| r.blocks().start < range.end && range.start < r.blocks().end) {
+            return Err(Errno::ENODEV);
+        }
+        self.runs.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        let missing = (range.end - range.start - self.blocks.count(&range) as u64) * BLOCK as u64;
+        charge(missing).map_err(|_| Errno::ENOMEM)?;
+        let mut run = Run::new(range.clone()).inspect_err(|_| refund(missing))?;
+        for (index, block) in self.blocks.take(&range) {
+            run.write(index, |to| to.copy_from_slice(&block[..]))?;
+        }
+        self.runs.push(run);
+        let last = self.runs.len() - 1;
+        Ok(&mut self.runs[last])
+    }
+
+    /// Moves what nobody has mapped any more back into blocks. Where there is no memory for that, it stays as it is.
+    pub(super) fn settle(&mut self) {
+        let mut at = 0;
+        while let Some(run) = self.runs.get(at) {
+            let range = run.blocks();
+            if !run.is_idle() {
+                at += 1;
+            } else if self.copy_back(at).is_none() {
+                drop(self.blocks.take(&range));
+                at += 1;
+            } else {
+                drop(self.runs.swap_remove(at));
+                refund((range.end - range.start - self.blocks.count(&range) as u64) * BLOCK as u64);
+            }
+        }
+    }
+
+    /// Makes blocks of what run number `at` has; `None` if there is no memory for one of them.
+    fn copy_back(&mut self, at: usize) -> Option<()> {
+        let run = &self.runs[at];
+        let range = run.blocks();
+        for index in range.start..range.end.min(self.len.div_ceil(BLOCK as u64)) {
+            let bytes = run.get(index);
+            // Zeros are as good as a hole.
+            if bytes.iter().any(|b| *b != 0) {
+                self.blocks.get_or_try_insert(index, zeroed_block)?.copy_from_slice(bytes);
+            }
+        }
+        Some(())
+    }
+
+    /// Makes the bytes from `from` to `to` zeros where they are mapped. The program can write there beyond the end of the file, and what it has
+    /// written must not become part of the file.
+    fn clear(&mut self, from: u64, to: u64) -> Result<()> {
+        let block = BLOCK as u64;
+        for run in &mut self.runs {
+            let blocks = run.blocks();
+            for index in blocks.start.max(from / block)..blocks.end.min(to.div_ceil(block)) {
+                let (start, end) = (from.max(index * block), to.min((index + 1) * block));
+                run.write(index, |b| b[(start - index * block) as usize..(end - index * block) as usize].fill(0))?;
+            }
+        }
+        Ok(())
+    }
+
     fn block(&mut self, index: u64) -> Result<&mut [u8; BLOCK]> {
         let make = || {
             charge(BLOCK as u64).ok()?;
@@ -128,7 +224,8 @@ impl Content {
         self.blocks.get_or_try_insert(index, make).map(|block| &mut **block).ok_or(Errno::ENOSPC)
     }
 
-    fn set_len(&mut self, len: u64) {
+    fn set_len(&mut self, len: u64) -> Result<()> {
+        self.clear(len.min(self.len), len.max(self.len))?;
         if len < self.len {
             let keep = len.div_ceil(BLOCK as u64);
             refund(self.blocks.truncate(&keep) as u64 * BLOCK as u64);
@@ -140,6 +237,7 @@ impl Content {
             }
         }
         self.len = len;
+        Ok(())
     }
 }
 
@@ -154,7 +252,7 @@ impl Drop for TmpNode {
     fn drop(&mut self) {
         let mut cost = NODE_COST;
         if let Kind::File(content) = &self.kind {
-            cost += content.borrow().blocks.len() as u64 * BLOCK as u64;
+            cost += content.borrow().used() * BLOCK as u64;
         }
         if self.ino != 1 {
             refund(cost);
@@ -318,7 +416,7 @@ impl TmpNode {
         Ok(())
     }
 
-    fn content(&self) -> Result<&RefCell<Content>> {
+    pub(super) fn content(&self) -> Result<&RefCell<Content>> {
         match &self.kind {
             Kind::File(content) => Ok(content),
             Kind::Dir { .. } => Err(Errno::EISDIR),
@@ -341,7 +439,7 @@ impl TmpNode {
         if len > SIZE_MAX {
             return Err(Errno::EFBIG);
         }
-        self.content()?.borrow_mut().set_len(len);
+        self.content()?.borrow_mut().set_len(len)?;
         self.touch();
         Ok(())
     }
@@ -351,10 +449,10 @@ impl TmpNode {
         let end = at.checked_add(len).filter(|e| *e <= SIZE_MAX).ok_or(Errno::EFBIG)?;
         let mut content = self.content()?.borrow_mut();
         for index in at / BLOCK as u64..end.div_ceil(BLOCK as u64) {
-            content.block(index)?;
+            content.with_block(index, |_| {})?;
         }
-        if !keep_size {
-            content.len = content.len.max(end);
+        if !keep_size && end > content.len {
+            content.set_len(end)?;
         }
         Ok(())
     }
@@ -371,7 +469,7 @@ impl TmpNode {
             while !out.is_empty() {
                 let within = (at % BLOCK as u64) as usize;
                 let (now, later) = out.split_at_mut((BLOCK - within).min(out.len()));
-                match content.blocks.get(&(at / BLOCK as u64)) {
+                match content.get(at / BLOCK as u64) {
                     Some(block) => now.copy_from_slice(&block[within..within + now.len()]),
                     None => now.fill(0),
                 }
@@ -396,8 +494,13 @@ impl TmpNode {
             while !rest.is_empty() {
                 let within = (at % BLOCK as u64) as usize;
                 let (now, later) = rest.split_at((BLOCK - within).min(rest.len()));
-                match content.block(at / BLOCK as u64) {
-                    Ok(block) => block[within..within + now.len()].copy_from_slice(now),
+                let end = at + now.len() as u64;
+                if end > content.len {
+                    let len = content.len;
+                    content.clear(len, end)?;
+                }
+                match content.with_block(at / BLOCK as u64, |b| b[within..within + now.len()].copy_from_slice(now)) {
+                    Ok(()) => {}
                     Err(_) if n > 0 => break 'all,
                     Err(e) => return Err(e),
                 }
@@ -441,7 +544,7 @@ impl TmpNode {
     /// Status.
     pub fn stat(&self) -> Stat {
         let (kind, used) = match &self.kind {
-            Kind::File(content) => (kind::FILE, content.borrow().blocks.len() as u64 * BLOCK as u64),
+            Kind::File(content) => (kind::FILE, content.borrow().used() * BLOCK as u64),
             Kind::Dir { .. } => (kind::DIR, 0),
             Kind::Link(_) => (kind::LINK, 0),
             Kind::Socket(_) => (kind::SOCKET, 0),
@@ -514,6 +617,7 @@ pub fn link(node: &Rc<TmpNode>, to: &Rc<TmpNode>, name: &[u8]) -> Result<()> {
 /// An empty tmpfs with a limit, for tests.
 #[cfg(test)]
 pub fn reset(limit: u64) {
+    super::shared::reset();
     let old = SPACE.with(|s| s.root.take());
     drop(old);
     SPACE.with(|s| *s = Space { root: None, used: 0, limit: 0, next_ino: 2 });

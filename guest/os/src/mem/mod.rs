@@ -324,6 +324,12 @@ impl PageRun {
         self.addr
     }
 
+    /// Makes it read-only, or writable again. While it is read-only, a write to it ends the guest.
+    pub fn set_rights(&mut self, prot: Prot) -> Result<(), Errno> {
+        // SAFETY: the run is this value's own, and nobody has a reference into it.
+        unsafe { protect(self.addr, self.len, prot) }.map_err(|_| Errno::ENOMEM)
+    }
+
     /// Length in bytes, a multiple of the page size.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
