@@ -584,24 +584,37 @@ pub unsafe extern "C" fn futimens(fd: c_int, spec: *const timespec) -> c_int {
     unit(unsafe { times(spec) }.and_then(|(a, m)| fs::set_times(At::Fd(fd), None, a, m, true)))
 }
 
+unsafe fn set_times(name: *const c_char, values: *const timeval, follow: bool) -> Result<()> {
+    // SAFETY: by contract of the callers.
+    let name = unsafe { path(name) }?;
+    if values.is_null() {
+        let now = Some(donjon_base::clock::realtime());
+        return fs::set_times(At::Cwd, Some(name), now, now, follow);
+    }
+    // SAFETY: by contract of the callers: two elements.
+    let [a, m] = unsafe { take(values.cast::<[timeval; 2]>()) }?;
+    let (a, m) = (crate::door::nanoseconds_of(a)?, crate::door::nanoseconds_of(m)?);
+    fs::set_times(At::Cwd, Some(name), Some(a), Some(m), follow)
+}
+
 /// `utimes(2)`.
 ///
 /// # Safety
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn utimes(name: *const c_char, values: *const timeval) -> c_int {
-    unit((|| {
-        // SAFETY: by contract.
-        let name = unsafe { path(name) }?;
-        if values.is_null() {
-            let now = Some(donjon_base::clock::realtime());
-            return fs::set_times(At::Cwd, Some(name), now, now, true);
-        }
-        // SAFETY: by contract: two elements.
-        let [a, m] = unsafe { take(values.cast::<[timeval; 2]>()) }?;
-        let (a, m) = (crate::door::nanoseconds_of(a)?, crate::door::nanoseconds_of(m)?);
-        fs::set_times(At::Cwd, Some(name), Some(a), Some(m), true)
-    })())
+    // SAFETY: by contract.
+    unit(unsafe { set_times(name, values, true) })
+}
+
+/// `lutimes(3)`: of a symbolic link itself.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn lutimes(name: *const c_char, values: *const timeval) -> c_int {
+    // SAFETY: by contract.
+    unit(unsafe { set_times(name, values, false) })
 }
 
 /// `umask(2)`.

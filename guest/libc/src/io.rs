@@ -156,6 +156,28 @@ pub extern "C" fn fdatasync(fd: c_int) -> c_int {
     unit(fd::sync(fd))
 }
 
+/// `sync_file_range(2)`: as `fdatasync`, whatever the range. ESPIPE for what is no file.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn sync_file_range(fd: c_int, at: off_t, len: off_t, flags: c_uint) -> c_int {
+    let known = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    unit(match at.checked_add(len) {
+        Some(_) if at >= 0 && len >= 0 && flags & !known == 0 => {
+            fd::sync(fd).map_err(|e| if e == Errno::EINVAL { Errno::ESPIPE } else { e })
+        }
+        _ => Err(Errno::EINVAL),
+    })
+}
+
+/// `syncfs(2)`: there is no device that a file system could be written to.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn syncfs(fd: c_int) -> c_int {
+    unit(fd::status(fd).map(|_| ()))
+}
+
+/// `sync(2)`: the same for all of them.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn sync() {}
+
 /// `close(2)`.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn close(fd: c_int) -> c_int {
@@ -244,12 +266,6 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) ->
         libc::FIONCLEX => fd::set_flags(fd, false),
         _ => fd::status(fd).and(Err(Errno::ENOTTY)),
     })
-}
-
-/// `isatty(3)`: nothing is a terminal.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub extern "C" fn isatty(fd: c_int) -> c_int {
-    ret_int(fd::status(fd).and(Err(Errno::ENOTTY))).max(0)
 }
 
 fn pair(made: Result<(c_int, c_int)>, out: *mut c_int) -> c_int {

@@ -32,6 +32,7 @@ pub mod socket;
 mod start;
 pub mod sync;
 pub mod syscall;
+pub mod terminal;
 pub mod thread;
 pub mod time;
 #[cfg(donjon_guest)]

@@ -179,6 +179,51 @@ macro_rules! nobody_static {
 
 nobody_static! { getpwuid getpwnam getgrgid getgrnam }
 
+macro_rules! no_more {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: the list of users or groups is empty: null.")]
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub extern "C" fn $name() -> *mut c_void {
+            core::ptr::null_mut()
+        }
+    )*};
+}
+
+no_more! { getpwent getgrent }
+
+macro_rules! from_the_start {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: the list of users or groups is empty, wherever in it one is.")]
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub extern "C" fn $name() {}
+    )*};
+}
+
+from_the_start! { setpwent endpwent setgrent endgrent }
+
+/// `getgroups`: no supplementary ones.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn getgroups(size: c_int, _list: *mut u32) -> c_int {
+    ret_int(if size < 0 { Err(Errno::EINVAL) } else { Ok(0) })
+}
+
+macro_rules! three_ids {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`: all three are the same.")]
+        ///
+        /// # Safety
+        /// As in C.
+        #[cfg_attr(donjon_guest, unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name(real: *mut u32, effective: *mut u32, saved: *mut u32) -> c_int {
+            // SAFETY: the caller's pointers are writable.
+            unsafe { (*real, *effective, *saved) = (UID, UID, UID) };
+            0
+        }
+    )*};
+}
+
+three_ids! { getresuid getresgid }
+
 /// `uname` (6 fields of 65 bytes).
 ///
 /// # Safety
@@ -228,6 +273,18 @@ pub extern "C" fn sysconf(name: c_int) -> c_long {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn getpagesize() -> c_int {
     PAGE as c_int
+}
+
+/// `get_nprocs`: one.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn get_nprocs() -> c_int {
+    1
+}
+
+/// `get_nprocs_conf`: one.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn get_nprocs_conf() -> c_int {
+    1
 }
 
 /// `getauxval`.
@@ -329,6 +386,12 @@ pub unsafe extern "C" fn sysinfo(out: *mut libc::sysinfo) -> c_int {
     // SAFETY: the caller's pointer is writable.
     unsafe { *out = s };
     0
+}
+
+/// `getloadavg`: not known, which it says with -1.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn getloadavg(_out: *mut f64, _count: c_int) -> c_int {
+    -1
 }
 
 /// `getrusage`: the time in which the guest was not idle, as user time; nothing else is counted. RUSAGE_SELF only.
@@ -445,6 +508,12 @@ pub extern "C" fn dlopen(_name: *const c_char, _flags: c_int) -> *mut c_void {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn dlclose(_handle: *mut c_void) -> c_int {
     -1
+}
+
+/// `dladdr`: no address belongs to a shared object; 0 is how it says so.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn dladdr(_at: *const c_void, _out: *mut c_void) -> c_int {
+    0
 }
 
 /// `dlerror`.

@@ -67,3 +67,10 @@ pub extern "C" fn system() -> c_int {
 pub extern "C" fn pthread_atfork() -> c_int {
     0
 }
+
+/// `sbrk`: there is no data segment whose end could move; -1 as a pointer, with ENOMEM, which is how it says so.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn sbrk() -> isize {
+    set(Errno::ENOMEM);
+    -1
+}

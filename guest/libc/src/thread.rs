@@ -138,6 +138,16 @@ pub unsafe extern "C" fn sched_getaffinity(_pid: c_int, size: usize, set: *mut u
     0
 }
 
+/// `__sched_cpucount`, what `CPU_COUNT` calls: how many CPUs are in a set.
+///
+/// # Safety
+/// `set` points to `size` readable bytes.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn __sched_cpucount(size: usize, set: *const u8) -> c_int {
+    // SAFETY: by contract.
+    unsafe { core::slice::from_raw_parts(set, size) }.iter().map(|b| b.count_ones() as c_int).sum()
+}
+
 /// `pthread_setname_np`.
 ///
 /// # Safety
