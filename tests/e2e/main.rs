@@ -5,6 +5,7 @@ mod boot;
 mod cli;
 mod dhcp;
 mod examples;
+mod frameworks;
 mod hostile;
 mod limits;
 mod load;
