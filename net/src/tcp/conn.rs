@@ -67,6 +67,8 @@ pub(crate) mod is {
     pub const PROBED: u32 = 1 << 26;
     /// Everything below what has arrived is lost: it had the time of a probe.
     pub const EARLY: u32 = 1 << 27;
+    /// Our SYN is not acknowledged. (That `snd_una` is `iss` says no such thing: it comes around after 4 GiB.)
+    pub const SYN_UNACKED: u32 = 1 << 28;
 }
 
 /// Pieces of lasting memory from this length on, bytes, are referred to; below, a copy costs less than what a reference takes.
@@ -187,7 +189,7 @@ impl Conn {
             tuple,
             hash,
             state: TcpState::SynSent,
-            flags: 0,
+            flags: is::SYN_UNACKED,
             error: None,
             ip: IpOptions::default(),
             events: Ready(0),
@@ -303,8 +305,8 @@ impl Conn {
 
     /// Sequence number behind the last queued byte, which is FIN's if it is queued.
     pub fn data_end(&self) -> u32 {
-        let first = if self.snd_una == self.iss { self.snd_una.wrapping_add(1) } else { self.snd_una };
-        first.wrapping_add(self.send.len() as u32)
+        let syn = u32::from(self.has(is::SYN_UNACKED));
+        self.snd_una.wrapping_add(syn).wrapping_add(self.send.len() as u32)
     }
 
     /// Whether something was sent that is not acknowledged.

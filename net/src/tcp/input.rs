@@ -129,6 +129,7 @@ impl Conn {
             self.snd_wl2 = seg.ack;
             self.snd_una = seg.ack;
             self.snd_nxt = later(self.snd_nxt, seg.ack);
+            self.flags &= !is::SYN_UNACKED;
             self.establish(cx);
             self.flags |= is::ACK_NOW;
             self.rto_at = NEVER;
@@ -234,8 +235,9 @@ impl Conn {
         let mss = u32::from(self.mss);
         let end = self.data_end();
         let fin_acked = self.has(is::FIN_QUEUED) && lt(end, ack);
-        let syn = u32::from(self.snd_una == self.iss);
-        let bytes = acked - syn.min(acked) - u32::from(fin_acked);
+        let syn = u32::from(self.has(is::SYN_UNACKED));
+        let bytes = acked - syn - u32::from(fin_acked);
+        self.flags &= !is::SYN_UNACKED;
         self.stop_timing(ack, cx.now);
         self.send.consume(bytes as usize);
         self.snd_una = ack;

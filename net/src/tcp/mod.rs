@@ -12,6 +12,8 @@ pub(crate) mod ranges;
 pub(crate) mod reassembly;
 mod rtt;
 pub(crate) mod segment;
+#[cfg(test)]
+mod tests;
 pub(crate) mod time_wait;
 mod timer;
 

@@ -67,7 +67,6 @@ impl Conn {
     pub fn wants_to_send(&self) -> bool {
         let control = u32::from(self.has(is::FIN_QUEUED));
         self.has(is::ACK_NOW | is::FORCE | is::PROBE | is::RECOVERY | is::TAIL_PROBE)
-            || self.snd_nxt == self.iss
             || self.snd_nxt != self.data_end().wrapping_add(control)
             || (self.outstanding() && self.rto_at == NEVER)
             || self.window_update_due()

@@ -1,0 +1,134 @@
+//! What cannot be had from outside: a connection without a stack, brought where it would be after hours.
+
+use super::conn::Conn;
+use super::head::Path;
+use super::segment::Segment;
+use super::*;
+use crate::addr::{End, Ip, Tuple};
+use crate::types::{FrameSink, Sent, TcpOptions, TcpState};
+use crate::{Limits, Offload};
+use std::vec::Vec;
+
+/// Frames of an IPv4 connection without a timestamp option: sequence number, flags, payload.
+struct Frames(Vec<(u32, u8, Vec<u8>)>);
+
+impl FrameSink for Frames {
+    fn send(&mut self, _: donjon_abi::NetHdr, head: &[u8], payload: &[&[u8]]) -> Sent {
+        let seq = u32::from_be_bytes(head[38..42].try_into().unwrap());
+        self.0.push((seq, head[47], payload.concat()));
+        Sent::Done
+    }
+}
+
+const PATH: Path = Path {
+    dst_mac: [2; 6],
+    src_mac: [4; 6],
+    mtu: 1500,
+    offload: Offload { tx_csum: false, tso4: false, tso6: false },
+    local: false,
+};
+
+/// A connection and the clock of its world.
+struct Lone {
+    conn: Conn,
+    now: u64,
+    limits: Limits,
+}
+
+impl Lone {
+    /// Established with a peer that knows no option and has a window of 64 KB.
+    fn established(iss: u32) -> Lone {
+        let limits = Limits::for_memory(64 << 20);
+        let end = |n| End::new(Ip::v4([10, 0, 0, n]), 80);
+        let tuple = Tuple { local: end(1), remote: end(2) };
+        let conn = Conn::new(tuple, 0, iss, 0, &TcpOptions::default(), &limits, 0);
+        let mut lone = Lone { conn, now: 0, limits };
+        assert_eq!(lone.sent().len(), 1);
+        lone.receive(5000, iss.wrapping_add(1), flag::SYN | flag::ACK);
+        assert!(lone.conn.state == TcpState::Established);
+        lone.sent();
+        lone
+    }
+
+    fn receive(&mut self, seq: u32, ack: u32, flags: u8) {
+        let segment = Segment {
+            src_port: 80,
+            dst_port: 80,
+            seq,
+            ack,
+            flags,
+            window: 65_535,
+            ts: None,
+            sack: [None; 3],
+            mss: None,
+            scale: None,
+            sack_permitted: false,
+            payload: &[],
+        };
+        let cx = Cx { now: self.now, memory_free: 32 << 20, limits: &self.limits, lasting: &[] };
+        self.conn.on_segment(&cx, segment, 1460);
+    }
+
+    fn queue(&mut self, data: &[u8]) {
+        let cx = Cx { now: self.now, memory_free: 32 << 20, limits: &self.limits, lasting: &[] };
+        assert_eq!(self.conn.send(&cx, &[data], false), Ok(data.len()));
+    }
+
+    /// What it sends now; it must come to an end.
+    fn sent(&mut self) -> Vec<(u32, u8, Vec<u8>)> {
+        let cx = Cx { now: self.now, memory_free: 32 << 20, limits: &self.limits, lasting: &[] };
+        let mut frames = Frames(Vec::new());
+        for _ in 0..100 {
+            if self.conn.emit(&cx, &PATH, &mut frames) == Emit::Idle {
+                return frames.0;
+            }
+        }
+        panic!("sends for ever: {:?}", frames.0.last());
+    }
+
+    /// Sends it all to a peer that acknowledges each frame; returns what the peer has got, and whether the end.
+    fn deliver(&mut self, from: u32) -> (Vec<u8>, bool) {
+        let (mut got, mut end) = (Vec::new(), false);
+        let mut next = from;
+        for _ in 0..100 {
+            let frames = self.sent();
+            if frames.iter().all(|f| f.2.is_empty() && f.1 & flag::FIN == 0) {
+                break;
+            }
+            for (seq, flags, payload) in frames {
+                assert_eq!(seq, next);
+                next = next.wrapping_add(payload.len() as u32);
+                got.extend(payload);
+                if flags & flag::FIN != 0 {
+                    (end, next) = (true, next.wrapping_add(1));
+                }
+                self.receive(5001, next, flag::ACK);
+            }
+        }
+        (got, end)
+    }
+}
+
+/// After 4 GiB `snd_una` is at the initial sequence number again, exactly so if the peer acknowledges to the byte.
+#[test]
+fn sequence_numbers_come_around_to_the_first() {
+    // 1000 bytes before it, with nothing to send there, and with FIN; and in the midst of data.
+    for (before, total, close) in [(1000, 1000, false), (1000, 1000, true), (536, 3000, false), (1072, 3000, true)] {
+        let mut lone = Lone::established(7);
+        lone.conn.iss = lone.conn.snd_una.wrapping_add(before);
+        let data: Vec<u8> = (0..total).map(|i: u32| (i / 7) as u8).collect();
+        lone.queue(&data);
+        if close {
+            lone.conn.shut_write();
+        }
+        assert!(lone.deliver(8) == (data, close), "{before} {total} {close}");
+        assert_eq!(lone.conn.send.len(), 0);
+    }
+    // At that place, what is queued goes out, and what is in flight is not counted one too short.
+    let mut lone = Lone::established(7);
+    lone.conn.iss = lone.conn.snd_una.wrapping_add(1000);
+    lone.queue(&[1; 1000]);
+    assert_eq!(lone.deliver(8).0, [1; 1000]);
+    lone.queue(&[2; 3000]);
+    assert_eq!(lone.deliver(1008).0, [2; 3000]);
+}
