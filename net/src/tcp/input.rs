@@ -214,12 +214,18 @@ impl Conn {
             }
         }
         if lt(self.snd_wl1, seg.seq) || (self.snd_wl1 == seg.seq && le(self.snd_wl2, seg.ack)) {
-            if self.snd_wnd < u32::from(self.mss) && window > self.snd_wnd && !self.outstanding() {
-                // The window opens: the persist timer has done its work.
+            let opens = self.snd_wnd < u32::from(self.mss) && window > self.snd_wnd;
+            // What was in flight when the window closed lay beyond its edge: the peer has thrown it away (RFC 9293 §3.8.6).
+            let closed_over = self.outstanding() && self.snd_wnd == 0 && self.backoff > 0;
+            if opens && (closed_over || !self.outstanding()) {
+                // The persist timer has done its work.
+                if closed_over {
+                    self.start_over();
+                }
                 self.backoff = 0;
                 self.rto_at = NEVER;
             }
-            if window == 0 && !self.outstanding() && self.user_timeout == 0 && !self.has(is::ORPHAN) {
+            if window == 0 && self.user_timeout == 0 && !self.has(is::ORPHAN) {
                 // A peer that answers our probes with a closed window is alive.
                 self.progress_at = cx.now;
             }

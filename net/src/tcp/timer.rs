@@ -31,7 +31,7 @@ impl Conn {
     fn on_rto(&mut self, cx: &Cx) {
         if self.has(is::TAIL_ARMED) {
             self.flags &= !is::TAIL_ARMED;
-            if self.outstanding() && self.snd_nxt == self.snd_max {
+            if self.outstanding() && self.snd_nxt == self.snd_max && self.snd_wnd > 0 {
                 self.flags |= is::TAIL_PROBE | is::PROBED;
                 self.arm_rto(cx.now);
                 return;
@@ -48,8 +48,9 @@ impl Conn {
             return;
         }
         self.backoff = self.backoff.saturating_add(1).min(20);
-        if !self.outstanding() {
-            // The persist timer (RFC 9293 §3.8.6.1); `output` arms it again.
+        if !self.outstanding() || (self.snd_wnd == 0 && !syn) {
+            // The persist timer (RFC 9293 §3.8.6.1); `output` arms it again. That the peer takes nothing, not even what is in flight, tells
+            // nothing of congestion.
             self.flags |= is::PROBE;
             return;
         }
@@ -63,11 +64,16 @@ impl Conn {
                 self.cubic.cwnd = u32::from(self.mss);
             }
         }
+        self.start_over();
+        self.retransmits = self.retransmits.saturating_add(1);
+    }
+
+    /// All that is in flight is sent again, but what has arrived.
+    pub fn start_over(&mut self) {
         self.snd_nxt = self.snd_una;
         self.dup_acks = 0;
         self.recover = self.snd_max;
         self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED | is::TAIL_PROBE | is::EARLY);
-        self.retransmits = self.retransmits.saturating_add(1);
     }
 
     /// There is no way to the peer: for ever (`unreachable`), or until the next hop answers.
@@ -87,8 +93,7 @@ impl Conn {
         if mss < self.mss {
             self.mss = mss;
             if self.synchronized() && self.outstanding() {
-                self.snd_nxt = self.snd_una;
-                self.flags &= !(is::RECOVERY | is::FORCE | is::TIMED);
+                self.start_over();
             }
         }
     }

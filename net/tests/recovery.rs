@@ -1,0 +1,45 @@
+//! How TCP finds out what was lost, and when.
+
+mod sim;
+
+use donjon_net::*;
+use sim::*;
+
+/// A peer that closes its window while data is under way, all of which but the first segment gets lost.
+#[test]
+fn a_window_that_closes_over_data_in_flight_is_probed() {
+    let mut sim = Sim::new(40);
+    let (c, s) = sim.pair(80);
+    sim.edit = Some(|side, frame| {
+        let tcp = side == 1 && frame[12..14] == [8, 0] && frame[23] == 6;
+        if tcp {
+            frame[48..50].fill(0);
+        }
+        tcp
+    });
+    let mut count = 0;
+    sim.filter = Some(Box::new(move |side, frame| {
+        count += u32::from(side == 0 && frame.len() > 1000);
+        side == 0 && frame.len() > 1000 && count > 1
+    }));
+    assert_eq!(sim.stacks[0].send(c, &[&pattern(0, 14_480)]), Ok(14_480));
+    sim.run(5 * SECOND);
+    let window = sim.stacks[0].tcp_info(c).unwrap().congestion_window;
+    let before = sim.frames[0];
+    sim.run(2000 * SECOND);
+    // At least one each two minutes, and the peer's answers keep the connection alive.
+    let probes = sim.frames[0] - before;
+    assert!((16..100).contains(&probes), "{probes}");
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::ERROR));
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().congestion_window, window, "nothing tells of congestion");
+    // The window is open again; no update tells of that, but the answer to a probe. All that was lost comes at once then.
+    (sim.edit, sim.filter) = (None, None);
+    let before = sim.frames[1];
+    assert!(sim.run_until(121 * SECOND, |sim| sim.frames[1] > before));
+    let (start, mut got) = (sim.now, 0);
+    assert!(sim.run_until(SECOND, |sim| {
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == 14_480
+    }));
+    assert!(sim.now - start < 10 * MS, "{}", sim.now - start);
+}
