@@ -43,3 +43,34 @@ fn a_window_that_closes_over_data_in_flight_is_probed() {
     }));
     assert!(sim.now - start < 10 * MS, "{}", sim.now - start);
 }
+
+/// Makes frames of either side look as if nobody spoke of timestamps.
+fn no_timestamps(_: usize, frame: &mut [u8]) -> bool {
+    let syn = frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 2 != 0;
+    let at = frame.windows(2).position(|w| w == [8, 10]).filter(|at| syn && *at >= 54);
+    if let Some(at) = at {
+        frame[at..at + 10].fill(1);
+    }
+    at.is_some()
+}
+
+/// Segments that are acknowledged only after the timeout are all sent twice, so that none of them can be timed; the timeout must grow nevertheless.
+#[test]
+fn a_longer_path_is_learned_from_what_was_sent_twice() {
+    for edit in [None, Some(no_timestamps as Edit)] {
+        let mut sim = Sim::new(41);
+        sim.delay = 100 * MS;
+        sim.edit = edit;
+        let (c, s) = sim.pair(80);
+        transfer_and_back(&mut sim, c, s, 20_000_000);
+        sim.delay = 400 * MS;
+        let took = transfer_and_back(&mut sim, c, s, 20_000_000);
+        sim.run(5 * SECOND);
+        let info = sim.stacks[0].tcp_info(c).unwrap();
+        assert!(info.rtt_us > 600_000 && took < 15 * SECOND, "{} {info:?}", took / MS);
+        // And from then on nothing is sent twice.
+        transfer_and_back(&mut sim, c, s, 5_000_000);
+        let after = sim.stacks[0].tcp_info(c).unwrap();
+        assert_eq!(after.retransmits, info.retransmits);
+    }
+}

@@ -125,7 +125,7 @@ impl Conn {
         self.receive_syn(&syn, cx.now);
         self.heard_at = cx.now;
         if acked {
-            self.stop_timing(seg.ack, cx.now);
+            self.learn_rtt(cx, &seg);
             self.snd_wl2 = seg.ack;
             self.snd_una = seg.ack;
             self.snd_nxt = later(self.snd_nxt, seg.ack);
@@ -206,7 +206,7 @@ impl Conn {
         let window = u32::from(seg.window) << self.snd_scale;
         let window_same = window == self.snd_wnd;
         if lt(self.snd_una, seg.ack) {
-            self.on_new_ack(cx, seg.ack);
+            self.on_new_ack(cx, seg);
         } else if seg.ack == self.snd_una && self.outstanding() && self.snd_nxt == self.snd_max {
             let duplicate = if self.has(is::SACK) { news } else { seg.payload.is_empty() && window_same };
             if duplicate && !seg.has(flag::FIN) {
@@ -236,7 +236,8 @@ impl Conn {
         }
     }
 
-    fn on_new_ack(&mut self, cx: &Cx, ack: u32) {
+    fn on_new_ack(&mut self, cx: &Cx, seg: &Segment) {
+        let ack = seg.ack;
         let acked = ack.wrapping_sub(self.snd_una);
         let mss = u32::from(self.mss);
         let end = self.data_end();
@@ -244,7 +245,7 @@ impl Conn {
         let syn = u32::from(self.has(is::SYN_UNACKED));
         let bytes = acked - syn - u32::from(fin_acked);
         self.flags &= !is::SYN_UNACKED;
-        self.stop_timing(ack, cx.now);
+        self.learn_rtt(cx, seg);
         self.send.consume(bytes as usize);
         self.snd_una = ack;
         self.snd_nxt = later(self.snd_nxt, ack);

@@ -27,6 +27,8 @@ pub(crate) const RTO_MIN: u32 = 200_000;
 pub(crate) const RTO_MAX: u32 = 120_000_000;
 /// First timeout, µs (RFC 6298 §2.1).
 pub(crate) const RTO_INITIAL: u32 = 1_000_000;
+/// Largest first timeout of data if the SYN had to be sent again, µs (RFC 6298 §5.7).
+pub(crate) const RTO_AFTER_SYN: u32 = 3_000_000;
 /// Retransmissions of a SYN or SYN-ACK: 1 + 2 + 4 + 8 + 16 + 32 + 64 s, as Linux.
 pub(crate) const SYN_RETRIES: u8 = 6;
 pub(crate) const SYN_ACK_RETRIES: u8 = 5;

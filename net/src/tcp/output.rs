@@ -366,7 +366,10 @@ impl Conn {
     /// Moves the send variables behind a segment that went out.
     fn account(&mut self, cx: &Cx, plan: &Plan) {
         if self.has(is::TAIL_PROBE) {
-            self.flags &= !(is::TAIL_PROBE | is::TIMED);
+            self.flags &= !is::TAIL_PROBE;
+            if le(plan.seq, self.timed_seq) {
+                self.flags &= !is::TIMED;
+            }
             self.retransmits = self.retransmits.saturating_add(1);
             return;
         }
@@ -377,6 +380,9 @@ impl Conn {
         if self.has(is::RECOVERY) && plan.again && lt(plan.seq, self.snd_nxt) {
             self.rexmit = later(self.rexmit, stop);
             self.flags &= !is::FORCE;
+            if lt(self.timed_seq, stop) {
+                self.flags &= !is::TIMED;
+            }
             self.retransmits = self.retransmits.saturating_add(1);
         } else {
             self.snd_nxt = stop;
@@ -388,8 +394,9 @@ impl Conn {
             if !self.outstanding() {
                 self.progress_at = cx.now;
             }
+            // Only what is new: it may be the end of a segment that begins with what was sent before.
+            self.start_timing(later(plan.seq, self.snd_max), cx.now);
             self.snd_max = stop;
-            self.start_timing(plan.seq, cx.now);
             if self.rto_at == NEVER || self.has(is::TAIL_ARMED) {
                 self.arm_rto(cx.now);
             }

@@ -1,6 +1,7 @@
 //! Round-trip time and retransmission timeout (RFC 6298).
 
 use super::conn::{Conn, is};
+use super::segment::Segment;
 use super::*;
 
 impl Conn {
@@ -26,12 +27,25 @@ impl Conn {
         }
     }
 
-    /// Takes the sample if `ack` covers the timed segment.
-    pub fn stop_timing(&mut self, ack: u32, now: u64) {
-        if self.has(is::TIMED) && lt(self.timed_seq, ack) {
+    /// Learns from a segment that acknowledges something new: when the timed one was sent, or else what the timestamp says, which is right
+    /// also for what was sent twice (RFC 7323 §4). If nothing is known, the timeout stays as far as it was backed off until something is
+    /// (Karn's algorithm; RFC 6298 §5.7 for the SYN): a path that is longer than the timeout could never be timed otherwise.
+    pub fn learn_rtt(&mut self, cx: &Cx, seg: &Segment) {
+        let sample = if self.has(is::TIMED) {
+            let us = cx.now.saturating_sub(self.timed_at) / 1000;
+            lt(self.timed_seq, seg.ack).then_some(us.min(u64::from(u32::MAX)) as u32)
+        } else if self.has(is::TS) {
+            let age = seg.ts.map(|t| cx.ms().wrapping_add(self.ts_offset).wrapping_sub(t.1));
+            age.filter(|ms| *ms < RTO_MAX / 1000).map(|ms| ms.max(1) * 1000)
+        } else {
+            None
+        };
+        if let Some(us) = sample {
             self.flags &= !is::TIMED;
-            let us = now.saturating_sub(self.timed_at) / 1000;
-            self.rtt_sample(us.min(u64::from(u32::MAX)) as u32);
+            self.rtt_sample(us);
+        } else if self.backoff > 0 && self.snd_wnd > 0 {
+            let most = if self.has(is::SYN_UNACKED) { RTO_AFTER_SYN } else { RTO_MAX };
+            self.rto = (self.rto_ns() / 1000).min(u64::from(most)) as u32;
         }
     }
 
