@@ -22,8 +22,10 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 /// A deadline that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// Smallest and largest retransmission timeout, µs (RFC 6298 has 1 s; 200 ms is everybody's practice).
-pub(crate) const RTO_MIN: u32 = 200_000;
+/// The retransmission timeout is longer than the round trip by this at least, µs: a peer may delay its acknowledgement that much. (RFC 6298
+/// has 1 s for the whole; this is Linux's.)
+pub(crate) const RTO_MARGIN: u32 = 200_000;
+/// Longest timeout, µs.
 pub(crate) const RTO_MAX: u32 = 120_000_000;
 /// First timeout, µs (RFC 6298 §2.1).
 pub(crate) const RTO_INITIAL: u32 = 1_000_000;

@@ -379,7 +379,11 @@ impl Conn {
         let stop = plan.seq.wrapping_add(len + control);
         if self.has(is::RECOVERY) && plan.again && lt(plan.seq, self.snd_nxt) {
             self.rexmit = later(self.rexmit, stop);
-            self.flags &= !is::FORCE;
+            if self.has(is::FORCE) {
+                // A timeout from here: the one that runs is that of what went out a round trip ago (RFC 6675 §6).
+                self.arm_rto(cx.now);
+                self.flags &= !is::FORCE;
+            }
             if lt(self.timed_seq, stop) {
                 self.flags &= !is::TIMED;
             }

@@ -16,7 +16,7 @@ impl Conn {
             self.rttvar = self.rttvar - self.rttvar / 4 + off / 4;
             self.srtt = self.srtt - self.srtt / 8 + us / 8;
         }
-        self.rto = self.srtt.saturating_add(self.rttvar.saturating_mul(4).max(1000)).clamp(RTO_MIN, RTO_MAX);
+        self.rto = self.srtt.saturating_add(self.rttvar.saturating_mul(4).max(RTO_MARGIN)).min(RTO_MAX);
     }
 
     /// Times `seq` if nothing is being timed (one sample per round trip, Karn's rule).
