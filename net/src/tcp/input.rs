@@ -252,13 +252,20 @@ impl Conn {
         self.sacked.trim(ack);
         self.backoff = 0;
         self.progress_at = cx.now;
+        if !self.has(is::RECOVERY) {
+            // Marks stay near, or they would be ahead again after 2 GiB.
+            self.recover = later(self.recover, ack);
+        }
+        self.snd_small = later(self.snd_small, ack);
         if self.has(is::RECOVERY) {
+            let filled = le(self.rexmit, ack);
             self.rexmit = later(self.rexmit, ack);
             if le(self.recover, ack) {
                 self.flags &= !(is::RECOVERY | is::FORCE | is::EARLY);
                 self.dup_acks = 0;
-            } else if !self.has(is::SACK) {
-                // Partial acknowledgement (RFC 6582 §3.2 step 3): the next hole starts here.
+            } else if !self.has(is::SACK) || (filled && self.sacked.is_empty()) {
+                // Partial acknowledgement (RFC 6582 §3.2 step 3): the next hole starts here. With SACK, if nothing behind it has arrived
+                // that would tell (there, RFC 6675 §4 has its rescue retransmission).
                 self.rexmit = ack;
                 self.flags |= is::FORCE;
                 self.dup_acks = self.dup_acks.saturating_sub((acked / mss).min(255) as u8);
@@ -268,7 +275,8 @@ impl Conn {
             if self.has(is::LIMITED) && bytes > 0 {
                 self.cubic.on_ack(cx.now, bytes, mss, self.srtt);
             }
-            if self.has(is::SACK) && self.lost_edge().is_some() && self.snd_nxt == self.snd_max {
+            let lost = self.has(is::SACK) && self.lost_edge().is_some() && self.snd_nxt == self.snd_max;
+            if lost && self.may_recover() {
                 self.enter_recovery();
             }
         }
@@ -304,7 +312,7 @@ impl Conn {
 
     fn on_duplicate(&mut self) {
         self.dup_acks = self.dup_acks.saturating_add(1);
-        if self.has(is::RECOVERY) {
+        if self.has(is::RECOVERY) || !self.may_recover() {
             return;
         }
         if self.has(is::PROBED) && self.has(is::SACK) {
@@ -312,13 +320,17 @@ impl Conn {
             self.flags |= is::EARLY;
         }
         let lost = self.has(is::SACK) && self.lost_edge().is_some();
-        // Not for what was sent before the last timeout (RFC 6582 §3.2 step 1).
-        if (self.dup_acks >= 3 || lost) && (self.has(is::SACK) || le(self.recover, self.snd_una)) {
+        if self.dup_acks >= 3 || lost {
             self.enter_recovery();
         }
     }
 
-    fn enter_recovery(&mut self) {
+    /// Whether recovery may begin: not for what was sent before the last timeout (RFC 6582 §3.2 step 1, RFC 6675 §5.1).
+    pub fn may_recover(&self) -> bool {
+        le(self.recover, self.snd_una)
+    }
+
+    pub fn enter_recovery(&mut self) {
         self.flags |= is::RECOVERY | is::FORCE;
         self.flags &= !(is::TIMED | is::TAIL_PROBE);
         self.recover = self.snd_max;

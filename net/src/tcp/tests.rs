@@ -86,6 +86,12 @@ impl Lone {
         panic!("sends for ever: {:?}", frames.0.last());
     }
 
+    /// What the peer gets of more data.
+    fn deliver_new(&mut self, data: &[u8]) -> Vec<u8> {
+        self.queue(data);
+        self.deliver(self.conn.snd_nxt).0
+    }
+
     /// Sends it all to a peer that acknowledges each frame; returns what the peer has got, and whether the end.
     fn deliver(&mut self, from: u32) -> (Vec<u8>, bool) {
         let (mut got, mut end) = (Vec::new(), false);
@@ -127,8 +133,25 @@ fn sequence_numbers_come_around_to_the_first() {
     // At that place, what is queued goes out, and what is in flight is not counted one too short.
     let mut lone = Lone::established(7);
     lone.conn.iss = lone.conn.snd_una.wrapping_add(1000);
-    lone.queue(&[1; 1000]);
-    assert_eq!(lone.deliver(8).0, [1; 1000]);
-    lone.queue(&[2; 3000]);
-    assert_eq!(lone.deliver(1008).0, [2; 3000]);
+    assert_eq!(lone.deliver_new(&[1; 1000]), [1; 1000]);
+    assert_eq!(lone.deliver_new(&[2; 3000]), [2; 3000]);
+}
+
+/// Marks of what happened 2 GiB ago do not lie ahead.
+#[test]
+fn old_marks_do_not_come_around() {
+    let mut lone = Lone::established(7);
+    let behind = lone.conn.snd_una.wrapping_sub(i32::MAX as u32 - 700);
+    (lone.conn.recover, lone.conn.snd_small) = (behind, behind);
+    assert_eq!(lone.deliver_new(&[1; 1072]), [1; 1072]);
+    // The last segment is not held back although others are in flight, all of which were full (Minshall's variant of Nagle).
+    let una = lone.conn.snd_una;
+    lone.conn.cubic.cwnd = 100_000;
+    lone.queue(&[2; 536 * 5 + 10]);
+    assert_eq!(lone.sent().len(), 6);
+    // And three duplicates find out that the first one is lost.
+    for _ in 0..3 {
+        lone.receive(5001, una, flag::ACK);
+    }
+    assert_eq!(lone.sent().iter().map(|f| f.0).collect::<Vec<_>>(), [una]);
 }

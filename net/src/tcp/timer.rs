@@ -32,7 +32,20 @@ impl Conn {
         if self.has(is::TAIL_ARMED) {
             self.flags &= !is::TAIL_ARMED;
             if self.outstanding() && self.snd_nxt == self.snd_max && self.snd_wnd > 0 {
-                self.flags |= is::TAIL_PROBE | is::PROBED;
+                if self.sacked.is_empty() {
+                    self.flags |= is::TAIL_PROBE;
+                } else if self.may_recover() {
+                    // Something behind has arrived: what a probe would tell is known (as RACK's reordering timer, RFC 8985 §6.2).
+                    self.flags |= is::EARLY;
+                    self.enter_recovery();
+                    return;
+                } else {
+                    // The same after a timeout, for which no recovery may begin: only once more what is missing, within the window.
+                    self.snd_nxt = self.snd_una;
+                    self.flags &= !is::TIMED;
+                    self.retransmits = self.retransmits.saturating_add(1);
+                }
+                self.flags |= is::PROBED;
                 self.arm_rto(cx.now);
                 return;
             }
@@ -56,11 +69,14 @@ impl Conn {
         }
         let flight = self.snd_max.wrapping_sub(self.snd_una);
         if !syn {
-            if self.backoff == 1 {
-                self.cubic.on_timeout(flight, u32::from(self.mss));
-            } else {
+            if self.backoff > 1 {
                 // The receiver may have dropped what it had reported (RFC 2018 §8).
                 self.sacked.clear();
+            }
+            if self.has(is::RECOVERY) || self.may_recover() {
+                self.cubic.on_timeout(flight, u32::from(self.mss));
+            } else {
+                // It has been sent again after a timeout already: the threshold stays (RFC 5681 §3.1).
                 self.cubic.cwnd = u32::from(self.mss);
             }
         }
