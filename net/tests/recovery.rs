@@ -191,3 +191,27 @@ fn after_a_timeout_nothing_counts_as_lost_twice() {
     });
     assert_eq!(thresholds[0], thresholds[1]);
 }
+
+/// A short answer that is lost does not make forget what the path carries.
+#[test]
+fn a_lost_short_answer_leaves_the_threshold() {
+    let mut sim = Sim::new(47);
+    sim.delay = 50 * MS;
+    let (c, s) = sim.pair(80);
+    transfer_and_back(&mut sim, c, s, 5_000_000);
+    sim.run(250 * MS);
+    let before = sim.stacks[0].tcp_info(c).unwrap();
+    // And the probe for it.
+    let mut lost = 0;
+    sim.filter = Some(Box::new(move |side, frame| {
+        let answer = side == 0 && frame.len() > 100;
+        lost += u32::from(answer);
+        answer && lost <= 2
+    }));
+    sim.stacks[0].send(c, &[&[1; 100]]).unwrap();
+    sim.run(SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 100);
+    let after = sim.stacks[0].tcp_info(c).unwrap();
+    assert_eq!(after.congestion_window, 1448, "a timeout: {after:?}");
+    assert!(after.slow_start_threshold >= before.congestion_window / 2, "{before:?} {after:?}");
+}

@@ -51,8 +51,10 @@ impl Cubic {
         self.cwnd = self.cwnd.saturating_add(step as u32).max(self.w_est).min(WINDOW_MAX);
     }
 
-    fn reduce(&mut self, flight: u32, mss: u32) {
-        let base = self.cwnd.min(flight.saturating_add(mss * 2));
+    /// By the window, not by what is in flight (RFC 9438 §4.6): a window that is not used does not grow here, and what it was is not
+    /// forgotten because a short answer is lost.
+    fn reduce(&mut self, mss: u32) {
+        let base = self.cwnd;
         // Fast convergence (§4.7): leave room for newcomers.
         self.w_max = if base < self.w_max { (u64::from(base) * 17 / 20) as u32 } else { base };
         self.ssthresh = ((u64::from(base) * 7 / 10) as u32).max(mss * 2);
@@ -60,14 +62,14 @@ impl Cubic {
     }
 
     /// Loss was found by duplicate acknowledgements.
-    pub fn on_loss(&mut self, flight: u32, mss: u32) {
-        self.reduce(flight, mss);
+    pub fn on_loss(&mut self, mss: u32) {
+        self.reduce(mss);
         self.cwnd = self.ssthresh;
     }
 
     /// The retransmission timer expired.
-    pub fn on_timeout(&mut self, flight: u32, mss: u32) {
-        self.reduce(flight, mss);
+    pub fn on_timeout(&mut self, mss: u32) {
+        self.reduce(mss);
         self.cwnd = mss;
     }
 
@@ -117,7 +119,7 @@ mod tests {
         let mut c = Cubic::new(mss);
         assert_eq!(c.cwnd, 14480);
         c.cwnd = 1000 * mss;
-        c.on_loss(1000 * mss, mss);
+        c.on_loss(mss);
         assert_eq!(c.cwnd, 700 * mss);
         // K = cbrt(300 / 0.4) = 9.08 s.
         let (mut now, rtt) = (1, 50_000_000);

@@ -335,7 +335,7 @@ impl Conn {
         self.flags &= !(is::TIMED | is::TAIL_PROBE);
         self.recover = self.snd_max;
         self.rexmit = self.snd_una;
-        self.cubic.on_loss(self.snd_max.wrapping_sub(self.snd_una), u32::from(self.mss));
+        self.cubic.on_loss(u32::from(self.mss));
     }
 
     fn on_data(&mut self, cx: &Cx, seg: &Segment) -> Verdict {

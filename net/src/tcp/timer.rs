@@ -67,14 +67,13 @@ impl Conn {
             self.flags |= is::PROBE;
             return;
         }
-        let flight = self.snd_max.wrapping_sub(self.snd_una);
         if !syn {
             if self.backoff > 1 {
                 // The receiver may have dropped what it had reported (RFC 2018 §8).
                 self.sacked.clear();
             }
             if self.has(is::RECOVERY) || self.may_recover() {
-                self.cubic.on_timeout(flight, u32::from(self.mss));
+                self.cubic.on_timeout(u32::from(self.mss));
             } else {
                 // It has been sent again after a timeout already: the threshold stays (RFC 5681 §3.1).
                 self.cubic.cwnd = u32::from(self.mss);
