@@ -15,6 +15,7 @@ use crate::tcp::*;
 use crate::types::{IpOptions, Ready, TcpOptions, TcpState};
 use crate::{Error, Handle};
 use alloc::boxed::Box;
+use core::num::NonZeroU32;
 
 /// References in the demultiplexer: kind in the two highest bits, slot below.
 const KIND: u32 = 3 << 30;
@@ -145,6 +146,7 @@ impl Stack {
             sack: seg.sack_permitted,
             ts: seg.ts.is_some(),
             retries: 0,
+            answered_at: None,
             stage,
         };
         let Some(half_slot) = self.half.insert(self.now, half) else { return };
@@ -161,7 +163,7 @@ impl Stack {
             }
         }
         match stage {
-            Stage::Claims | Stage::Overdue => self.send_syn_ack(half_slot),
+            Stage::Claims | Stage::Overdue => self.answer_syn(half_slot),
             Stage::Parked => {}
             Stage::Owner => self.raise(slot, Ready::ACCEPT),
         }
@@ -190,6 +192,22 @@ impl Stack {
         self.demux.replace(hash, old | HALF, slot | HALF);
         if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener.0) {
             l.claims += 1;
+        }
+        self.answer_syn(slot);
+    }
+
+    /// SYN-ACK for the first time: it is timed.
+    fn answer_syn(&mut self, slot: u32) {
+        self.send_syn_ack(slot);
+        if let Some(h) = self.half.slab.get_mut(slot) {
+            h.answered_at = NonZeroU32::new((self.now / 1000) as u32);
+        }
+    }
+
+    /// And again: which one the peer acknowledges is not known (Karn's rule).
+    fn answer_syn_again(&mut self, slot: u32) {
+        if let Some(h) = self.half.slab.get_mut(slot) {
+            h.answered_at = None;
         }
         self.send_syn_ack(slot);
     }
@@ -241,7 +259,7 @@ impl Stack {
         if seg.has(flag::SYN) {
             // The SYN again. Any other is not answered: the entry's timer will sort it out.
             if seg.seq == h.irs && !seg.has(flag::ACK) && h.stage.is_answered() {
-                self.send_syn_ack(slot);
+                self.answer_syn_again(slot);
             }
             return;
         }
@@ -260,7 +278,12 @@ impl Stack {
         let (options, ip) = match self.sockets.get(listener).map(|s| &s.kind) {
             // When the queue is full, the acknowledgement is as good as lost; SYN-ACK goes out again later.
             Some(Kind::Listener(l)) if alive && l.takes_connection() => (l.options, l.ip),
-            Some(Kind::Listener(_)) if alive => return,
+            Some(Kind::Listener(_)) if alive => {
+                if let Some(h) = self.half.slab.get_mut(slot) {
+                    h.answered_at = None;
+                }
+                return;
+            }
             _ => {
                 self.remove_half(slot);
                 self.send_reset(tuple, brief(&seg));
@@ -334,7 +357,7 @@ impl Stack {
                 }
                 (Stage::Overdue, Some(Kind::Listener(_))) if h.retries < SYN_ACK_RETRIES => {
                     h.retries += 1;
-                    self.send_syn_ack(slot);
+                    self.answer_syn_again(slot);
                     self.half.wait_again(self.now, slot);
                 }
                 _ => self.remove_half(slot),

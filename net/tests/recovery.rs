@@ -215,3 +215,40 @@ fn a_lost_short_answer_leaves_the_threshold() {
     assert_eq!(after.congestion_window, 1448, "a timeout: {after:?}");
     assert!(after.slow_start_threshold >= before.congestion_window / 2, "{before:?} {after:?}");
 }
+
+/// A server knows the round trip from its SYN-ACK, with and without timestamps.
+#[test]
+fn a_lost_first_answer_costs_no_second() {
+    for edit in [None, Some(no_timestamps as Edit)] {
+        let mut sim = Sim::new(48);
+        sim.delay = 50 * MS;
+        sim.edit = edit;
+        let (c, s) = sim.pair(80);
+        let rtt = sim.stacks[1].tcp_info(s).unwrap().rtt_us;
+        assert!((100_000..=101_000).contains(&rtt), "{rtt}");
+        let mut lost = 0;
+        sim.filter = Some(Box::new(move |side, frame| {
+            lost += u32::from(side == 1 && frame.len() > 500);
+            side == 1 && frame.len() > 500 && lost == 1
+        }));
+        let start = sim.now;
+        sim.stacks[1].send(s, &[&[1; 500]]).unwrap();
+        assert!(sim.run_until(5 * SECOND, |sim| drain_all(&mut sim.stacks[0], c) == 500));
+        assert!(sim.now - start < 400 * MS, "{}", (sim.now - start) / MS);
+    }
+    // An answer that was sent twice is not timed, but tells the round trip if it has a timestamp.
+    for (edit, least, most) in [(None, 100_000, 101_000), (Some(no_timestamps as Edit), 0, 0)] {
+        let mut sim = Sim::new(49);
+        sim.delay = 50 * MS;
+        sim.edit = edit;
+        let mut lost = 0;
+        sim.filter = Some(Box::new(move |side, frame| {
+            let answer = side == 1 && frame[12..14] == [8, 0] && frame[47] == 0x12;
+            lost += u32::from(answer);
+            answer && lost == 1
+        }));
+        let (_, s) = sim.pair(80);
+        let rtt = sim.stacks[1].tcp_info(s).unwrap().rtt_us;
+        assert!((least..=most).contains(&rtt), "{rtt}");
+    }
+}

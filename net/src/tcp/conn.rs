@@ -258,6 +258,11 @@ impl Conn {
         let ts = h.ts.then_some(h.ts_recent);
         let syn = Syn { irs: h.irs, window: h.window, scale: h.scale, sack: h.sack, ts, mss: h.mss.min(mss) };
         c.receive_syn(&syn, now);
+        if let Some(at) = h.answered_at {
+            // The handshake is the first round trip: without it, what is lost of the first answer would cost a second.
+            let us = ((now / 1000) as u32).wrapping_sub(at.get());
+            c.start_timing(h.iss, now.saturating_sub(u64::from(us) * 1000));
+        }
         c
     }
 

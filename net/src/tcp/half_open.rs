@@ -5,6 +5,7 @@ use super::{MS, SECOND, SYN_ACK_RETRIES};
 use crate::addr::Tuple;
 use crate::slab::Slab;
 use alloc::collections::VecDeque;
+use core::num::NonZeroU32;
 
 /// What a SYN said, and what we answer.
 pub(crate) struct Half {
@@ -22,6 +23,8 @@ pub(crate) struct Half {
     pub sack: bool,
     pub ts: bool,
     pub retries: u8,
+    /// When SYN-ACK went out, µs; nothing if it did so more than once.
+    pub answered_at: Option<NonZeroU32>,
     pub stage: Stage,
 }
 
@@ -171,6 +174,7 @@ mod tests {
             sack: false,
             ts: false,
             retries: 0,
+            answered_at: None,
             stage: Stage::Owner,
         };
         half.insert(1, entry()).unwrap();
