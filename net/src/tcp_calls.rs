@@ -376,7 +376,7 @@ impl Stack {
     pub(crate) fn tcp_abort(&mut self, slot: u32) {
         let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot) else { return };
         let tuple = c.tuple;
-        let (seq, ack) = (c.snd_nxt, c.rcv_nxt);
+        let (seq, ack) = (c.bare_seq(), c.rcv_nxt);
         let tell = c.synchronized() || c.state == TcpState::SynReceived;
         c.die(None);
         self.after_emit(slot);

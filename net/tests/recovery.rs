@@ -252,3 +252,21 @@ fn a_lost_first_answer_costs_no_second() {
         assert!((least..=most).contains(&rtt), "{rtt}");
     }
 }
+
+/// After a timeout we go on from the start, but the peer may have it all.
+#[test]
+fn a_reset_is_heard_after_a_timeout() {
+    let (mut sim, (c, s)) = warm(50);
+    // No acknowledgement comes back, and nothing arrives twice: that would be answered, and the answer with a reset.
+    let mut count = 0;
+    sim.filter = Some(Box::new(move |side, _| {
+        count += u32::from(side == 0);
+        side == 1 || count > 4
+    }));
+    sim.stacks[0].send(c, &[&[1; 5000]]).unwrap();
+    assert!(sim.run_until(10 * SECOND, |sim| sim.stacks[0].tcp_info(c).unwrap().retransmits > 1));
+    sim.filter = None;
+    sim.stacks[0].abort(c);
+    sim.run(SECOND);
+    assert_eq!(sim.stacks[1].take_error(s), Some(Error::ConnectionReset));
+}

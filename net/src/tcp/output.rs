@@ -47,7 +47,7 @@ impl Conn {
                     self.flags &= !is::PROBE;
                 }
                 if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due()) {
-                    let ack = Plan { seq: self.snd_nxt, len: 0, flags: 0, again: false };
+                    let ack = Plan { seq: self.bare_seq(), len: 0, flags: 0, again: false };
                     if self.transmit(cx, path, sink, &ack) == Sent::Full {
                         return Emit::Full;
                     }
@@ -70,6 +70,13 @@ impl Conn {
             || self.snd_nxt != self.data_end().wrapping_add(control)
             || (self.outstanding() && self.rto_at == NEVER)
             || self.window_update_due()
+    }
+
+    /// The sequence number of a segment without data: beyond all that was sent, also after a timeout, or a peer that has it all ignores the segment
+    /// (RFC 9293 §3.10.7.4). But not beyond the peer's window, if that has shrunk; FIN, and what is lost of the window by its scale, may be.
+    pub fn bare_seq(&self) -> u32 {
+        let edge = self.snd_una.wrapping_add(self.snd_wnd);
+        if self.snd_max.wrapping_sub(edge) as i32 <= 1 << self.snd_scale { self.snd_max } else { edge }
     }
 
     /// The link may have become narrower than when the connection began.
