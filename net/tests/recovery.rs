@@ -270,3 +270,17 @@ fn a_reset_is_heard_after_a_timeout() {
     sim.run(SECOND);
     assert_eq!(sim.stacks[1].take_error(s), Some(Error::ConnectionReset));
 }
+
+/// Whoever sends a little now and then does not put off the timeout for ever.
+#[test]
+fn a_trickle_of_data_does_not_delay_the_timeout() {
+    let (mut sim, (c, _)) = warm(51);
+    let options = TcpOptions { nodelay: true, ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    sim.filter = Some(Box::new(|_, _| true));
+    for _ in 0..10 {
+        sim.stacks[0].send(c, &[b"drop"]).unwrap();
+        sim.run(30 * MS);
+    }
+    assert!(sim.stacks[0].tcp_info(c).unwrap().retransmits >= 1);
+}

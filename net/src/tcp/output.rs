@@ -408,7 +408,12 @@ impl Conn {
             // Only what is new: it may be the end of a segment that begins with what was sent before.
             self.start_timing(later(plan.seq, self.snd_max), cx.now);
             self.snd_max = stop;
-            if self.rto_at == NEVER || self.has(is::TAIL_ARMED) {
+            if self.has(is::TAIL_ARMED) {
+                // The probe waits for what is new as well, but not longer than the timeout of the oldest would (RFC 8985 §7.2).
+                let latest = self.progress_at + self.rto_ns();
+                self.arm_rto(cx.now);
+                self.rto_at = self.rto_at.min(latest);
+            } else if self.rto_at == NEVER {
                 self.arm_rto(cx.now);
             }
         }

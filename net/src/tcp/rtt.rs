@@ -55,19 +55,16 @@ impl Conn {
         us.min(u64::from(RTO_MAX)) * 1000
     }
 
-    /// Arms the retransmission timer. A good while before the timeout, the last segment is sent again (tail loss probe, RFC 8985 §7): its
-    /// acknowledgement shows what is missing before it. Never before a peer's delayed acknowledgement is due.
+    /// Arms the retransmission timer. A good while before the timeout, at the latest in its stead, the last segment is sent again (tail loss
+    /// probe, RFC 8985 §7): its acknowledgement shows what is missing before it. Never before a peer's delayed acknowledgement is due.
     pub fn arm_rto(&mut self, now: u64) {
         self.flags &= !is::TAIL_ARMED;
         let mut wait = self.rto_ns();
         let may_probe =
             self.has(is::SACK) && !self.has(is::RECOVERY | is::PROBED) && self.backoff == 0 && self.srtt != 0;
         if may_probe && self.synchronized() && self.snd_nxt == self.snd_max {
-            let probe = (u64::from(self.srtt) * 2000).max(TAIL_MIN);
-            if probe < wait {
-                wait = probe;
-                self.flags |= is::TAIL_ARMED;
-            }
+            wait = wait.min((u64::from(self.srtt) * 2000).max(TAIL_MIN));
+            self.flags |= is::TAIL_ARMED;
         }
         self.rto_at = now + wait;
     }
