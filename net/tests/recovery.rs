@@ -284,3 +284,25 @@ fn a_trickle_of_data_does_not_delay_the_timeout() {
     }
     assert!(sim.stacks[0].tcp_info(c).unwrap().retransmits >= 1);
 }
+
+/// Peers that know no timestamps, or no SACK either, get everything over a bad link.
+#[test]
+fn survives_loss_without_options() {
+    let no_options: Edit = |side, frame| {
+        let edited = no_timestamps(side, frame);
+        let sack = frame.windows(2).position(|w| w == [4, 2]).filter(|at| edited && *at >= 54);
+        if let Some(at) = sack {
+            frame[at..at + 2].fill(1);
+        }
+        edited
+    };
+    for (seed, edit) in [no_timestamps as Edit, no_options].into_iter().cycle().take(8).enumerate() {
+        let mut sim = Sim::new(60 + seed as u64);
+        sim.edit = Some(edit);
+        let (c, s) = sim.pair(80);
+        sim.faults = Faults { drop: if seed < 6 { 30 } else { 150 }, ..Faults::default() };
+        let total = if seed < 6 { 1_000_000 } else { 50_000 };
+        let time = transfer(&mut sim, 0, c, s, total, 900 * SECOND);
+        println!("{seed}: {} ms", time / MS);
+    }
+}
