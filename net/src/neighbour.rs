@@ -26,7 +26,7 @@ struct Neighbour {
     confirmed: u64,
     asked: u64,
     tries: u8,
-    /// Connections that wait for the answer (slots).
+    /// Connections that wait for the answer (slots, which others may have by then).
     waiting: Vec<u32>,
     packets: Vec<Frame>,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Resolved {
 /// What a due entry wants.
 pub(crate) enum Due {
     Query(Ip),
-    Failed { waiting: Vec<u32>, packets: Vec<Frame> },
+    Failed { ip: Ip, waiting: Vec<u32>, packets: Vec<Frame> },
 }
 
 impl Neighbours {
@@ -202,6 +202,6 @@ impl Neighbours {
             return Some(Due::Query(n.ip));
         }
         let n = self.remove(slot)?;
-        Some(Due::Failed { waiting: n.waiting, packets: n.packets })
+        Some(Due::Failed { ip: n.ip, waiting: n.waiting, packets: n.packets })
     }
 }

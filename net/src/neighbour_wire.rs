@@ -2,6 +2,7 @@
 
 use crate::addr::Ip;
 use crate::egress::Frame;
+use crate::iface::Route;
 use crate::ingress::Meta;
 use crate::neighbour::Due;
 use crate::socket::{Kind, Sock};
@@ -78,7 +79,7 @@ impl Stack {
         while let Some(due) = self.neighbours.pop_due(self.now) {
             match due {
                 Due::Query(ip) => self.query(ip, None),
-                Due::Failed { waiting, packets } => {
+                Due::Failed { ip, waiting, packets } => {
                     for f in packets {
                         self.sent(f.owner, f.bytes.len());
                         if let Some(owner) = f.owner
@@ -91,7 +92,10 @@ impl Stack {
                     }
                     for slot in waiting {
                         let cx = cx!(self);
-                        if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot) {
+                        if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot)
+                            // Who waited may be gone, and another have its place, or it may try another peer.
+                            && self.iface.route(c.tuple.remote.ip) == Some(Route::Via(ip))
+                        {
                             c.no_path(&cx, true);
                             self.after_emit(slot);
                         }
