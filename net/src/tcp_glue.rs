@@ -212,6 +212,12 @@ impl Stack {
         self.send_syn_ack(slot);
     }
 
+    /// The window of a listener's connections in the handshake.
+    fn first_window(&self, receive_buffer: Option<u32>) -> u32 {
+        let most = self.config.limits.receive_buffer.max(2048);
+        receive_buffer.unwrap_or(WINDOW_INITIAL).clamp(2048, most).min(WINDOW_INITIAL)
+    }
+
     fn send_syn_ack(&mut self, slot: u32) {
         let Some(h) = self.half.slab.get(slot) else { return };
         let tuple = h.tuple;
@@ -236,10 +242,10 @@ impl Stack {
             len += 4;
         }
         let (limit, ip) = match self.sockets.get(h.listener.0).map(|s| &s.kind) {
-            Some(Kind::Listener(l)) => (l.options.receive_buffer.unwrap_or(WINDOW_INITIAL), l.ip),
-            _ => (WINDOW_INITIAL, IpOptions::default()),
+            Some(Kind::Listener(l)) => (l.options.receive_buffer, l.ip),
+            _ => (None, IpOptions::default()),
         };
-        let window = limit.clamp(2048, self.config.limits.receive_buffer.max(2048)).min(WINDOW_INITIAL) as u16;
+        let window = self.first_window(limit) as u16;
         let options = options.get(..len).unwrap_or(&[]);
         self.send_control(&tuple, Control { seq, ack, flags: flag::SYN | flag::ACK, window, options, ip });
     }
@@ -270,7 +276,8 @@ impl Stack {
             self.send_reset(tuple, brief(&seg));
             return;
         }
-        if seg.seq.wrapping_sub(next) > WINDOW_INITIAL {
+        if h.ts && seg.ts.is_some_and(|(value, _)| lt(value, h.ts_recent)) {
+            // PAWS (RFC 7323 §5.3). SYN-ACK goes out again later.
             return;
         }
         let (listener, generation) = h.listener;
@@ -290,6 +297,11 @@ impl Stack {
                 return;
             }
         };
+        // What the connection would not take must not make one: it would wait for this acknowledgement, and nothing would bring it again.
+        let (offset, window) = (seg.seq.wrapping_sub(next), self.first_window(options.receive_buffer));
+        if offset > window || (offset == window && seg.len() > 0) {
+            return;
+        }
         let Ok(handle) = self.promote(slot, &options, ip, is::UNACCEPTED) else { return };
         if let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get_mut(listener) {
             l.ready.push_back((handle.slot, handle.generation));

@@ -30,3 +30,53 @@ fn a_question_without_answer_ends_only_who_asked() {
         assert!(!sim.stacks[0].readiness(c).contains(Ready::ERROR), "same socket: {same}");
     }
 }
+
+/// A handshake's third segment that the connection would not take, as it lies beyond the window or bears an older timestamp, makes none: it
+/// would never be ready for anything. The right one still does.
+#[test]
+fn a_bad_third_segment_makes_no_connection() {
+    for old_stamp in [false, true] {
+        let mut sim = Sim::new(2);
+        let trusted = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() };
+        let l = sim.listen(1, 80, 4);
+        let options = TcpOptions { receive_buffer: Some(2048), ..sim.stacks[1].tcp_options(l).unwrap() };
+        sim.stacks[1].set_tcp_options(l, options).unwrap();
+        let answer = std::rc::Rc::new(std::cell::Cell::new(0));
+        let seen = answer.clone();
+        sim.filter = Some(Box::new(move |side, f| {
+            if side == 1 && f[12..14] == [8, 0] && f[47] == 18 {
+                seen.set(u32::from_be_bytes([f[38], f[39], f[40], f[41]]));
+            }
+            false
+        }));
+        let packet = |seq: u32, ack: u32, flags: u8, stamp: u32| {
+            let mut f = raw_syn([10, 0, 0, 1], 5000, seq);
+            f[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+            f[42..46].copy_from_slice(&ack.to_be_bytes());
+            f[46] = 0x80;
+            f[47] = flags;
+            f.extend([1, 1, 8, 10]);
+            f.extend(stamp.to_be_bytes());
+            f.extend([0; 4]);
+            sum_ipv4(&mut f);
+            f
+        };
+        sim.stacks[1].input(sim.now, trusted, &packet(1000, 0, 2, 777));
+        // Side 1 learns who that is; side 0 itself gets nothing, or it would answer with RST.
+        sim.flush();
+        let mut known =
+            vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 1, 10, 0, 0, 1];
+        known.extend([2, 0, 0, 0, 0, 2, 10, 0, 0, 2]);
+        sim.stacks[1].input(sim.now, NetHdr::default(), &known);
+        sim.flush();
+        let ack = answer.get().wrapping_add(1);
+        assert_ne!(ack, 1);
+        let (seq, stamp) = if old_stamp { (1001, 776) } else { (1001 + 3000, 777) };
+        sim.stacks[1].input(sim.now, trusted, &packet(seq, ack, 16, stamp));
+        sim.flush();
+        assert_eq!(sim.stacks[1].accept(l), Err(Error::WouldBlock), "old stamp: {old_stamp}");
+        sim.stacks[1].input(sim.now, trusted, &packet(1001, ack, 16, 777));
+        let (c, _) = sim.stacks[1].accept(l).unwrap();
+        assert!(sim.stacks[1].readiness(c).contains(Ready::WRITABLE));
+    }
+}

@@ -606,16 +606,10 @@ fn a_probe_with_data_into_a_closed_window_is_answered() {
     let (l, p) = (sim.stacks[0].local_addr(c).unwrap(), sim.stacks[0].peer_addr(c).unwrap());
     assert_eq!(p.port(), 80);
     let mut f = raw_syn([10, 0, 0, 1], l.port(), sim.sequence_end(0));
-    f[17] = 240;
-    f[24..26].fill(0);
-    let mut sum: u32 = (14..34).step_by(2).map(|i| u32::from(u16::from_be_bytes([f[i], f[i + 1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     f[42..46].copy_from_slice(&sim.last_ack[0].to_be_bytes());
     f[47] = 16;
     f.extend([b'x'; 200]);
+    sum_ipv4(&mut f);
     let before = sim.frames[1];
     sim.stacks[1].input(sim.now, NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }, &f);
     sim.flush();

@@ -415,16 +415,11 @@ pub fn raw_syn(from: [u8; 4], port: u16, seq: u32) -> Vec<u8> {
     f[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
     f[12..14].copy_from_slice(&[8, 0]);
     f[14] = 0x45;
-    f[17] = 40;
     f[22] = 64;
     f[23] = 6;
     f[26..30].copy_from_slice(&from);
     f[30..34].copy_from_slice(&[10, 0, 0, 2]);
-    let mut sum: u32 = (14..34).step_by(2).map(|i| u32::from(u16::from_be_bytes([f[i], f[i + 1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    sum_ipv4(&mut f);
     f[34..36].copy_from_slice(&port.to_be_bytes());
     f[36..38].copy_from_slice(&80u16.to_be_bytes());
     f[38..42].copy_from_slice(&seq.to_be_bytes());
@@ -432,6 +427,18 @@ pub fn raw_syn(from: [u8; 4], port: u16, seq: u32) -> Vec<u8> {
     f[47] = 2;
     f[48..50].copy_from_slice(&[0xff, 0xff]);
     f
+}
+
+/// Sets length and checksum of an IPv4 header.
+pub fn sum_ipv4(f: &mut [u8]) {
+    let len = (f.len() - 14) as u16;
+    f[16..18].copy_from_slice(&len.to_be_bytes());
+    f[24..26].fill(0);
+    let mut sum: u32 = (14..34).step_by(2).map(|i| u32::from(u16::from_be_bytes([f[i], f[i + 1]]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    f[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
 /// Reads and forgets what is there; how many bytes.
