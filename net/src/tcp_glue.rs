@@ -382,7 +382,11 @@ impl Stack {
     fn old_input(&mut self, slot: u32, tuple: &Tuple, hash: u32, seg: Segment) {
         let Some(o) = self.time_wait.slab.get(slot) else { return };
         if seg.has(flag::RST) {
-            // Ignored, lest an old duplicate kill the state (RFC 1337).
+            // Else ignored, lest an old duplicate kill the state (RFC 1337). Exactly there is the answer of a client whose new SYN we have acknowledged as an old
+            // one; ignored as well, its port would be locked. Linux does the same.
+            if seg.seq == o.rcv_nxt {
+                self.remove_time_wait(slot);
+            }
             return;
         }
         if seg.has(flag::SYN) && !seg.has(flag::ACK) && o.yields_to(seg.seq, seg.ts.map(|t| t.0)) {

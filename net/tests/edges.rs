@@ -80,3 +80,41 @@ fn a_bad_third_segment_makes_no_connection() {
         assert!(sim.stacks[1].readiness(c).contains(Ready::WRITABLE));
     }
 }
+
+/// A client that has restarted its timestamp clock: its SYN does not take TIME-WAIT over and is acknowledged, it resets that, and its next SYN is a
+/// new connection's, as on Linux.
+#[test]
+fn a_reset_ends_time_wait() {
+    let mut sim = Sim::new(3);
+    let l = sim.listen(1, 80, 4);
+    // The clock of side 0's SYNs is behind by more than the test takes.
+    sim.edit = Some(|side, f| {
+        let syn = side == 0 && f[12..14] == [8, 0] && f[23] == 6 && f[47] == 2;
+        if syn {
+            assert_eq!(f[60..62], [8, 10]);
+            let stamp = u32::from_be_bytes([f[62], f[63], f[64], f[65]]);
+            f[62..66].copy_from_slice(&stamp.wrapping_sub(1_000_000).to_be_bytes());
+        }
+        syn
+    });
+    for _ in 0..3 {
+        let s = &mut sim.stacks[0];
+        let c = s.tcp_socket(Domain::V4).unwrap();
+        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+        s.connect(c, at(2, 80)).unwrap();
+        let mut server = None;
+        assert!(sim.run_until(2 * SECOND, |s| {
+            server = server.or_else(|| s.stacks[1].accept(l).ok());
+            server.is_some() && s.stacks[0].readiness(c).contains(Ready::WRITABLE)
+        }));
+        sim.stacks[0].send(c, &[b"x"]).unwrap();
+        sim.run(100 * MS);
+        let server = server.unwrap().0;
+        assert_eq!(drain_all(&mut sim.stacks[1], server), 1);
+        sim.stacks[1].close(server);
+        sim.run(100 * MS);
+        sim.stacks[0].close(c);
+        sim.run(100 * MS);
+        assert_eq!((sim.stacks[0].counts(), sim.stacks[1].counts()), ((0, 0, 0), (1, 0, 1)));
+    }
+}
