@@ -118,3 +118,19 @@ fn a_reset_ends_time_wait() {
         assert_eq!((sim.stacks[0].counts(), sim.stacks[1].counts()), ((0, 0, 0), (1, 0, 1)));
     }
 }
+
+/// A super-frame is not taken for one segment: what is a few segments long is acknowledged at once, not after 40 ms.
+#[test]
+fn super_frames_are_acknowledged_as_the_segments_that_they_are() {
+    let offload = Offload { tx_csum: true, tso4: true, tso6: true };
+    let mut sim = Sim::with(4, Config { offload, ..config(1) }, Config { offload, ..config(2) });
+    let (c, s) = sim.pair(80);
+    for len in [14_480, 5792, 2896] {
+        let before = sim.frames[1];
+        assert_eq!(sim.stacks[0].send(c, &[&pattern(0, len)]), Ok(len));
+        sim.run(5 * MS);
+        assert!(sim.frames[1] > before, "{len}");
+        sim.run(SECOND);
+        assert_eq!(drain_all(&mut sim.stacks[1], s), len);
+    }
+}

@@ -102,7 +102,7 @@ impl Conn {
         if self.state == TcpState::Closed {
             return Verdict::Done;
         }
-        self.on_data(cx, &seg)
+        self.on_data(cx, &seg, link_mss)
     }
 
     fn in_syn_sent(&mut self, cx: &Cx, seg: Segment, link_mss: u16) -> Verdict {
@@ -338,7 +338,7 @@ impl Conn {
         self.cubic.on_loss(u32::from(self.mss));
     }
 
-    fn on_data(&mut self, cx: &Cx, seg: &Segment) -> Verdict {
+    fn on_data(&mut self, cx: &Cx, seg: &Segment, link_mss: u16) -> Verdict {
         let fin = seg.has(flag::FIN);
         if seg.payload.is_empty() && !fin {
             return Verdict::Done;
@@ -407,7 +407,7 @@ impl Conn {
         if fin {
             self.on_fin();
         }
-        self.acknowledge(cx, len, had_holes || fin);
+        self.acknowledge(cx, len, link_mss, had_holes || fin);
         Verdict::Done
     }
 
@@ -428,9 +428,9 @@ impl Conn {
     }
 
     /// Decides when to acknowledge `len` new bytes (RFC 9293 §3.8.6.3, RFC 5681 §4.2).
-    fn acknowledge(&mut self, cx: &Cx, len: usize, at_once: bool) {
-        let largest = usize::from(self.rcv_mss);
-        if len > largest && len < 1 << 14 {
+    fn acknowledge(&mut self, cx: &Cx, len: usize, link_mss: u16, at_once: bool) {
+        // A super-frame does not tell how large the peer's segments are.
+        if len > usize::from(self.rcv_mss) && len <= usize::from(link_mss) {
             self.rcv_mss = len as u16;
         }
         let unacked = self.rcv_nxt.wrapping_sub(self.last_ack);
