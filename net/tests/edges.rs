@@ -134,3 +134,22 @@ fn super_frames_are_acknowledged_as_the_segments_that_they_are() {
         assert_eq!(drain_all(&mut sim.stacks[1], s), len);
     }
 }
+
+/// One lost segment of a large window: the receiver keeps all that follows it, and only that one is sent again.
+#[test]
+fn a_whole_window_is_kept_behind_a_lost_segment() {
+    let mut sim = Sim::new(5);
+    sim.delay = 50 * MS;
+    let (c, s) = sim.pair(80);
+    transfer_and_back(&mut sim, c, s, 20_000_000);
+    let payload = std::rc::Rc::new(std::cell::Cell::new(0));
+    let sum = payload.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        let data = side == 0 && f.len() > 66;
+        sum.set(sum.get() + if data { f.len() - 66 } else { 0 });
+        // The first one.
+        data && sum.get() == f.len() - 66
+    }));
+    transfer_and_back(&mut sim, c, s, 30_000_000);
+    assert!((1448..=5 * 1448).contains(&(payload.get() - 30_000_000)), "{}", payload.get());
+}

@@ -356,7 +356,8 @@ impl Conn {
         if seg.seq != self.rcv_nxt {
             // Only while memory is plentiful: what is ahead of its turn can be had again.
             let plenty = cx.memory_free.saturating_sub(seg.payload.len()) > cx.limits.memory / 4;
-            if plenty && self.ahead.held() + seg.payload.len() <= self.rcv_limit as usize {
+            // The window bounds the data; this is about what it takes to keep them.
+            if plenty && self.ahead.held() + seg.payload.len() <= 2 * self.rcv_limit as usize {
                 self.ahead.insert(seg.seq, seg.payload);
             }
             if fin {

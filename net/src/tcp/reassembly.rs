@@ -1,38 +1,65 @@
 //! Segments that arrived ahead of their turn.
 
 use super::{le, lt};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-/// Most pieces that are kept.
-const MAX: usize = 256;
+/// Most pieces that are kept, whose places and gaps the peer chooses. Pieces side by side have more than half of `PIECE_MAX` each on average, so that without
+/// gaps this is 8 MiB, more than a window.
+const MAX: usize = 1024;
+/// Neighbours become one up to this length, bytes.
+const PIECE_MAX: usize = 16 << 10;
+/// What a piece costs besides its data: itself, and what the allocator needs for it.
+const OVERHEAD: u32 = 64;
 
 struct Piece {
     seq: u32,
-    data: Vec<u8>,
     /// Counts up, so that the piece that changed last is known (RFC 2018 §4: its block comes first).
     stamp: u32,
+    data: Vec<u8>,
 }
+
+const _: () = assert!(size_of::<Piece>() <= OVERHEAD as usize / 2);
 
 impl Piece {
     fn end(&self) -> u32 {
         self.seq.wrapping_add(self.data.len() as u32)
     }
+
+    fn held(&self) -> u32 {
+        self.data.capacity() as u32 + OVERHEAD
+    }
+
+    /// Appends data, so that the piece stays below `PIECE_MAX`; `None` without memory.
+    fn append(&mut self, held: &mut u32, data: &[u8]) -> Option<()> {
+        let (was, len) = (self.data.capacity(), self.data.len());
+        if was - len < data.len() {
+            let more = (2 * len).clamp(len + data.len(), PIECE_MAX) - len;
+            self.data.try_reserve_exact(more).ok()?;
+        }
+        self.data.extend_from_slice(data);
+        *held += (self.data.capacity() - was) as u32;
+        Some(())
+    }
 }
 
 /// Pieces beyond the next expected byte; sorted, not overlapping.
 pub(crate) struct Reassembly {
-    pieces: Vec<Piece>,
+    /// Boxed, since few connections have any.
+    #[expect(clippy::box_collection, reason = "size of an idle connection")]
+    pieces: Option<Box<VecDeque<Piece>>>,
     held: u32,
     stamp: u32,
 }
 
 impl Reassembly {
     pub const fn new() -> Reassembly {
-        Reassembly { pieces: Vec::new(), held: 0, stamp: 0 }
+        Reassembly { pieces: None, held: 0, stamp: 0 }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_none()
     }
 
     /// Bytes of memory in use.
@@ -46,10 +73,11 @@ impl Reassembly {
 
     /// Keeps what is new of a piece, if there is room.
     pub fn insert(&mut self, mut seq: u32, mut data: &[u8]) {
-        let mut at = self.pieces.partition_point(|p| le(p.end(), seq));
+        let pieces = self.pieces.get_or_insert_default();
+        let mut at = pieces.partition_point(|p| le(p.end(), seq));
         while !data.is_empty() {
             let (mut take, mut skip) = (data.len(), 0);
-            if let Some(next) = self.pieces.get(at) {
+            if let Some(next) = pieces.get(at) {
                 if le(next.seq, seq) {
                     // The start is there already.
                     skip = (next.end().wrapping_sub(seq) as usize).min(data.len());
@@ -59,41 +87,35 @@ impl Reassembly {
                 }
             }
             self.stamp = self.stamp.wrapping_add(1);
-            if take > 0 && !self.keep(at, seq, data.get(..take).unwrap_or(&[])) {
-                return;
+            if take > 0 {
+                let part = data.get(..take).unwrap_or(&[]);
+                // What follows may be part of that piece now, so it is looked at again.
+                let Some(place) = keep(pieces, &mut self.held, at, seq, part, self.stamp) else { break };
+                at = place;
+            } else {
+                if let Some(p) = pieces.get_mut(at) {
+                    p.stamp = self.stamp;
+                }
+                at += 1;
             }
-            if take == 0
-                && let Some(p) = self.pieces.get_mut(at)
-            {
-                p.stamp = self.stamp;
-            }
-            at += 1;
             seq = seq.wrapping_add((take + skip) as u32);
             data = data.get(take + skip..).unwrap_or(&[]);
         }
-    }
-
-    fn keep(&mut self, at: usize, seq: u32, data: &[u8]) -> bool {
-        let mut own = Vec::new();
-        if self.pieces.len() >= MAX || self.pieces.try_reserve(1).is_err() || own.try_reserve_exact(data.len()).is_err()
-        {
-            return false;
+        if pieces.is_empty() {
+            self.pieces = None;
         }
-        own.extend_from_slice(data);
-        self.held += own.capacity() as u32;
-        self.pieces.insert(at, Piece { seq, data: own, stamp: self.stamp });
-        true
     }
 
     /// Takes the first piece if it begins at or before `next`; what is before `next` is to be skipped by the caller.
     pub fn pop(&mut self, next: u32) -> Option<(u32, Vec<u8>)> {
-        if lt(next, self.pieces.first()?.seq) {
+        let pieces = self.pieces.as_mut()?;
+        if lt(next, pieces.front()?.seq) {
             return None;
         }
-        let p = self.pieces.remove(0);
-        self.held -= p.data.capacity() as u32;
-        if self.pieces.is_empty() {
-            self.pieces = Vec::new();
+        let p = pieces.pop_front()?;
+        self.held -= p.held();
+        if pieces.is_empty() {
+            self.pieces = None;
         }
         Some((p.seq, p.data))
     }
@@ -104,10 +126,11 @@ impl Reassembly {
         let want = out.len().min(4);
         let mut count = 0;
         let mut i = 0;
-        while let Some(p) = self.pieces.get(i) {
+        let Some(pieces) = &self.pieces else { return 0 };
+        while let Some(p) = pieces.get(i) {
             let (start, mut end, mut stamp) = (p.seq, p.end(), p.stamp);
             i += 1;
-            while let Some(n) = self.pieces.get(i)
+            while let Some(n) = pieces.get(i)
                 && n.seq == end
             {
                 end = n.end();
@@ -127,6 +150,37 @@ impl Reassembly {
         }
         count
     }
+}
+
+/// Keeps data of which nothing is there yet, before the piece at `at`: with its neighbours, or as a piece of its own. Returns the index of the piece that has it.
+fn keep(pieces: &mut VecDeque<Piece>, held: &mut u32, at: usize, seq: u32, data: &[u8], stamp: u32) -> Option<usize> {
+    let mut place = at;
+    if let Some(before) = at.checked_sub(1).and_then(|i| pieces.get_mut(i))
+        && before.end() == seq
+        && before.data.len() + data.len() <= PIECE_MAX
+    {
+        before.append(held, data)?;
+        before.stamp = stamp;
+        place -= 1;
+    } else {
+        let mut own = Vec::new();
+        if pieces.len() >= MAX || pieces.try_reserve(1).is_err() || own.try_reserve_exact(data.len()).is_err() {
+            return None;
+        }
+        own.extend_from_slice(data);
+        let p = Piece { seq, stamp, data: own };
+        *held += p.held();
+        pieces.insert(at, p);
+    }
+    // The next one joins it, or small pieces that come backwards would stay small.
+    let (p, next) = (pieces.get(place)?, pieces.get(place + 1));
+    if next.is_some_and(|n| n.seq == p.end() && p.data.len() + n.data.len() <= PIECE_MAX) {
+        let next = pieces.remove(place + 1)?;
+        *held -= next.held();
+        // Without memory it is lost, and sent again (RFC 2018 §8).
+        pieces.get_mut(place)?.append(held, &next.data);
+    }
+    Some(place)
 }
 
 #[cfg(test)]
@@ -166,5 +220,31 @@ mod tests {
         }
         assert_eq!(next, data.len());
         assert!(r.is_empty() && r.held() == 0);
+    }
+
+    /// One byte at a time, in three orders, with and without gaps: few pieces, and what they take is known and bounded.
+    #[test]
+    fn small_pieces_do_not_pile_up() {
+        const LEN: u32 = 100_000;
+        // Forwards, backwards, first the even ones, and those alone.
+        let orders: [(&dyn Fn(u32) -> u32, u32); 4] =
+            [(&|i| i, LEN), (&|i| LEN - 1 - i, LEN), (&|i| i * 2 % (LEN + 1), LEN), (&|i| i * 2, LEN / 2)];
+        for (n, (order, count)) in orders.into_iter().enumerate() {
+            let mut r = Reassembly::new();
+            for i in 0..count {
+                r.insert(10 + order(i), &[order(i) as u8]);
+                assert!(r.pieces.as_ref().unwrap().len() <= MAX);
+            }
+            let pieces = r.pieces.as_ref().unwrap();
+            assert_eq!(r.held, pieces.iter().map(Piece::held).sum::<u32>());
+            assert!(pieces.iter().all(|p| (0..p.data.len()).all(|i| p.data[i] == (p.seq - 10 + i as u32) as u8)));
+            if n < 2 {
+                assert!(pieces.len() <= 13 && r.held <= 2 * LEN, "{} {}", pieces.len(), r.held);
+            } else {
+                assert!(r.held <= 2 * LEN + MAX as u32 * (OVERHEAD + 8), "{}", r.held);
+            }
+            while r.pop(u32::MAX / 4).is_some() {}
+            assert!(r.is_empty() && r.held() == 0);
+        }
     }
 }
