@@ -131,18 +131,19 @@ impl Stack {
         }
     }
 
-    /// Sends a UDP datagram, its checksum done, in fragments.
+    /// Sends a UDP datagram, its checksum done, in fragments that make packets of up to `mtu` bytes.
     pub(crate) fn send_fragments(
         &mut self,
         src: Ip,
         dst: Ip,
+        mtu: usize,
         options: IpOptions,
         data: &[u8],
         owner: Option<Handle>,
     ) -> Result<(), Error> {
         let ip = ip_len(src);
         let extra = if src.is_v4() { 0 } else { 8 };
-        let room = (self.config.mtu as usize - ip - extra) & !7;
+        let room = (mtu - ip - extra) & !7;
         let id = self.random.next() as u32;
         let hdr = NetHdr { num_buffers: 1, ..NetHdr::default() };
         let mut offset = 0;

@@ -120,9 +120,13 @@ impl Stack {
         let Some(&[s0, s1, d0, d1, q0, q1, q2, q3]) = inner.first_chunk::<8>() else { return };
         let local = End::new(src, u16::from_be_bytes([s0, s1]));
         let remote = End::new(dst, u16::from_be_bytes([d0, d1]));
-        match protocol {
-            17 if mtu.is_none() => self.udp_error(local, remote, error),
-            6 => self.tcp_error(Tuple { local, remote }, u32::from_be_bytes([q0, q1, q2, q3]), error, mtu),
+        match (protocol, mtu) {
+            (17, None) => self.udp_error(local, remote, error),
+            // Only if a socket of ours can have sent it (RFC 8201 §4).
+            (17, Some(mtu)) if !src.is_v4() && self.is_udp_of_ours(local, remote) => {
+                self.path_mtus.learn(self.now, dst, mtu);
+            }
+            (6, _) => self.tcp_error(Tuple { local, remote }, u32::from_be_bytes([q0, q1, q2, q3]), error, mtu),
             _ => {}
         }
     }

@@ -41,6 +41,7 @@ mod iface;
 mod ingress;
 mod neighbour;
 mod neighbour_wire;
+mod path_mtu;
 mod ports;
 mod slaac;
 mod slab;

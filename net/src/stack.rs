@@ -7,6 +7,7 @@ use crate::fragment::Fragments;
 use crate::hash::{Key, Random};
 use crate::iface::Iface;
 use crate::neighbour::Neighbours;
+use crate::path_mtu::PathMtus;
 use crate::ports::Ports;
 use crate::slaac::Slaac;
 use crate::slab::Slab;
@@ -54,6 +55,7 @@ pub struct Stack {
     pub(crate) neighbours: Neighbours,
     pub(crate) egress: Egress,
     pub(crate) fragments: Fragments,
+    pub(crate) path_mtus: PathMtus,
     pub(crate) dhcp: Dhcp,
     pub(crate) slaac: Slaac,
     pub(crate) reset_bucket: Bucket,
@@ -92,6 +94,7 @@ impl Stack {
             neighbours: Neighbours::new(table_key, limits.neighbours),
             egress: Egress::new(),
             fragments: Fragments::new(),
+            path_mtus: PathMtus::new(),
             dhcp: Dhcp::new(config.dhcp, now),
             slaac: Slaac::new(config.slaac, now),
             reset_bucket: Bucket::new(1000),

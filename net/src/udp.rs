@@ -247,7 +247,7 @@ impl Stack {
         for p in pieces {
             bytes.extend_from_slice(p);
         }
-        let mtu = self.config.mtu as usize;
+        let mtu = self.path_mtus.get(self.now, to.ip, self.config.mtu as usize);
         let whole = local || ip + 8 + len <= mtu;
         let mut hdr = NetHdr { num_buffers: 1, ..NetHdr::default() };
         if local {
@@ -272,7 +272,7 @@ impl Stack {
         self.egress.ident = self.egress.ident.wrapping_add(1);
         let ident = self.egress.ident;
         if !whole {
-            return self.send_fragments(from.ip, to.ip, options, bytes.get(at..).unwrap_or(&[]), owner);
+            return self.send_fragments(from.ip, to.ip, mtu, options, bytes.get(at..).unwrap_or(&[]), owner);
         }
         if let Some(h) = bytes.get_mut(ETH..) {
             IpHead { src: from.ip, dst: to.ip, protocol: 17, options, ident, whole: false }.write(h, 8 + len);
@@ -427,6 +427,14 @@ impl Stack {
         u.queue.push_back(Received { from: remote, to: local, data: own });
         self.memory += cost;
         self.raise(slot, Ready::READABLE);
+    }
+
+    /// Whether a socket is bound to that port that may talk to that peer.
+    pub(crate) fn is_udp_of_ours(&self, local: End, remote: End) -> bool {
+        self.iface.owns(local.ip)
+            && self.ports.binders(ports::UDP, local.port).iter().any(|&slot| {
+                matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Udp(u), .. }) if u.remote.is_none_or(|r| r == remote))
+            })
     }
 
     /// ICMP says that a datagram did not arrive.

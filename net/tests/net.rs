@@ -325,6 +325,72 @@ fn a_narrower_path_is_found_out() {
     assert_eq!(sim.stacks[0].tcp_info(c).unwrap().send_mss, 948);
 }
 
+/// An IPv6 packet in an Ethernet frame for side 0, from a link-local address; checksums do not count.
+fn frame6(hop_limit: u8, body: &[u8]) -> Vec<u8> {
+    let mut f = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
+    f.extend([0x60, 0, 0, 0, 0, body.len() as u8, 58, hop_limit]);
+    f.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    f.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    f.extend(body);
+    f
+}
+
+const TRUSTED: NetHdr = NetHdr { flags: net_hdr::DATA_VALID, ..NO_HEADER };
+const NO_HEADER: NetHdr =
+    NetHdr { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0, num_buffers: 0 };
+
+/// Datagrams over IPv6 are cut to what a router lets through, if it speaks of one that a socket of ours can have sent.
+#[test]
+fn a_narrower_path_is_found_out_by_datagrams() {
+    let mut sim = Sim::new(12);
+    let server = udp(&mut sim.stacks[1], Domain::V6, "[::]:53");
+    let c = udp(&mut sim.stacks[0], Domain::V6, "[::]:5000");
+    let to: SocketAddr = "[fd00::2]:53".parse().unwrap();
+    sim.filter = Some(Box::new(|side, f| side == 0 && f.len() > 14 + 1300));
+    let data = pattern(0, 4000);
+    let arrives = |sim: &mut Sim, size: usize| {
+        sim.stacks[0].send_to(c, &[&data[..size]], Some(to), None).unwrap();
+        sim.run(SECOND);
+        match recv(&mut sim.stacks[1], server, 5000) {
+            Ok((got, _)) => {
+                assert!(got == data[..size]);
+                true
+            }
+            Err(_) => false,
+        }
+    };
+    assert!(arrives(&mut sim, 100) && !arrives(&mut sim, 1400));
+    let told = |port: u16, mtu: u32| {
+        let mut icmp = vec![2, 0, 0, 0];
+        icmp.extend(mtu.to_be_bytes());
+        icmp.extend([0x60, 0, 0, 0, 5, 0xdc, 17, 64]);
+        icmp.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        icmp.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        icmp.extend(port.to_be_bytes());
+        icmp.extend([0, 53, 5, 0xb4, 0, 0]);
+        let mut f = frame6(64, &icmp);
+        // To side 0's own address.
+        f[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+        f[38..54].copy_from_slice(&[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        f
+    };
+    // Nobody here sends from that port.
+    sim.stacks[0].input(sim.now, TRUSTED, &told(5001, 1300));
+    assert!(!arrives(&mut sim, 1400));
+    sim.stacks[0].input(sim.now, TRUSTED, &told(5000, 1300));
+    assert!(arrives(&mut sim, 1400) && arrives(&mut sim, 4000));
+    // Larger is not believed, and less than 1280 not either.
+    sim.stacks[0].input(sim.now, TRUSTED, &told(5000, 1400));
+    assert!(arrives(&mut sim, 1400));
+    sim.stacks[0].input(sim.now, TRUSTED, &told(5000, 100));
+    let before = sim.frames[0];
+    assert!(arrives(&mut sim, 2000));
+    assert_eq!(sim.frames[0] - before, 2);
+    // After ten minutes the whole is tried again.
+    sim.run(601 * SECOND);
+    assert!(!arrives(&mut sim, 1400));
+}
+
 #[test]
 fn a_hundred_thousand_bad_frames_do_nothing() {
     let mut sim = Sim::with(11, Config { any_ip: true, slaac: true, dhcp: true, ..config(1) }, config(2));
