@@ -56,6 +56,16 @@ impl Ip {
         self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
     }
 
+    /// fc00::/7 (RFC 4193).
+    pub fn is_unique_local(self) -> bool {
+        self.0[0] & 0xfe == 0xfc
+    }
+
+    /// Bits of the 16 bytes that are equal from the start.
+    pub fn common_prefix(self, other: Ip) -> u32 {
+        (u128::from_be_bytes(self.0) ^ u128::from_be_bytes(other.0)).leading_zeros()
+    }
+
     /// Whether both are in the network of that prefix length (of the family's own length).
     pub fn same_network(self, other: Ip, prefix: u8) -> bool {
         if self.is_v4() != other.is_v4() {

@@ -139,8 +139,8 @@ impl Stack {
         }
         put(&[61, 7, 1]);
         put(&self.config.mac);
-        // Mask, router, DNS, lease time, T1.
-        put(&[55, 5, 1, 3, 6, 51, 58]);
+        // Mask, router, DNS, MTU, lease time, T1.
+        put(&[55, 6, 1, 3, 6, 26, 51, 58]);
         put(&[255]);
         let source = match d.lease {
             Some(l) if renewing => l.address,
@@ -164,7 +164,7 @@ impl Stack {
         }
         let (mut kind, mut prefix, mut router, mut server) = (0, 24, None, Ipv4Addr::UNSPECIFIED);
         let mut dns = [Ipv4Addr::UNSPECIFIED; 2];
-        let (mut seconds, mut renew) = (3600u32, None);
+        let (mut seconds, mut renew, mut mtu) = (3600u32, None, u16::MAX);
         for o in p.options() {
             let word = o.data.first_chunk::<4>().copied();
             match (o.kind, word) {
@@ -177,6 +177,8 @@ impl Stack {
                         dns[1] = (*w).into();
                     }
                 }
+                // Interface MTU (RFC 2132 §5.1), not below what every path must carry.
+                (26, _) => mtu = o.data.first_chunk::<2>().map_or(mtu, |m| u16::from_be_bytes(*m).max(576)),
                 (51, Some(w)) => seconds = u32::from_be_bytes(w),
                 (54, Some(w)) => server = w.into(),
                 (58, Some(w)) => renew = Some(u32::from_be_bytes(w)),
@@ -193,6 +195,7 @@ impl Stack {
                 self.dhcp.at = self.now;
             }
             (State::Requesting | State::Renewing, ACK) if !address.is_unspecified() && !address.is_broadcast() => {
+                self.iface.mtu4 = mtu;
                 self.take_lease(Lease { address, prefix, router, dns }, seconds.max(60), renew);
             }
             (State::Requesting | State::Renewing, NAK) => {
@@ -232,6 +235,7 @@ impl Stack {
     fn drop_lease(&mut self) {
         if let Some(old) = self.dhcp.lease.take() {
             self.iface.remove(old.address.into());
+            self.iface.mtu4 = u16::MAX;
             if self.iface.router4 == old.router.map(Ip::from) {
                 self.iface.router4 = None;
             }

@@ -243,21 +243,20 @@ impl Stack {
         Path { dst_mac: [0; 6], src_mac: [0; 6], mtu: LOCAL_MTU, offload, local: true }
     }
 
-    fn link_path(&self, dst_mac: [u8; 6]) -> Path {
-        Path {
-            dst_mac,
-            src_mac: self.config.mac,
-            mtu: self.config.mtu as usize,
-            offload: self.config.offload,
-            local: false,
-        }
+    /// Largest packet of a family on the link.
+    pub(crate) fn link_mtu(&self, v4: bool) -> usize {
+        (self.config.mtu as usize).min(usize::from(if v4 { self.iface.mtu4 } else { self.iface.mtu6 }))
+    }
+
+    fn link_path(&self, dst_mac: [u8; 6], v4: bool) -> Path {
+        Path { dst_mac, src_mac: self.config.mac, mtu: self.link_mtu(v4), offload: self.config.offload, local: false }
     }
 
     /// How to reach `dst` now. `Err(false)`: the neighbour is being asked, and the connection is queued when it answers. `Err(true)`: no route.
     fn path(&mut self, dst: Ip, slot: u32) -> Result<Path, bool> {
         match self.iface.route(dst) {
             Some(Route::Via(hop)) => match self.resolve(hop) {
-                Some(mac) => Ok(self.link_path(mac)),
+                Some(mac) => Ok(self.link_path(mac, hop.is_v4())),
                 None => {
                     self.neighbours.wait(hop, slot);
                     Err(false)
@@ -296,13 +295,13 @@ impl Stack {
                 }
             }
             Some(Route::Group) => {
-                let path = self.link_path(dst.multicast_mac());
+                let path = self.link_path(dst.multicast_mac(), v4);
                 head::ethernet(&mut frame.bytes, &path, v4);
                 self.send_frame(frame);
             }
             Some(Route::Via(hop)) => match self.resolve(hop) {
                 Some(mac) => {
-                    let path = self.link_path(mac);
+                    let path = self.link_path(mac, v4);
                     head::ethernet(&mut frame.bytes, &path, v4);
                     self.send_frame(frame);
                 }
@@ -327,8 +326,8 @@ impl Stack {
 
     /// A neighbour is known now: what waited for it goes out.
     pub(crate) fn release(&mut self, r: crate::neighbour::Resolved) {
-        let path = self.link_path(r.mac);
         let v4 = r.ip.is_v4();
+        let path = self.link_path(r.mac, v4);
         for mut f in r.packets {
             head::ethernet(&mut f.bytes, &path, v4);
             self.send_frame(f);
@@ -340,7 +339,11 @@ impl Stack {
 
     /// Sends a TCP segment without payload that belongs to no connection object.
     pub(crate) fn send_control(&mut self, tuple: &Tuple, c: Control) {
-        let path = if self.iface.is_local(tuple.remote.ip) { self.local_path() } else { self.link_path([0; 6]) };
+        let path = if self.iface.is_local(tuple.remote.ip) {
+            self.local_path()
+        } else {
+            self.link_path([0; 6], tuple.remote.ip.is_v4())
+        };
         self.egress.ident = self.egress.ident.wrapping_add(1);
         let Control { seq, ack, flags, window, options, ip } = c;
         let out = Out { tuple, seq, ack, flags, window, options, mss: 0xffff, ident: self.egress.ident, ip };

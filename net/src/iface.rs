@@ -13,6 +13,9 @@ pub(crate) struct Iface {
     own: Vec<(Ip, u8)>,
     pub router4: Option<Ip>,
     pub router6: Option<Ip>,
+    /// What a DHCP server and a router say that the link carries, in either family; what the device says bounds it.
+    pub mtu4: u16,
+    pub mtu6: u16,
     /// Goes up with each change.
     pub generation: u32,
 }
@@ -30,7 +33,15 @@ pub(crate) enum Route {
 
 impl Iface {
     pub const fn new() -> Iface {
-        Iface { addresses: Vec::new(), own: Vec::new(), router4: None, router6: None, generation: 0 }
+        Iface {
+            addresses: Vec::new(),
+            own: Vec::new(),
+            router4: None,
+            router6: None,
+            mtu4: u16::MAX,
+            mtu6: u16::MAX,
+            generation: 0,
+        }
     }
 
     /// Returns whether it is new; `None` if there are too many.
@@ -96,22 +107,28 @@ impl Iface {
         if dst.is_v4() { self.router4 } else { self.router6 }.map(Route::Via)
     }
 
-    /// The address of ours to use towards `dst` (a short form of RFC 6724): same network first, then one that is not link-local.
+    /// The address of ours to use towards `dst` (a short form of RFC 6724 §5): same network first, then one of the same scope (rule 2); in IPv6 then one that is
+    /// unique local if `dst` is (rule 6), then that with the longest common prefix (rule 8).
     pub fn source(&self, dst: Ip) -> Option<Ip> {
         if self.is_local(dst) {
             return Some(dst);
         }
-        let mut best: Option<(u8, Ip)> = None;
+        let mut best: Option<((u8, bool, u32), Ip)> = None;
         for &(own, prefix) in &self.own {
             if own.is_v4() != dst.is_v4() {
                 continue;
             }
-            let score = if own.same_network(dst, prefix) {
+            let scope = if own.same_network(dst, prefix) {
                 3
             } else if own.is_link_local_v6() == (dst.is_link_local_v6() || (!dst.is_v4() && dst.is_multicast())) {
                 2
             } else {
                 1
+            };
+            let score = if dst.is_v4() {
+                (scope, true, 0)
+            } else {
+                (scope, own.is_unique_local() == dst.is_unique_local(), own.common_prefix(dst).min(64))
             };
             if best.is_none_or(|b| score > b.0) {
                 best = Some((score, own));

@@ -81,12 +81,15 @@ impl Stack {
             self.slaac.router_until = Some(now);
         }
         let mut link = None;
-        let mut prefix: Option<(Ip, Option<u64>)> = None;
+        let mut prefixes = [(Ip::ANY, None, 0); ADDRESSES_MAX];
+        let mut count = 0;
         let mut dns = None;
+        let mut mtu = None;
         let m = self.config.mac;
         options_of(options, |kind, body| match kind {
             1 => link = body.first_chunk::<6>().copied(),
-            // Prefix information (RFC 4861 §4.6.2): 64 bits, on-link or not, for autonomous configuration.
+            // Prefix information (RFC 4861 §4.6.2): 64 bits, for autonomous configuration. If it is not on-link, only the address is ours, and its neighbours
+            // are behind the router.
             3 => {
                 let Some(b) = body.first_chunk::<30>() else { return };
                 let valid = u32::from_be_bytes([b[2], b[3], b[4], b[5]]);
@@ -95,9 +98,14 @@ impl Stack {
                 a[8..].copy_from_slice(&[m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]]);
                 let ip = Ip(a);
                 if b[0] == 64 && b[1] & 0x40 != 0 && valid > 0 && !ip.is_link_local_v6() && !ip.is_multicast() {
-                    prefix = Some((ip, until(now, valid)));
+                    if let Some(place) = prefixes.get_mut(count) {
+                        *place = (ip, until(now, valid), if b[1] & 0x80 != 0 { 64 } else { 128 });
+                        count += 1;
+                    }
                 }
             }
+            // MTU (RFC 4861 §4.6.4).
+            5 => mtu = body.get(2..6).and_then(|m| m.first_chunk::<4>()).map(|m| u32::from_be_bytes(*m)),
             // Recursive DNS server (RFC 8106 §5.1).
             25 => dns = body.get(6..22).and_then(|d| d.first_chunk::<16>()).map(|d| Ip(*d)),
             _ => {}
@@ -108,12 +116,19 @@ impl Stack {
             self.slaac.dns = Some(dns);
             self.iface.generation = self.iface.generation.wrapping_add(1);
         }
-        if let Some((ip, end)) = prefix {
+        if let Some(mtu) = mtu.filter(|&m| m >= 1280) {
+            self.iface.mtu6 = mtu.min(65_535) as u16;
+        }
+        for &(ip, end, prefix) in prefixes.iter().take(count) {
             if let Some(a) = self.slaac.addresses.iter_mut().find(|a| a.0 == ip) {
                 a.1 = end;
+                // A prefix that is not on-link here says nothing about what another option said (§6.3.4).
+                if prefix == 64 && self.iface.addresses.iter().any(|a| Ip::from(a.address) == ip && a.prefix != 64) {
+                    self.iface.add(ip, 64);
+                }
             } else if self.slaac.addresses.len() < ADDRESSES_MAX
                 && !self.iface.owns(ip)
-                && self.iface.add(ip, 64).is_some()
+                && self.iface.add(ip, prefix).is_some()
             {
                 self.slaac.addresses.push((ip, end));
                 self.announce(ip);

@@ -52,7 +52,7 @@ impl Stack {
 
     /// Payload per segment that the link to the peer allows.
     pub(crate) fn link_mss(&self, tuple: &Tuple) -> u16 {
-        let mtu = if self.iface.is_local(tuple.remote.ip) { LOCAL_MTU } else { self.config.mtu as usize };
+        let mtu = if self.iface.is_local(tuple.remote.ip) { LOCAL_MTU } else { self.link_mtu(tuple.remote.ip.is_v4()) };
         (mtu - ip_len(tuple.local.ip) - 20).min(65_535) as u16
     }
 

@@ -247,7 +247,7 @@ impl Stack {
         for p in pieces {
             bytes.extend_from_slice(p);
         }
-        let mtu = self.path_mtus.get(self.now, to.ip, self.config.mtu as usize);
+        let mtu = self.path_mtus.get(self.now, to.ip, self.link_mtu(to.ip.is_v4()));
         let whole = local || ip + 8 + len <= mtu;
         let mut hdr = NetHdr { num_buffers: 1, ..NetHdr::default() };
         if local {

@@ -208,6 +208,7 @@ fn dhcp_server(s: &mut Stack, any: Handle, lease: u32, replies: &mut Vec<u8>) {
         r[0] = 2;
         r[16..20].copy_from_slice(&[10, 0, 0, 15]);
         r.extend([53, 1, if kind == 1 { 2 } else { 5 }, 54, 4, 10, 0, 0, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 0, 2]);
+        r.extend([26, 2, 0x05, 0x78]);
         r.extend([6, 8, 10, 0, 0, 3, 10, 0, 0, 4, 51, 4]);
         r.extend(lease.to_be_bytes());
         r.push(255);
@@ -234,6 +235,9 @@ fn dhcp_gets_keeps_and_loses_a_lease() {
     assert_eq!(lease.dns, [Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 4)]);
     assert_eq!(sim.stacks[0].router(Domain::V4), Some(ip(2)));
     assert_eq!(sim.stacks[0].source_for("1.2.3.4".parse().unwrap()), Ok(ip(15)));
+    // The server said 1400 (option 26).
+    assert_eq!(largest_frame_of_datagram(&mut sim, "10.0.0.2:53"), 14 + 20 + 1376);
+    assert_eq!(recv(&mut sim.stacks[1], any, 4000).unwrap().0, [7; 3000]);
     // Renewed at half time.
     sim.run_until(2000 * SECOND, |sim| {
         dhcp_server(&mut sim.stacks[1], any, 600, &mut seen);
@@ -338,6 +342,82 @@ fn frame6(hop_limit: u8, body: &[u8]) -> Vec<u8> {
 const TRUSTED: NetHdr = NetHdr { flags: net_hdr::DATA_VALID, ..NO_HEADER };
 const NO_HEADER: NetHdr =
     NetHdr { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0, num_buffers: 0 };
+
+/// The largest frame that side 0 sends for a datagram of 3000 bytes.
+fn largest_frame_of_datagram(sim: &mut Sim, to: &str) -> usize {
+    let largest = std::rc::Rc::new(std::cell::Cell::new(0));
+    let seen = largest.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        seen.set(if side == 0 { f.len().max(seen.get()) } else { seen.get() });
+        false
+    }));
+    let c = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    sim.stacks[0].send_to(c, &[&[7; 3000]], Some(to.parse().unwrap()), None).unwrap();
+    sim.run(SECOND);
+    sim.stacks[0].close(c);
+    sim.filter = None;
+    largest.get()
+}
+
+/// Each prefix gives an address, and only one that is on-link gives neighbours; the source is the one that is closest to the destination; the link's
+/// MTU is heeded.
+#[test]
+fn router_advertisements_with_several_prefixes() {
+    let mut sim = Sim::with(13, Config { slaac: true, ..config(1) }, config(2));
+    sim.stacks[0].remove_address("fd00::1".parse().unwrap());
+    let prefix = |flags: u8, start: [u8; 8]| {
+        let mut o = vec![3, 4, 64, flags, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+        o.extend(start);
+        o.extend([0; 8]);
+        o
+    };
+    let mut ra = vec![134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    ra.extend([1, 1, 2, 0, 0, 0, 0, 9]);
+    ra.extend(prefix(0xc0, [0xfd, 0, 0, 0, 0, 0, 0, 7]));
+    ra.extend(prefix(0xc0, [0x20, 1, 0xd, 0xb8, 0, 0, 0, 1]));
+    // Not on-link.
+    ra.extend(prefix(0x40, [0x26, 0, 0, 0, 0, 0, 0, 1]));
+    ra.extend([5, 1, 0, 0, 0, 0, 0x05, 0x14]);
+    sim.run(SECOND);
+    sim.stacks[0].input(sim.now, TRUSTED, &frame6(255, &ra));
+    let own = |s: &str| -> IpAddr { format!("{s}:0:ff:fe00:1").parse().unwrap() };
+    let have = |sim: &Sim| -> Vec<(IpAddr, u8)> {
+        let all = sim.stacks[0].addresses().iter().map(|a| (a.address, a.prefix));
+        all.filter(|a| a.0.is_ipv6() && !a.0.to_string().starts_with("fe80")).collect()
+    };
+    let (ula, near, far) = (own("fd00:0:0:7"), own("2001:db8:0:1"), own("2600:0:0:1"));
+    assert_eq!(have(&sim), [(ula, 64), (near, 64), (far, 128)]);
+    let pairs = [
+        ("fd00:0:0:9::1", ula),
+        ("2001:db8:0:1::5", near),
+        ("2001:db8:9::5", near),
+        ("2600:0:0:1::5", far),
+        ("2607:f8b0::1", far),
+    ];
+    for (to, from) in pairs {
+        assert_eq!(sim.stacks[0].source_for(to.parse().unwrap()), Ok(from), "{to}");
+    }
+    // The router says 1300.
+    assert_eq!(largest_frame_of_datagram(&mut sim, "[2607:f8b0::1]:53"), 14 + 40 + 8 + 1248);
+    // To an address with a prefix that is not on-link goes a datagram by way of the router; nobody is asked.
+    let to_router = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = to_router.clone();
+    sim.filter = Some(Box::new(move |_, f| {
+        seen.borrow_mut().push(f[..6].to_vec());
+        false
+    }));
+    let c = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    sim.stacks[0].send_to(c, &[b"x"], Some("[2600:0:0:1::5]:53".parse().unwrap()), None).unwrap();
+    sim.flush();
+    assert_eq!(*to_router.borrow(), [[2, 0, 0, 0, 0, 9]]);
+    // Now it is on-link; a router that does not say so does not take that back.
+    for flags in [0xc0, 0x40] {
+        let mut ra = ra[..16].to_vec();
+        ra.extend(prefix(flags, [0x26, 0, 0, 0, 0, 0, 0, 1]));
+        sim.stacks[0].input(sim.now, TRUSTED, &frame6(255, &ra));
+        assert_eq!(have(&sim), [(ula, 64), (near, 64), (far, 64)]);
+    }
+}
 
 /// Datagrams over IPv6 are cut to what a router lets through, if it speaks of one that a socket of ours can have sent.
 #[test]
