@@ -59,9 +59,11 @@ impl Stack {
             3 | 11 => {
                 let error = match (kind, code) {
                     (3, 2 | 3) => Error::ConnectionRefused,
-                    (3, 0 | 6) => Error::NetworkUnreachable,
+                    (3, 0 | 6 | 9 | 11) => Error::NetworkUnreachable,
                     _ => Error::HostUnreachable,
                 };
+                // No route, no answer, wrong type of service: that may pass (as Linux' `icmp_err_convert`).
+                let soft = kind != 3 || matches!(code, 0 | 1 | 4 | 5 | 11 | 12);
                 // A router from before RFC 1191 does not say what fits.
                 let mtu = (kind == 3 && code == 4).then(|| match u16::from_be_bytes([m0, m1]) {
                     0 => 576,
@@ -75,7 +77,7 @@ impl Stack {
                 let (Some(h), Some(inner)) = (rest.first_chunk::<20>(), rest.get(header..)) else { return };
                 let src = Ip::v4([h[12], h[13], h[14], h[15]]);
                 let dst = Ip::v4([h[16], h[17], h[18], h[19]]);
-                self.transport_error(src, dst, h[9], inner, error, mtu);
+                self.transport_error(src, dst, h[9], inner, (error, soft), mtu);
             }
             _ => {}
         }
@@ -91,6 +93,7 @@ impl Stack {
                     (1, 0) => Error::NetworkUnreachable,
                     _ => Error::HostUnreachable,
                 };
+                let soft = kind != 1 || !matches!(code, 1 | 4 | 5 | 6);
                 let mtu = (kind == 2).then(|| u32::from_be_bytes([m0, m1, m2, m3]).clamp(1280, 65_535) as usize);
                 let Some((h, inner)) = rest.split_first_chunk::<40>() else { return };
                 let (Some(src), Some(dst)) = (h[8..24].first_chunk::<16>(), h[24..40].first_chunk::<16>()) else {
@@ -98,7 +101,7 @@ impl Stack {
                 };
                 let (src, dst) = (Ip(*src), Ip(*dst));
                 if h[0] >> 4 == 6 && !src.is_v4() && !dst.is_v4() {
-                    self.transport_error(src, dst, h[6], inner, error, mtu);
+                    self.transport_error(src, dst, h[6], inner, (error, soft), mtu);
                 }
             }
             133..=137 if meta.hop_limit == 255 && code == 0 => self.ndp_input(meta, kind, data),
@@ -115,13 +118,22 @@ impl Stack {
         self.send_ip(meta.dst, meta.src, meta.protocol, 64, &[&[reply, 0, 0, 0], rest], Some(2));
     }
 
-    /// An error about a packet of ours from `src` to `dst`, of which the first bytes are in `inner`.
-    fn transport_error(&mut self, src: Ip, dst: Ip, protocol: u8, inner: &[u8], error: Error, mtu: Option<usize>) {
+    /// An error (and whether it may pass) about a packet of ours from `src` to `dst`, of which the first bytes are in `inner`.
+    fn transport_error(
+        &mut self,
+        src: Ip,
+        dst: Ip,
+        protocol: u8,
+        inner: &[u8],
+        (error, soft): (Error, bool),
+        mtu: Option<usize>,
+    ) {
         let Some(&[s0, s1, d0, d1, q0, q1, q2, q3]) = inner.first_chunk::<8>() else { return };
         let local = End::new(src, u16::from_be_bytes([s0, s1]));
         let remote = End::new(dst, u16::from_be_bytes([d0, d1]));
         match (protocol, mtu) {
-            (17, None) => self.udp_error(local, remote, error),
+            // What may pass is no error of a socket (RFC 1122 §4.1.3.3; Linux without IP_RECVERR).
+            (17, None) if !soft => self.udp_error(local, remote, error),
             // Only if a socket of ours can have sent it (RFC 8201 §4).
             (17, Some(mtu)) if !src.is_v4() && self.is_udp_of_ours(local, remote) => {
                 self.path_mtus.learn(self.now, dst, mtu);

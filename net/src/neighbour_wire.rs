@@ -1,5 +1,6 @@
 //! ARP (RFC 826) and neighbour discovery (RFC 4861) on the wire.
 
+use crate::NetHdr;
 use crate::addr::Ip;
 use crate::egress::Frame;
 use crate::iface::Route;
@@ -7,7 +8,6 @@ use crate::ingress::Meta;
 use crate::neighbour::Due;
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
-use crate::{Error, NetHdr};
 use alloc::vec;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 
@@ -80,15 +80,9 @@ impl Stack {
             match due {
                 Due::Query(ip) => self.query(ip, None),
                 Due::Failed { ip, waiting, packets } => {
+                    // Datagrams are lost, which is no error of their socket: the neighbour may come back (Linux without IP_RECVERR).
                     for f in packets {
                         self.sent(f.owner, f.bytes.len());
-                        if let Some(owner) = f.owner
-                            && let Ok(Kind::Udp(u)) = self.kind_mut(owner)
-                            && u.remote.is_some()
-                        {
-                            u.error = Some(Error::HostUnreachable);
-                            self.raise(owner.slot, crate::Ready::ERROR.union(crate::Ready::WRITABLE));
-                        }
                     }
                     for slot in waiting {
                         let cx = cx!(self);

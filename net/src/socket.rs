@@ -3,7 +3,7 @@
 use crate::addr::{End, Ip};
 use crate::ports::{self, EPHEMERAL, EPHEMERAL_COUNT, overlap};
 use crate::stack::Stack;
-use crate::tcp::conn::{Conn, is};
+use crate::tcp::conn::{Bound, Conn, is};
 use crate::tcp::listen::Listener;
 use crate::types::{BindOptions, Domain, IpOptions, Ready, TcpOptions, TcpState};
 use crate::udp::Udp;
@@ -157,14 +157,31 @@ impl Stack {
             Kind::Tcp(c) if c.state == TcpState::Closed => {
                 // An attempt that failed, or a connection that is over: the socket may try again.
                 let domain = if c.has(is::V6) { Domain::V6 } else { Domain::V4 };
-                let fresh = Fresh::new(domain, c.options());
+                let mut fresh = Fresh::new(domain, c.options());
+                fresh.ip = c.ip;
+                let (local, bound, charged) = (c.tuple.local, c.bound, c.charged);
                 if let Some(e) = c.error {
                     self.take_error(handle);
                     return Err(e);
                 }
-                self.memory = self.memory.saturating_sub(c.charged as usize);
+                // It is still bound to what it was bound to, if nobody has taken the port meanwhile.
+                (fresh.reuse, fresh.v6_only) = (bound.has(Bound::REUSE), bound.has(Bound::V6_ONLY));
+                if bound.has(Bound::ADDRESS) {
+                    fresh.local.ip = local.ip;
+                } else if domain == Domain::V4 {
+                    fresh.local.ip = Ip::ANY4;
+                }
+                if bound.has(Bound::PORT) {
+                    fresh.local.port = local.port;
+                    if !self.port_available(ports::TCP, fresh.local, fresh.v6_only, fresh.reuse) {
+                        return Err(Error::AddressInUse);
+                    }
+                    fresh.bound = self.ports.bind(ports::TCP, local.port, handle.slot);
+                }
+                let v6_only = fresh.v6_only;
+                self.memory = self.memory.saturating_sub(charged as usize);
                 *self.kind_mut(handle)? = Kind::Fresh(Box::new(fresh));
-                (domain, false)
+                (domain, v6_only)
             }
             Kind::Tcp(c) => return Err(if c.synchronized() { Error::IsConnected } else { Error::Already }),
             Kind::Listener(_) => return Err(Error::Invalid),

@@ -5,7 +5,7 @@ use crate::egress::Control;
 use crate::ports::{self, EPHEMERAL, EPHEMERAL_COUNT};
 use crate::socket::{Fresh, Kind, Sock};
 use crate::stack::{Stack, cx};
-use crate::tcp::conn::{Conn, is};
+use crate::tcp::conn::{Bound, Conn, is};
 use crate::tcp::listen::{BACKLOG_MAX, Listener};
 use crate::tcp::{NEVER, ORPHAN_TIME, flag};
 use crate::tcp_glue::charge;
@@ -151,6 +151,11 @@ impl Stack {
     pub(crate) fn tcp_connect(&mut self, handle: Handle, remote: End) -> Result<(), Error> {
         let Kind::Fresh(f) = self.kind(handle)? else { return Err(Error::Invalid) };
         let (mut local, bound, options, domain, ip) = (f.local, f.bound, f.options, f.domain, f.ip);
+        let bit = |on, bit| if on { bit } else { 0 };
+        let remains = bit(bound, Bound::PORT)
+            | bit(!local.ip.is_unspecified(), Bound::ADDRESS)
+            | bit(f.reuse, Bound::REUSE)
+            | bit(f.v6_only, Bound::V6_ONLY);
         if remote.port == 0 || remote.ip.is_multicast() || self.iface.is_broadcast(remote.ip) {
             return Err(Error::NetworkUnreachable);
         }
@@ -178,6 +183,7 @@ impl Stack {
             c.flags |= is::LOCAL;
         }
         c.ip = ip;
+        c.bound = Bound(remains);
         if domain == Domain::V6 {
             c.flags |= is::V6;
         }
@@ -267,12 +273,18 @@ impl Stack {
         Ok(n)
     }
 
-    /// Shuts down. NotConnected before a connection exists. On a listener, `Read` or `Both` ends the listening.
+    /// Shuts down. NotConnected before a connection exists; one that is being made ends with ConnectionReset. On a listener, `Read` or `Both` ends the listening.
     pub fn shutdown(&mut self, handle: Handle, how: Shutdown) -> Result<(), Error> {
         match self.kind_mut(handle)? {
             Kind::Tcp(c) => {
                 if c.state == TcpState::Closed {
                     return Err(Error::NotConnected);
+                }
+                if c.state == TcpState::SynSent {
+                    // Ends the attempt, whatever is shut down, as on Linux.
+                    c.die(Some(Error::ConnectionReset));
+                    self.settle(handle.slot);
+                    return Ok(());
                 }
                 if how != Shutdown::Write {
                     c.shut_read();

@@ -62,7 +62,7 @@ pub enum Domain {
 /// Which halves to shut down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shutdown {
-    /// Receiving: buffered data is discarded, `recv` gives end of stream, what arrives later is thrown away.
+    /// Receiving: `recv` gives what has arrived and then the end of the stream; what arrives later is thrown away.
     Read,
     /// Sending: FIN after what is queued.
     Write,

@@ -153,3 +153,55 @@ fn a_whole_window_is_kept_behind_a_lost_segment() {
     transfer_and_back(&mut sim, c, s, 30_000_000);
     assert!((1448..=5 * 1448).contains(&(payload.get() - 30_000_000)), "{}", payload.get());
 }
+
+/// What was set and bound stays with a socket whose attempt failed; shutting down ends an attempt.
+#[test]
+fn the_next_attempt_is_from_the_same_port() {
+    let mut sim = Sim::new(6);
+    let ip_options = IpOptions { hop_limit: 9, tos: 0x10 };
+    let s = &mut sim.stacks[0];
+    let c = s.tcp_socket(Domain::V6).unwrap();
+    s.bind(c, "[fd00::1]:4000".parse().unwrap(), BindOptions { reuse_addr: false, v6_only: true }).unwrap();
+    s.set_ip_options(c, ip_options).unwrap();
+    let to = "[fd00::2]:80".parse().unwrap();
+    for how in [Shutdown::Write, Shutdown::Read, Shutdown::Both] {
+        assert_eq!(sim.stacks[0].connect(c, to), Ok(()));
+        assert_eq!(sim.stacks[0].local_addr(c), Ok("[fd00::1]:4000".parse().unwrap()));
+        assert_eq!(sim.stacks[0].ip_options(c), Ok(ip_options));
+        // Refused, and then ended by hand.
+        sim.run(SECOND);
+        assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionRefused));
+        assert_eq!(sim.stacks[0].connect(c, to), Ok(()));
+        assert_eq!(sim.stacks[0].shutdown(c, how), Ok(()));
+        assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionReset));
+        assert_eq!(sim.stacks[0].shutdown(c, how), Err(Error::NotConnected));
+    }
+    assert_eq!(sim.stacks[0].connect(c, at(2, 80)), Err(Error::AddressFamily));
+    // The port is its again; and when somebody has taken it, it is not.
+    let (s, bind) = (&mut sim.stacks[0], BindOptions::default());
+    let other = s.tcp_socket(Domain::V6).unwrap();
+    assert_eq!(s.bind(other, "[fd00::1]:4000".parse().unwrap(), bind), Err(Error::AddressInUse));
+    assert_eq!(s.connect(c, to), Ok(()));
+    s.shutdown(c, Shutdown::Both).unwrap();
+    assert_eq!(s.bind(other, "[fd00::1]:4000".parse().unwrap(), bind), Ok(()));
+    assert_eq!(s.connect(c, to), Err(Error::ConnectionReset));
+    assert_eq!(s.connect(c, to), Err(Error::AddressInUse));
+    s.close(c);
+    s.close(other);
+    assert_eq!((s.counts(), s.memory_used()), ((0, 0, 0), 0));
+}
+
+/// Bytes that have arrived before `shutdown` can be read after it, as on Linux.
+#[test]
+fn shutting_down_for_reading_leaves_what_has_arrived() {
+    let mut sim = Sim::new(7);
+    let (c, s) = sim.pair(80);
+    sim.stacks[0].send(c, &[b"before"]).unwrap();
+    sim.run(SECOND);
+    sim.stacks[1].shutdown(s, Shutdown::Read).unwrap();
+    sim.stacks[0].send(c, &[b"after"]).unwrap();
+    sim.run(SECOND);
+    let mut b = [0; 20];
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(6));
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(0));
+}

@@ -79,6 +79,37 @@ fn port_unreachable_reaches_connected_sockets() {
     }
 }
 
+/// What may pass is no error of a datagram socket: only hard ones are, as on Linux.
+#[test]
+fn soft_errors_are_none_of_datagram_sockets() {
+    let mut sim = Sim::new(14);
+    // Nobody answers there.
+    let c = sim.stacks[1].udp_socket(Domain::V4).unwrap();
+    sim.stacks[1].connect(c, at(77, 53)).unwrap();
+    sim.stacks[1].send_to(c, &[b"x"], None, None).unwrap();
+    sim.run(10 * SECOND);
+    assert_eq!(sim.stacks[1].take_error(c), None);
+    let port = sim.stacks[1].local_addr(c).unwrap().port();
+    let cases = [
+        (3, 0, None),
+        (3, 1, None),
+        (11, 0, None),
+        (3, 3, Some(Error::ConnectionRefused)),
+        (3, 6, Some(Error::NetworkUnreachable)),
+        (3, 13, Some(Error::HostUnreachable)),
+    ];
+    for (kind, code, error) in cases {
+        let mut icmp = vec![kind, code, 0, 0, 0, 0, 0, 0];
+        icmp.extend([0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 77]);
+        icmp.extend(port.to_be_bytes());
+        icmp.extend([0, 53, 0, 9, 0, 0]);
+        let sum = ones(&icmp);
+        icmp[2..4].copy_from_slice(&sum);
+        sim.stacks[1].input(sim.now, NetHdr::default(), &frame4(1, [10, 0, 0, 1], &icmp));
+        assert_eq!(sim.stacks[1].take_error(c), error, "{kind} {code}");
+    }
+}
+
 #[test]
 fn connected_sockets_hear_only_their_peer() {
     let mut sim = Sim::new(4);

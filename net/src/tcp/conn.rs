@@ -133,6 +133,8 @@ pub(crate) struct Conn {
     pub timed_at: u64,
     pub backoff: u8,
     pub dup_acks: u8,
+    /// What `bind` said, for the next attempt to connect.
+    pub bound: Bound,
     /// Unanswered keep-alive probes.
     pub probes: u8,
 
@@ -161,6 +163,21 @@ pub(crate) struct Conn {
     pub user_timeout: u32,
     /// Bytes that the stack has counted for this connection.
     pub charged: u32,
+}
+
+/// What remains of a `bind` in a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Bound(pub u8);
+
+impl Bound {
+    pub const PORT: u8 = 1;
+    pub const ADDRESS: u8 = 2;
+    pub const REUSE: u8 = 4;
+    pub const V6_ONLY: u8 = 8;
+
+    pub fn has(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
 }
 
 /// What a SYN says.
@@ -227,6 +244,7 @@ impl Conn {
             timed_at: 0,
             backoff: 0,
             dup_acks: 0,
+            bound: Bound(0),
             probes: 0,
             cubic: Cubic::new(u32::from(MSS_DEFAULT)),
             sacked: Ranges::new(),
@@ -451,10 +469,9 @@ impl Conn {
         }
     }
 
-    /// Discards what is queued and what will come.
+    /// Discards what will come; what is queued can still be read, as on Linux.
     pub fn shut_read(&mut self) {
         self.flags |= is::READ_SHUT;
-        self.recv.consume(usize::MAX);
         self.event(Ready::READABLE.union(Ready::READ_CLOSED));
         if self.has(is::FIN_QUEUED) {
             self.event(Ready::HANGUP);
