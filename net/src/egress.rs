@@ -118,6 +118,13 @@ impl Bucket {
         self.tokens -= u32::from(ok);
         ok
     }
+
+    /// The same, at the price of up to two more that nobody can foresee.
+    pub fn take_some(&mut self, now: u64, random: u64) -> bool {
+        let ok = self.take(now);
+        self.tokens = self.tokens.saturating_sub((random % 3) as u32);
+        ok
+    }
 }
 
 /// What came of one connection's turn.

@@ -163,7 +163,12 @@ impl Stack {
     /// Tells the sender of a datagram that nobody listens.
     pub(crate) fn port_unreachable(&mut self, meta: &Meta, packet: &[u8]) {
         let ours = meta.local || self.iface.owns(meta.dst);
-        if packet.is_empty() || !ours || meta.src.is_unspecified() || !self.icmp_bucket.take(self.now) {
+        if packet.is_empty() || !ours || meta.src.is_unspecified() {
+            return;
+        }
+        // Were the limit exact, whoever counts our answers could tell how many there were to others, and so which ports are open (SAD DNS; Linux does the same).
+        let random = self.random.next();
+        if !self.icmp_bucket.take_some(self.now, random) {
             return;
         }
         let quote = packet.get(..ERROR_MAX).unwrap_or(packet);

@@ -205,3 +205,24 @@ fn shutting_down_for_reading_leaves_what_has_arrived() {
     assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(6));
     assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(0));
 }
+
+/// Something on the way changes sequence numbers, so that each side finds the other's acknowledgements wrong: they do not answer each other for ever.
+#[test]
+fn wrong_acknowledgements_make_no_storm() {
+    let mut sim = Sim::new(8);
+    sim.delay = 5 * MS;
+    let (c, _) = sim.pair(80);
+    sim.run(SECOND);
+    sim.edit = Some(|_, f| {
+        let pure = f.len() == 66 && f[12..14] == [8, 0] && f[23] == 6 && f[47] == 16;
+        if pure {
+            f[38] ^= 0x40;
+        }
+        pure
+    });
+    sim.stacks[0].send(c, &[b"x"]).unwrap();
+    let before = sim.frames[0] + sim.frames[1];
+    sim.run(10 * SECOND);
+    let frames = sim.frames[0] + sim.frames[1] - before;
+    assert!((4..=80).contains(&frames), "{frames}");
+}

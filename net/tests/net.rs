@@ -79,6 +79,28 @@ fn port_unreachable_reaches_connected_sockets() {
     }
 }
 
+/// How many of a crowd of datagrams to closed ports are answered is bounded, and nobody can tell how many others have used up.
+#[test]
+fn the_limit_of_port_unreachable_is_not_exact() {
+    let mut sim = Sim::new(15);
+    sim.stacks[0].connect_udp_warmup();
+    sim.run(SECOND);
+    let mut datagram = vec![0x12, 0x34, 0x30, 0x39, 0, 9, 0, 0, b'x'];
+    let mut answers = Vec::new();
+    for round in 0..10 {
+        sim.run(2 * SECOND);
+        let before = sim.frames[1];
+        for port in 0..400u16 {
+            datagram[2..4].copy_from_slice(&(20_000 + 400 * round + port).to_be_bytes());
+            sim.stacks[1].input(sim.now, NetHdr::default(), &frame4(17, [10, 0, 0, 1], &datagram));
+            sim.flush();
+        }
+        answers.push(sim.frames[1] - before);
+    }
+    assert!(answers.iter().all(|n| (70..200).contains(n)), "{answers:?}");
+    assert!(answers.iter().collect::<std::collections::BTreeSet<_>>().len() > 3, "{answers:?}");
+}
+
 /// What may pass is no error of a datagram socket: only hard ones are, as on Linux.
 #[test]
 fn soft_errors_are_none_of_datagram_sockets() {

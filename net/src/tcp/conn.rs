@@ -157,7 +157,7 @@ pub(crate) struct Conn {
     pub progress_at: u64,
     pub heard_at: u64,
     pub sent_at: u64,
-    pub challenge_at: u64,
+    pub challenged_at: u64,
     pub keep_alive: Option<KeepAlive>,
     /// ms.
     pub user_timeout: u32,
@@ -258,7 +258,7 @@ impl Conn {
             progress_at: now,
             heard_at: now,
             sent_at: now,
-            challenge_at: 0,
+            challenged_at: 0,
             keep_alive: None,
             user_timeout: 0,
             charged: 0,

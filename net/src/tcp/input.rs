@@ -31,7 +31,7 @@ impl Conn {
             && cx.ms().wrapping_sub(self.ts_recent_at) < 24 * 86_400_000
         {
             // PAWS (RFC 7323 §5.3).
-            self.challenge(cx);
+            self.challenge(cx, &seg);
             return Verdict::Done;
         }
         if self.state == TcpState::SynReceived
@@ -48,7 +48,7 @@ impl Conn {
                     // The SYN again: so is our answer.
                     self.snd_nxt = self.iss;
                 } else {
-                    self.challenge(cx);
+                    self.challenge(cx, &seg);
                 }
             }
             return Verdict::Done;
@@ -62,13 +62,13 @@ impl Conn {
                 }));
             } else {
                 // RFC 5961 §3.2.
-                self.challenge(cx);
+                self.challenge(cx, &seg);
             }
             return Verdict::Done;
         }
         if seg.has(flag::SYN) {
             // RFC 5961 §4.2.
-            self.challenge(cx);
+            self.challenge(cx, &seg);
             return Verdict::Done;
         }
         if !seg.has(flag::ACK) {
@@ -79,7 +79,7 @@ impl Conn {
                 return Verdict::Reset;
             }
             // RFC 5961 §5.2.
-            self.challenge(cx);
+            self.challenge(cx, &seg);
             return Verdict::Done;
         }
         if self.state == TcpState::SynReceived {
@@ -185,10 +185,12 @@ impl Conn {
         true
     }
 
-    /// An acknowledgement that answers something suspicious; one per 2 ms at most (RFC 5961 §7).
-    fn challenge(&mut self, cx: &Cx) {
-        if cx.now >= self.challenge_at {
-            self.challenge_at = cx.now + 2 * MS;
+    /// An acknowledgement that answers something suspicious; one per 2 ms at most (RFC 5961 §7), and where that has no data one per 500 ms, as on Linux: two
+    /// peers that find each other suspicious would answer answers for ever.
+    fn challenge(&mut self, cx: &Cx, seg: &Segment) {
+        let pause = if seg.payload.is_empty() { 500 * MS } else { 2 * MS };
+        if self.challenged_at == 0 || cx.now >= self.challenged_at + pause {
+            self.challenged_at = cx.now;
             self.flags |= is::ACK_NOW;
         }
     }
