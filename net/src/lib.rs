@@ -14,7 +14,7 @@
 //! (RFC 9293) with window scale, timestamps and PAWS (7323), SACK (2018, 6675), CUBIC (9438), RTO (6298), Nagle and delayed acknowledgements, keep-alive, user
 //! timeout, challenge acknowledgements (5961), keyed sequence numbers (6528) and TIME-WAIT reuse (6191).
 //!
-//! What there is not: multicast membership, duplicate address detection, DHCPv6, several interfaces or routes, urgent data (it is read in line), ECN, TCP fast open,
+//! What there is not: multicast membership (nor MLD reports for our own groups), duplicate address detection, DHCPv6, several interfaces or routes, urgent data (it is read in line), ECN, TCP fast open,
 //! SYN cookies (in a flood the half-open entry that has waited longest makes room), raw sockets.
 //!
 //! No function blocks, none panics on what a peer sends, and no per-packet step walks over all sockets.

@@ -97,11 +97,15 @@ impl Stack {
                 a[..8].copy_from_slice(&b[14..22]);
                 a[8..].copy_from_slice(&[m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]]);
                 let ip = Ip(a);
-                if b[0] == 64 && b[1] & 0x40 != 0 && valid > 0 && !ip.is_link_local_v6() && !ip.is_multicast() {
-                    if let Some(place) = prefixes.get_mut(count) {
-                        *place = (ip, until(now, valid), if b[1] & 0x80 != 0 { 64 } else { 128 });
-                        count += 1;
-                    }
+                if b[0] == 64
+                    && b[1] & 0x40 != 0
+                    && valid > 0
+                    && !ip.is_link_local_v6()
+                    && !ip.is_multicast()
+                    && let Some(place) = prefixes.get_mut(count)
+                {
+                    *place = (ip, until(now, valid), if b[1] & 0x80 != 0 { 64 } else { 128 });
+                    count += 1;
                 }
             }
             // MTU (RFC 4861 §4.6.4).
