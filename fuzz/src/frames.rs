@@ -309,6 +309,7 @@ impl World {
         let options = TcpOptions {
             nodelay: flags & 1 != 0,
             cork: flags & 2 != 0,
+            quick_ack: (flags & 64 != 0).then_some(flags & 128 != 0),
             keep_alive: (flags & 4 != 0).then(|| KeepAlive {
                 idle: input.u16().into(),
                 interval: input.u16().into(),

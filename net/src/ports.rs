@@ -121,6 +121,33 @@ impl Ports {
     }
 }
 
+/// Looks for the socket that fits a packet best, among those that are bound to its port.
+#[derive(Default)]
+pub(crate) struct Best {
+    /// It.
+    pub slot: Option<u32>,
+    score: u8,
+    weight: u32,
+}
+
+impl Best {
+    /// One more: how well it fits, and if it shares its port, a hash of the packet's two ends. Among equals the last is it. Among equals that share,
+    /// each peer has its own order of them, so that a peer keeps its socket when another one goes.
+    pub fn offer(&mut self, score: u8, slot: u32, hash: Option<u32>) {
+        let weight = hash.map_or(u32::MAX, |hash| mix(hash ^ mix(slot)));
+        if self.slot.is_none() || (score, weight) >= (self.score, self.weight) {
+            *self = Best { slot: Some(slot), score, weight };
+        }
+    }
+}
+
+/// MurmurHash3's last step: a bit of the input changes half of the output's.
+fn mix(mut h: u32) -> u32 {
+    h = (h ^ h >> 16).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ h >> 13).wrapping_mul(0xc2b2_ae35);
+    h ^ h >> 16
+}
+
 /// Whether two local addresses can get the same packet. Flags: IPv6 only.
 pub(crate) fn overlap(a: Ip, a6: bool, b: Ip, b6: bool) -> bool {
     a == b || ((a.is_unspecified() || b.is_unspecified()) && families(a, a6) & families(b, b6) != 0)

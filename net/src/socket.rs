@@ -35,6 +35,7 @@ pub(crate) struct Fresh {
     pub local: End,
     pub bound: bool,
     pub reuse: bool,
+    pub reuse_port: bool,
     pub v6_only: bool,
     pub options: TcpOptions,
     pub ip: IpOptions,
@@ -44,7 +45,8 @@ pub(crate) struct Fresh {
 impl Fresh {
     pub fn new(domain: Domain, options: TcpOptions) -> Fresh {
         let ip = IpOptions::default();
-        Fresh { domain, local: End::NONE, bound: false, reuse: false, v6_only: false, options, ip, error: None }
+        let (local, bound, reuse, reuse_port, v6_only) = (End::NONE, false, false, false, false);
+        Fresh { domain, local, bound, reuse, reuse_port, v6_only, options, ip, error: None }
     }
 }
 
@@ -97,15 +99,21 @@ impl Stack {
         }
         if local.port == 0 {
             local.port = self.free_port(protocol).ok_or(Error::AddressInUse)?;
-        } else if !self.port_available(protocol, local, v6_only, options.reuse_addr) {
+        } else if !self.port_available(protocol, local, BindOptions { v6_only, ..options }) {
             return Err(Error::AddressInUse);
         }
         if !self.ports.bind(protocol, local.port, handle.slot) {
             return Err(Error::NoMemory);
         }
         match self.kind_mut(handle)? {
-            Kind::Fresh(f) => (f.local, f.bound, f.reuse, f.v6_only) = (local, true, options.reuse_addr, v6_only),
-            Kind::Udp(u) => (u.local, u.bound, u.reuse, u.v6_only) = (local, true, options.reuse_addr, v6_only),
+            Kind::Fresh(f) => {
+                (f.local, f.bound, f.v6_only) = (local, true, v6_only);
+                (f.reuse, f.reuse_port) = (options.reuse_addr, options.reuse_port);
+            }
+            Kind::Udp(u) => {
+                (u.local, u.bound, u.v6_only) = (local, true, v6_only);
+                (u.reuse, u.reuse_port) = (options.reuse_addr, options.reuse_port);
+            }
             _ => {}
         }
         Ok(())
@@ -122,22 +130,23 @@ impl Stack {
             return Ok(());
         }
         let ip = if domain == Domain::V4 { Ip::ANY4 } else { Ip::ANY };
-        self.bind(handle, End::new(ip, 0).into(), BindOptions { reuse_addr: false, v6_only })
+        self.bind(handle, End::new(ip, 0).into(), BindOptions { v6_only, ..BindOptions::default() })
     }
 
-    fn port_available(&self, protocol: u8, local: End, v6_only: bool, reuse: bool) -> bool {
+    fn port_available(&self, protocol: u8, local: End, options: BindOptions) -> bool {
+        let BindOptions { reuse_addr, reuse_port, v6_only } = options;
         let Some(port) = self.ports.get(protocol, local.port) else { return true };
-        if port.in_use() && !reuse {
+        if port.in_use() && !reuse_addr && !reuse_port {
             return false;
         }
         port.binders.iter().all(|&slot| {
-            let (other, other6, other_reuse) = match self.sockets.get(slot).map(|s| &s.kind) {
-                Some(Kind::Fresh(f)) => (f.local, f.v6_only, f.reuse),
-                Some(Kind::Listener(l)) => (l.local, l.v6_only, false),
-                Some(Kind::Udp(u)) => (u.local, u.v6_only, u.reuse),
+            let (other, other6, other_reuse, other_port) = match self.sockets.get(slot).map(|s| &s.kind) {
+                Some(Kind::Fresh(f)) => (f.local, f.v6_only, f.reuse, f.reuse_port),
+                Some(Kind::Listener(l)) => (l.local, l.v6_only, false, l.reuse_port),
+                Some(Kind::Udp(u)) => (u.local, u.v6_only, u.reuse, u.reuse_port),
                 _ => return true,
             };
-            (reuse && other_reuse) || !overlap(local.ip, v6_only, other.ip, other6)
+            (reuse_addr && other_reuse) || (reuse_port && other_port) || !overlap(local.ip, v6_only, other.ip, other6)
         })
     }
 

@@ -36,10 +36,10 @@ impl Stack {
         }
         self.bind_if_needed(handle)?;
         let Kind::Fresh(f) = self.kind(handle)? else { return Err(Error::Invalid) };
-        // Two sockets may be bound alike with SO_REUSEADDR, but only one may listen.
+        // Two sockets may be bound alike with SO_REUSEADDR, but only with SO_REUSEPORT may both listen.
         let clash = self.ports.binders(ports::TCP, f.local.port).iter().any(|&s| {
             matches!(self.sockets.get(s), Some(Sock { kind: Kind::Listener(l), .. })
-                if ports::overlap(l.local.ip, l.v6_only, f.local.ip, f.v6_only))
+                if !(l.reuse_port && f.reuse_port) && ports::overlap(l.local.ip, l.v6_only, f.local.ip, f.v6_only))
         });
         if clash {
             return Err(Error::AddressInUse);
@@ -47,6 +47,7 @@ impl Stack {
         let listener = Listener {
             local: f.local,
             v6_only: f.v6_only,
+            reuse_port: f.reuse_port,
             any: false,
             backlog,
             half: 0,
@@ -90,6 +91,7 @@ impl Stack {
         let listener = Listener {
             local: End::NONE,
             v6_only: false,
+            reuse_port: false,
             any: true,
             backlog: backlog.clamp(1, BACKLOG_MAX),
             half: 0,
@@ -296,15 +298,16 @@ impl Stack {
                 Ok(())
             }
             Kind::Listener(l) if how != Shutdown::Write && !l.any => {
-                let (ready, local, v6_only, options, ip) =
-                    (core::mem::take(&mut l.ready), l.local, l.v6_only, l.options, l.ip);
+                let (ready, local, v6_only, reuse_port, options, ip) =
+                    (core::mem::take(&mut l.ready), l.local, l.v6_only, l.reuse_port, l.options, l.ip);
                 let domain = if local.ip.is_v4() { Domain::V4 } else { Domain::V6 };
                 for (slot, generation) in ready {
                     if self.sockets.is(slot, generation) {
                         self.tcp_abort(slot);
                     }
                 }
-                let fresh = Fresh { domain, local, bound: true, reuse: true, v6_only, options, ip, error: None };
+                let (bound, reuse) = (true, true);
+                let fresh = Fresh { domain, local, bound, reuse, reuse_port, v6_only, options, ip, error: None };
                 *self.kind_mut(handle)? = Kind::Fresh(Box::new(fresh));
                 self.raise(handle.slot, Ready::HANGUP.union(Ready::READABLE));
                 Ok(())

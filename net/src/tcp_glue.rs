@@ -2,7 +2,7 @@
 
 use crate::addr::{End, Ip, Tuple};
 use crate::egress::{Control, LOCAL_MTU};
-use crate::ports;
+use crate::ports::{self, Best};
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
 use crate::tcp::conn::{Conn, is};
@@ -85,7 +85,7 @@ impl Stack {
     /// `min_iss`: our sequence numbers must begin beyond it.
     fn new_input(&mut self, tuple: &Tuple, hash: u32, seg: &Segment, min_iss: Option<u32>) {
         if seg.flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
-            && let Some(slot) = self.find_listener(tuple.local)
+            && let Some(slot) = self.find_listener(tuple.local, hash)
         {
             self.syn_input(slot, tuple, hash, seg, min_iss);
         } else {
@@ -94,8 +94,9 @@ impl Stack {
     }
 
     /// The listener for an address: one of exactly that address, one of the family's wildcard, one of both, the "any" listener.
-    fn find_listener(&self, local: End) -> Option<u32> {
-        let mut best: Option<(u8, u32)> = None;
+    /// Among those that share a port (SO_REUSEPORT) the hash of the connection decides.
+    fn find_listener(&self, local: End, hash: u32) -> Option<u32> {
+        let mut best = Best::default();
         for &slot in self.ports.binders(ports::TCP, local.port) {
             let Some(Sock { kind: Kind::Listener(l), .. }) = self.sockets.get(slot) else { continue };
             let score = match l.local.ip {
@@ -104,11 +105,9 @@ impl Stack {
                 Ip::ANY if !(l.v6_only && local.ip.is_v4()) => 1,
                 _ => continue,
             };
-            if best.is_none_or(|b| score > b.0) {
-                best = Some((score, slot));
-            }
+            best.offer(score, slot, l.reuse_port.then_some(hash));
         }
-        best.map(|b| b.1).or(self.any_listener)
+        best.slot.or(self.any_listener)
     }
 
     fn syn_input(&mut self, slot: u32, tuple: &Tuple, hash: u32, seg: &Segment, min_iss: Option<u32>) {

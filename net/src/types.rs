@@ -97,6 +97,9 @@ pub struct TcpOptions {
     pub nodelay: bool,
     /// True: hold back segments that are not full (TCP_CORK), for at most 200 ms. Default false.
     pub cork: bool,
+    /// When data is acknowledged (TCP_QUICKACK). True: at once. False: late, with data of our own, with every second full segment, or after 40 ms.
+    /// Default: late, but the first full segments at once.
+    pub quick_ack: Option<bool>,
     /// Keep-alive probes. Default none.
     pub keep_alive: Option<KeepAlive>,
     /// Give up on a peer that has not acknowledged for that many ms; 0: the default, about 15 minutes (TCP_USER_TIMEOUT).
@@ -128,6 +131,9 @@ pub struct BindOptions {
     /// SO_REUSEADDR with Linux's meaning: connections and TIME-WAIT entries on the port do not matter, another listener does.
     /// For UDP it lets several sockets bind the same port; the last one gets the datagrams.
     pub reuse_addr: bool,
+    /// SO_REUSEPORT: several sockets that all ask for it may have the same address and port. Connections and datagrams of one peer go to the same one of
+    /// them, peers are spread over them.
+    pub reuse_port: bool,
     /// IPV6_V6ONLY.
     pub v6_only: bool,
 }

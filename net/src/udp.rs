@@ -1,11 +1,11 @@
 //! UDP (RFC 768).
 
-use crate::addr::{End, Ip};
+use crate::addr::{End, Ip, Tuple};
 use crate::checksum::Sum;
 use crate::egress::Frame;
 use crate::iface::Route;
 use crate::ingress::Meta;
-use crate::ports;
+use crate::ports::{self, Best};
 use crate::socket::{Kind, Sock};
 use crate::stack::Stack;
 use crate::tcp::head::{ETH, IpHead, ip_len};
@@ -36,6 +36,7 @@ pub(crate) struct Udp {
     pub local: End,
     pub bound: bool,
     pub reuse: bool,
+    pub reuse_port: bool,
     pub v6_only: bool,
     pub any: bool,
     pub remote: Option<End>,
@@ -60,6 +61,7 @@ impl Udp {
             local: End::NONE,
             bound: false,
             reuse: false,
+            reuse_port: false,
             v6_only: false,
             any: false,
             remote: None,
@@ -358,9 +360,10 @@ impl Stack {
         }
     }
 
-    /// The socket that gets a datagram: the one connected to the sender, else the most closely bound one, among equals the last.
+    /// The socket that gets a datagram: the one connected to the sender, else the most closely bound one, among equals the last, or if
+    /// they share the port (SO_REUSEPORT), the one that the hash of the two ends says.
     fn find_udp(&self, local: End, remote: End) -> Option<u32> {
-        let mut best: Option<(u8, u32)> = None;
+        let mut best = Best::default();
         for &slot in self.ports.binders(ports::UDP, local.port) {
             let Some(Sock { kind: Kind::Udp(u), .. }) = self.sockets.get(slot) else { continue };
             let mut score = match u.local.ip {
@@ -376,11 +379,9 @@ impl Stack {
                 }
                 score += 4;
             }
-            if best.is_none_or(|b| score >= b.0) {
-                best = Some((score, slot));
-            }
+            best.offer(score, slot, u.reuse_port.then(|| self.tuple_hash(&Tuple { local, remote })));
         }
-        best.map(|b| b.1).or(self.any_udp)
+        best.slot.or(self.any_udp)
     }
 
     pub(crate) fn udp_input(&mut self, meta: &Meta, data: &[u8], packet: &[u8]) {

@@ -246,7 +246,7 @@ fn close_sends_what_is_queued_in_the_background() {
 fn from_one_port(sim: &mut Sim, listener: Handle, time: u64, round: u32) -> (Handle, Handle) {
     let s = &mut sim.stacks[0];
     let c = s.tcp_socket(Domain::V4).unwrap();
-    s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+    s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, ..BindOptions::default() }).unwrap();
     s.connect(c, at(2, 80)).unwrap();
     let mut server = None;
     let accepted = sim.run_until(time, |s| {
@@ -303,7 +303,7 @@ fn reuse_addr_as_on_linux() {
     // A TIME-WAIT entry is on port 80 now.
     let st = &mut sim.stacks[1];
     let l = st.tcp_socket(Domain::V4).unwrap();
-    let options = |reuse_addr| BindOptions { reuse_addr, v6_only: false };
+    let options = |reuse_addr| BindOptions { reuse_addr, ..BindOptions::default() };
     assert_eq!(st.bind(l, at(2, 80), options(false)), Err(Error::AddressInUse));
     assert_eq!(st.bind(l, at(2, 80), options(true)), Ok(()));
     st.listen(l, 1).unwrap();
@@ -344,6 +344,35 @@ fn nagle_holds_back_and_nodelay_does_not() {
         let took = (sim.now - start) / MS;
         assert!(if nodelay { took == 20 } else { (60..=101).contains(&took) }, "{took}");
     }
+}
+
+#[test]
+fn data_is_acknowledged_when_the_owner_wants() {
+    // How long a byte waits for its acknowledgement, ms: there and back is 20.
+    for (quick_ack, expected) in [(None, 60), (Some(false), 60), (Some(true), 20)] {
+        let mut sim = Sim::new(18);
+        sim.delay = 10 * MS;
+        let (c, s) = sim.pair(80);
+        let options = TcpOptions { quick_ack, ..sim.stacks[1].tcp_options(s).unwrap() };
+        sim.stacks[1].set_tcp_options(s, options).unwrap();
+        assert_eq!(sim.stacks[1].tcp_options(s).unwrap().quick_ack, quick_ack);
+        sim.run(SECOND);
+        let start = sim.now;
+        sim.stacks[0].send(c, &[b"x"]).unwrap();
+        assert!(sim.run_until(SECOND, |sim| sim.stacks[0].tcp_info(c).unwrap().send_queue == 0));
+        assert_eq!((sim.now - start) / MS, expected, "{quick_ack:?}");
+    }
+    // It takes effect on what is already waiting.
+    let mut sim = Sim::new(18);
+    let (c, s) = sim.pair(80);
+    sim.run(SECOND);
+    sim.stacks[0].send(c, &[b"x"]).unwrap();
+    sim.run(5 * MS);
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().send_queue, 1);
+    let options = TcpOptions { quick_ack: Some(true), ..sim.stacks[1].tcp_options(s).unwrap() };
+    sim.stacks[1].set_tcp_options(s, options).unwrap();
+    sim.run(5 * MS);
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().send_queue, 0);
 }
 
 #[test]

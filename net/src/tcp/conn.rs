@@ -65,6 +65,10 @@ pub(crate) mod is {
     pub const TAIL_PROBE: u32 = 1 << 25;
     /// That was done, and nothing was acknowledged since.
     pub const PROBED: u32 = 1 << 26;
+    /// Acknowledge at once.
+    pub const QUICK_ACK: u32 = 1 << 28;
+    /// Acknowledge late, from the first segment on.
+    pub const LATE_ACK: u32 = 1 << 29;
     /// Everything below what has arrived is lost: it had the time of a probe.
     pub const EARLY: u32 = 1 << 27;
     /// Our SYN is not acknowledged. (That `snd_una` is `iss` says no such thing: it comes around after 4 GiB.)
@@ -498,6 +502,7 @@ impl Conn {
         TcpOptions {
             nodelay: self.has(is::NODELAY),
             cork: self.has(is::CORK),
+            quick_ack: self.has(is::QUICK_ACK | is::LATE_ACK).then_some(self.has(is::QUICK_ACK)),
             keep_alive: self.keep_alive,
             user_timeout: self.user_timeout,
             send_buffer: self.has(is::FIXED_SEND).then_some(self.send_limit),
@@ -506,8 +511,13 @@ impl Conn {
     }
 
     pub fn set_options(&mut self, o: &TcpOptions, limits: &Limits) {
-        self.flags &= !(is::NODELAY | is::CORK | is::FIXED_SEND | is::FIXED_RECEIVE);
+        self.flags &= !(is::NODELAY | is::CORK | is::FIXED_SEND | is::FIXED_RECEIVE | is::QUICK_ACK | is::LATE_ACK);
         self.flags |= if o.nodelay { is::NODELAY } else { 0 } | if o.cork { is::CORK } else { 0 };
+        self.flags |= o.quick_ack.map_or(0, |on| if on { is::QUICK_ACK } else { is::LATE_ACK });
+        if o.quick_ack == Some(true) && self.ack_at != NEVER {
+            // What is due anyway.
+            self.flags |= is::ACK_NOW;
+        }
         if let Some(n) = o.send_buffer {
             self.flags |= is::FIXED_SEND;
             self.send_limit = n.clamp(2048, limits.send_buffer.max(2048));

@@ -438,7 +438,9 @@ impl Conn {
         }
         let unacked = self.rcv_nxt.wrapping_sub(self.last_ack);
         let full = len >= usize::from(self.rcv_mss);
-        if full && self.quick > 0 {
+        if self.has(is::QUICK_ACK) {
+            self.flags |= is::ACK_NOW;
+        } else if full && self.quick > 0 && !self.has(is::LATE_ACK) {
             self.quick -= 1;
             self.flags |= is::ACK_NOW;
         }

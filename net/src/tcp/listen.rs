@@ -22,6 +22,8 @@ pub(crate) enum OnSyn {
 pub(crate) struct Listener {
     pub local: End,
     pub v6_only: bool,
+    /// Others may listen at the same address and port.
+    pub reuse_port: bool,
     /// For every address and port.
     pub any: bool,
     pub backlog: u32,

@@ -251,8 +251,12 @@ impl Sim {
     pub fn listen(&mut self, side: usize, port: u16, backlog: u32) -> Handle {
         let s = &mut self.stacks[side];
         let l = s.tcp_socket(Domain::V4).unwrap();
-        s.bind(l, SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port), BindOptions { reuse_addr: true, v6_only: false })
-            .unwrap();
+        s.bind(
+            l,
+            SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port),
+            BindOptions { reuse_addr: true, ..BindOptions::default() },
+        )
+        .unwrap();
         s.listen(l, backlog).unwrap();
         l
     }

@@ -10,7 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::FileRef;
 use crate::netif;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use donjon_net::{Domain, Error, Handle, IpOptions};
+use donjon_net::{BindOptions, Domain, Error, Handle, IpOptions};
 
 /// Makes a socket; starts the network if it is the first one.
 pub fn socket(domain: i32, kind: i32, protocol: i32, status: i32) -> Result<FileRef> {
@@ -65,6 +65,15 @@ fn plain(ip: IpAddr) -> IpAddr {
 /// How the socket shows an address.
 fn shown(domain: i32, addr: SocketAddr) -> Addr {
     Addr::Inet(if domain == AF_INET { addr } else { mapped(addr) })
+}
+
+/// How the socket's options want it to be bound.
+fn bind_options(common: &Common) -> BindOptions {
+    BindOptions {
+        reuse_addr: common.reuse_addr.get(),
+        reuse_port: common.reuse_port.get(),
+        v6_only: common.v6_only.get(),
+    }
 }
 
 /// The options of the IP layer that both protocols have; `None` if it is not one of them.

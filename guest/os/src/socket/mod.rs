@@ -135,6 +135,8 @@ pub struct Common {
     pub send_timeout: Cell<Option<u64>>,
     /// `SO_REUSEADDR`.
     pub reuse_addr: Cell<bool>,
+    /// `SO_REUSEPORT`.
+    pub reuse_port: Cell<bool>,
     /// `SO_BROADCAST`.
     pub broadcast: Cell<bool>,
     /// `SO_LINGER`, seconds.
@@ -155,6 +157,7 @@ impl Common {
             receive_timeout: Cell::new(None),
             send_timeout: Cell::new(None),
             reuse_addr: Cell::new(false),
+            reuse_port: Cell::new(false),
             broadcast: Cell::new(false),
             linger: Cell::new(None),
             listening: Cell::new(false),
@@ -169,6 +172,7 @@ impl Common {
         new.v6_only.set(self.v6_only.get());
         new.send_timeout.set(self.send_timeout.get());
         new.reuse_addr.set(self.reuse_addr.get());
+        new.reuse_port.set(self.reuse_port.get());
         new.linger.set(self.linger.get());
         new
     }
@@ -184,7 +188,8 @@ impl Common {
             so::BROADCAST => Value::int(self.broadcast.get().into()),
             so::LINGER => Value::linger(self.linger.get()),
             so::ACCEPTCONN => Value::int(self.listening.get().into()),
-            so::REUSEPORT | so::DONTROUTE => Value::int(0),
+            so::REUSEPORT => Value::int(self.reuse_port.get().into()),
+            so::DONTROUTE => Value::int(0),
             _ => return None,
         })
     }
@@ -196,10 +201,11 @@ impl Common {
             so::REUSEADDR => option::int(value).map(|v| self.reuse_addr.set(v != 0)),
             so::BROADCAST => option::int(value).map(|v| self.broadcast.set(v != 0)),
             so::LINGER => option::linger(value).map(|v| self.linger.set(v)),
-            // Not there: only what they are anyway can be set.
-            so::REUSEPORT | so::DONTROUTE => {
-                option::int(value).and_then(|v| if v == 0 { Ok(()) } else { Err(Errno::ENOPROTOOPT) })
+            so::REUSEPORT if self.domain == AF_UNIX => {
+                option::int(value).and_then(|v| if v == 0 { Ok(()) } else { Err(Errno::EOPNOTSUPP) })
             }
+            so::REUSEPORT => option::int(value).map(|v| self.reuse_port.set(v != 0)),
+            so::DONTROUTE => option::int(value).and_then(|v| if v == 0 { Ok(()) } else { Err(Errno::ENOPROTOOPT) }),
             so::DOMAIN | so::TYPE | so::PROTOCOL | so::ACCEPTCONN | so::ERROR => Err(Errno::ENOPROTOOPT),
             _ => return None,
         })

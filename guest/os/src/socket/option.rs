@@ -46,6 +46,7 @@ pub mod tcp {
     pub const KEEPINTVL: i32 = 5;
     pub const KEEPCNT: i32 = 6;
     pub const INFO: i32 = 11;
+    pub const QUICKACK: i32 = 12;
     pub const USER_TIMEOUT: i32 = 18;
 }
 

@@ -576,7 +576,7 @@ impl UserNet {
             let handle = stack.tcp_socket(domain)?;
             let connected = (|| {
                 if let Some(from) = from {
-                    stack.bind(handle, from, BindOptions { reuse_addr: true, v6_only: false })?;
+                    stack.bind(handle, from, BindOptions { reuse_addr: true, ..BindOptions::default() })?;
                 }
                 nodelay(stack, handle);
                 stack.connect(handle, SocketAddr::new(guest, publish.guest))

@@ -10,7 +10,7 @@ use crate::socket::option::{self, IPPROTO_TCP, SOL_SOCKET, so, tcp};
 use crate::socket::policy;
 use crate::socket::{Addr, Common, How, Received, SOCK_STREAM, Socket, Value, msg};
 use core::cell::Cell;
-use donjon_net::{BindOptions, Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
+use donjon_net::{Error, Handle, KeepAlive, Ready, RecvMode, Shutdown, TcpOptions, TcpState};
 
 /// What Linux says for keep-alive parameters that nobody has set.
 const KEEP_ALIVE: KeepAlive = KeepAlive { idle: 7200, interval: 75, count: 9 };
@@ -100,7 +100,7 @@ impl Socket for Tcp {
 
     fn bind(&self, addr: &Addr) -> Result<()> {
         let addr = fitting(self.common.domain, addr)?;
-        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.common.v6_only.get() };
+        let options = super::bind_options(&self.common);
         netif::with(|s| s.bind(self.handle, addr, options))?.map_err(err)
     }
 
@@ -211,6 +211,8 @@ impl Socket for Tcp {
             (SOL_SOCKET, so::OOBINLINE) => int(0),
             (IPPROTO_TCP, tcp::NODELAY) => int(self.options()?.nodelay.into()),
             (IPPROTO_TCP, tcp::CORK) => int(self.options()?.cork.into()),
+            // A new socket has it on, as in Linux.
+            (IPPROTO_TCP, tcp::QUICKACK) => int(self.options()?.quick_ack.unwrap_or(true).into()),
             (IPPROTO_TCP, tcp::KEEPIDLE) => int(self.keep_alive_now()?.1.idle),
             (IPPROTO_TCP, tcp::KEEPINTVL) => int(self.keep_alive_now()?.1.interval),
             (IPPROTO_TCP, tcp::KEEPCNT) => int(self.keep_alive_now()?.1.count.into()),
@@ -242,6 +244,10 @@ impl Socket for Tcp {
             (IPPROTO_TCP, tcp::CORK) => {
                 let on = option::int(value)? != 0;
                 self.set_options(|o| o.cork = on)
+            }
+            (IPPROTO_TCP, tcp::QUICKACK) => {
+                let on = option::int(value)? != 0;
+                self.set_options(|o| o.quick_ack = Some(on))
             }
             (IPPROTO_TCP, tcp::KEEPIDLE | tcp::KEEPINTVL | tcp::KEEPCNT) => {
                 let (on, mut keep) = self.keep_alive_now()?;

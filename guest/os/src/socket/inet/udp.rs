@@ -11,7 +11,7 @@ use crate::socket::policy;
 use crate::socket::{Addr, Common, How, Received, SOCK_DGRAM, Socket, Value, msg};
 use core::cell::Cell;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
-use donjon_net::{BindOptions, Error, Handle, RecvMode};
+use donjon_net::{Error, Handle, RecvMode};
 
 /// Linux's default of both buffers, bytes.
 const BUFFER: u32 = 212_992;
@@ -70,7 +70,7 @@ impl Socket for Udp {
     fn bind(&self, addr: &Addr) -> Result<()> {
         let addr = fitting(self.common.domain, addr)?;
         policy::bind_datagram(addr)?;
-        let options = BindOptions { reuse_addr: self.common.reuse_addr.get(), v6_only: self.common.v6_only.get() };
+        let options = super::bind_options(&self.common);
         netif::with(|s| s.bind(self.handle, addr, options))?.map_err(err)
     }
 
