@@ -3,14 +3,14 @@
 #![expect(unsafe_code, reason = "C functions")]
 // UNSAFETY: C callers' pointers; see `door`.
 
-use crate::door::{alias, bytes_mut, path, put, take, unit};
+use crate::door::{alias, bytes_mut, path, put, unit};
 use crate::errno::{ret_int, ret_size, set};
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
 use donjon_os::errno::{Errno, Result};
 use donjon_os::fd;
 use donjon_os::fs::{self, At, LockKind, Stat};
-use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, mode_t, off_t, size_t, ssize_t, timespec, timeval};
+use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, mode_t, off_t, size_t, ssize_t};
 
 fn at(fd: c_int) -> At {
     if fd == AT_FDCWD { At::Cwd } else { At::Fd(fd) }
@@ -543,78 +543,6 @@ pub unsafe extern "C" fn lchown(name: *const c_char, uid: u32, gid: u32) -> c_in
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn fchown(fd: c_int, uid: u32, gid: u32) -> c_int {
     unit(fs::chown(At::Fd(fd), None, uid, gid, true))
-}
-
-/// The two times of `utimensat` as ns, or `None` for "leave it".
-unsafe fn times(spec: *const timespec) -> Result<(Option<u64>, Option<u64>)> {
-    let now = donjon_base::clock::realtime();
-    if spec.is_null() {
-        return Ok((Some(now), Some(now)));
-    }
-    // SAFETY: by contract of the callers: two elements.
-    let [a, m] = unsafe { take(spec.cast::<[timespec; 2]>()) }?;
-    let one = |t: timespec| match t.tv_nsec {
-        libc::UTIME_NOW => Ok(Some(now)),
-        libc::UTIME_OMIT => Ok(None),
-        _ => crate::door::nanoseconds(t).map(Some),
-    };
-    Ok((one(a)?, one(m)?))
-}
-
-/// `utimensat(2)`.
-///
-/// # Safety
-/// As in C.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn utimensat(dir: c_int, name: *const c_char, spec: *const timespec, flags: c_int) -> c_int {
-    unit((|| {
-        // SAFETY: by contract.
-        let ((a, m), name) = unsafe { (times(spec)?, if name.is_null() { None } else { Some(path(name)?) }) };
-        fs::set_times(at(dir), name, a, m, flags & AT_SYMLINK_NOFOLLOW == 0)
-    })())
-}
-
-/// `futimens(3)`.
-///
-/// # Safety
-/// As in C.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn futimens(fd: c_int, spec: *const timespec) -> c_int {
-    // SAFETY: by contract.
-    unit(unsafe { times(spec) }.and_then(|(a, m)| fs::set_times(At::Fd(fd), None, a, m, true)))
-}
-
-unsafe fn set_times(name: *const c_char, values: *const timeval, follow: bool) -> Result<()> {
-    // SAFETY: by contract of the callers.
-    let name = unsafe { path(name) }?;
-    if values.is_null() {
-        let now = Some(donjon_base::clock::realtime());
-        return fs::set_times(At::Cwd, Some(name), now, now, follow);
-    }
-    // SAFETY: by contract of the callers: two elements.
-    let [a, m] = unsafe { take(values.cast::<[timeval; 2]>()) }?;
-    let (a, m) = (crate::door::nanoseconds_of(a)?, crate::door::nanoseconds_of(m)?);
-    fs::set_times(At::Cwd, Some(name), Some(a), Some(m), follow)
-}
-
-/// `utimes(2)`.
-///
-/// # Safety
-/// As in C.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn utimes(name: *const c_char, values: *const timeval) -> c_int {
-    // SAFETY: by contract.
-    unit(unsafe { set_times(name, values, true) })
-}
-
-/// `lutimes(3)`: of a symbolic link itself.
-///
-/// # Safety
-/// As in C.
-#[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn lutimes(name: *const c_char, values: *const timeval) -> c_int {
-    // SAFETY: by contract.
-    unit(unsafe { set_times(name, values, false) })
 }
 
 /// `umask(2)`.

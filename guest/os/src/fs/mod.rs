@@ -317,8 +317,8 @@ pub fn chown(at: At, path: Option<&[u8]>, uid: u32, gid: u32, follow: bool) -> R
     Ok(())
 }
 
-/// `utimensat`, and `futimens` when there is no path: access and modification time, ns since 1970; `None` leaves one as it is.
-pub fn set_times(at: At, path: Option<&[u8]>, atime: Option<u64>, mtime: Option<u64>, follow: bool) -> Result<()> {
+/// `utimensat`, and `futimens` when there is no path: access and modification time; `None` leaves one as it is.
+pub fn set_times(at: At, path: Option<&[u8]>, atime: Option<Time>, mtime: Option<Time>, follow: bool) -> Result<()> {
     let _guard = donjon_base::preempt::off();
     tmp_of(at, path, follow)?.set_times(atime, mtime);
     Ok(())

@@ -81,8 +81,8 @@ fn refund(bytes: u64) {
     SPACE.with(|s| s.used -= bytes);
 }
 
-fn now() -> u64 {
-    donjon_base::clock::realtime()
+fn now() -> Time {
+    Time::from_ns(donjon_base::clock::realtime())
 }
 
 /// A file, directory, symbolic link or socket.
@@ -92,9 +92,9 @@ pub struct TmpNode {
     mode: Cell<u32>,
     nlink: Cell<u32>,
     owner: Cell<(u32, u32)>,
-    atime: Cell<u64>,
-    mtime: Cell<u64>,
-    ctime: Cell<u64>,
+    atime: Cell<Time>,
+    mtime: Cell<Time>,
+    ctime: Cell<Time>,
 }
 
 /// Names and nodes.
@@ -531,7 +531,7 @@ impl TmpNode {
     }
 
     /// `utimens`.
-    pub fn set_times(&self, atime: Option<u64>, mtime: Option<u64>) {
+    pub fn set_times(&self, atime: Option<Time>, mtime: Option<Time>) {
         if let Some(t) = atime {
             self.atime.set(t);
         }
@@ -561,9 +561,9 @@ impl TmpNode {
             rdev: 0,
             size: self.size(),
             used,
-            atime: Time::from_ns(self.atime.get()),
-            mtime: Time::from_ns(self.mtime.get()),
-            ctime: Time::from_ns(self.ctime.get()),
+            atime: self.atime.get(),
+            mtime: self.mtime.get(),
+            ctime: self.ctime.get(),
         }
     }
 }
