@@ -1,12 +1,12 @@
 //! `cargo xtask`: the project's tasks. Thin: each task is a module.
 
+mod crates;
 mod demo;
 mod drill;
 mod fuzz;
 mod process;
 mod setup;
 mod test;
-mod tokio;
 mod web_clients;
 
 use std::process::ExitCode;
@@ -23,9 +23,9 @@ cargo xtask TASK
                                      run fuzz targets, each N seconds (60), or until each has had N seconds of processor
                                      time in all its runs; --keep adds what is new to the corpus
   web-clients                        the web server against Chromium and testssl.sh (too big for `test`)
-  tokio [--engine ENGINE] [--all] [FILE...]
-                                     tokio's own integration tests, each as a guest; --all: also the parts that a guest is
-                                     not meant to have
+  crates [--engine ENGINE] [NAME...] the tests that published crates carry, as guests; ENGINE is process (default), qemu or
+                                     native (no guest, to compare with); what there is: tests/crates/
+  tokio [--engine ENGINE] [FILE...]  of these, tokio's, or some files of them
   bench [OPTION...]                  measure; `cargo xtask bench --help`
   bench web [OPTION...]              the stock web server against nginx; `cargo xtask bench web --help`
 ";
@@ -39,7 +39,8 @@ fn main() -> ExitCode {
         Some("test") => test::main(words),
         Some("drill") => drill::main(words),
         Some("fuzz") => fuzz::main(words),
-        Some("tokio") => tokio::main(words),
+        Some("crates") => crates::main(words),
+        Some("tokio") => crates::tokio(words),
         Some("web-clients") => web_clients::main(words),
         Some("bench") => process::bench(words),
         Some("help" | "--help" | "-h") => {
