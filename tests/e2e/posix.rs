@@ -1,4 +1,4 @@
-//! Files of the bundle, threads and `SO_LINGER`, as POSIX and Linux have them.
+//! Files, threads and `SO_LINGER`, as POSIX and Linux have them.
 
 use std::io::{ErrorKind, Read, Write};
 
@@ -6,6 +6,7 @@ use donjon_tests::{Engine, Guest, test_guest};
 
 crate::under_engines! {
     files_of_the_bundle: ProcessUser QemuMicrovm QemuQ35;
+    what_may_be_asked_of_files: ProcessUser;
     threads: ProcessUser QemuMicrovm QemuQ35;
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
@@ -19,6 +20,10 @@ fn run(engine: Engine, case: &str) -> donjon_tests::Exit {
 
 fn files_of_the_bundle(engine: Engine) {
     run(engine, "bundle").expect_code(0).expect_text("PASS bundle");
+}
+
+fn what_may_be_asked_of_files(engine: Engine) {
+    run(engine, "files").expect_code(0).expect_text("PASS files");
 }
 
 fn threads(engine: Engine) {

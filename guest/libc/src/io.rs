@@ -86,6 +86,36 @@ pub unsafe extern "C" fn preadv(fd: c_int, iov: *const iovec, n: c_int, at: off_
     ret_size(unsafe { with_iov_mut(iov, count(n), |b| fd::read_at(fd, b, at)) })
 }
 
+/// `preadv2(2)`: an offset of -1 is the current one. No flag is known.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn preadv2(fd: c_int, iov: *const iovec, n: c_int, at: off_t, flags: c_int) -> ssize_t {
+    match (flags, at) {
+        // SAFETY: the same contract.
+        (0, -1) => unsafe { readv(fd, iov, n) },
+        // SAFETY: the same contract.
+        (0, _) => unsafe { preadv(fd, iov, n, at) },
+        _ => ret_size(Err(Errno::EOPNOTSUPP)),
+    }
+}
+
+/// `pwritev2(2)`: as `preadv2`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn pwritev2(fd: c_int, iov: *const iovec, n: c_int, at: off_t, flags: c_int) -> ssize_t {
+    match (flags, at) {
+        // SAFETY: the same contract.
+        (0, -1) => unsafe { writev(fd, iov, n) },
+        // SAFETY: the same contract.
+        (0, _) => unsafe { pwritev(fd, iov, n, at) },
+        _ => ret_size(Err(Errno::EOPNOTSUPP)),
+    }
+}
+
 /// `pwritev(2)`.
 ///
 /// # Safety

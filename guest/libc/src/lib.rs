@@ -4,7 +4,7 @@
 //!
 //! - Start and end: `start`, [`process`]. Threads: [`thread`], [`sync`], [`syscall`] (futexes). Memory: [`heap`]. Time: [`time`].
 //!   [`env`], [`errno`], [`signal`], `unwind`.
-//! - Descriptors, files, sockets: [`io`], [`file`], [`utime`], [`dirent`], [`socket`], [`netdb`], [`poll`].
+//! - Descriptors, files, sockets: [`io`], [`file`], [`utime`], [`xattr`], [`dirent`], [`socket`], [`netdb`], [`poll`].
 //! - What needs no operating system (strings, numbers, streams, …): [`c`].
 
 #![no_std]
@@ -38,3 +38,4 @@ pub mod time;
 #[cfg(donjon_guest)]
 mod unwind;
 pub mod utime;
+pub mod xattr;

@@ -370,6 +370,49 @@ pub unsafe extern "C" fn setrlimit64(resource: c_int, new: *const [u64; 2]) -> c
     unsafe { setrlimit(resource, new) }
 }
 
+/// `prlimit`: of the one process.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn prlimit(pid: c_int, resource: c_int, new: *const [u64; 2], old: *mut [u64; 2]) -> c_int {
+    if !matches!(pid, 0 | 1) {
+        return ret_int(Err(Errno::ESRCH));
+    }
+    // SAFETY: the same contract.
+    if !old.is_null() && unsafe { getrlimit(resource, old) } != 0 {
+        return -1;
+    }
+    // SAFETY: the same contract.
+    if new.is_null() { 0 } else { unsafe { setrlimit(resource, new) } }
+}
+
+/// `prlimit64`.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn prlimit64(pid: c_int, resource: c_int, new: *const [u64; 2], old: *mut [u64; 2]) -> c_int {
+    // SAFETY: the same contract.
+    unsafe { prlimit(pid, resource, new, old) }
+}
+
+/// `getpriority`: nobody has set one.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn getpriority(which: c_int, who: u32) -> c_int {
+    ret_int(match (which, who) {
+        (0..=2, 0) | (0, 1) => Ok(0),
+        (0..=2, _) => Err(Errno::ESRCH),
+        _ => Err(Errno::EINVAL),
+    })
+}
+
+/// `getpgrp`: it cannot fail; the one process leads its group.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub extern "C" fn getpgrp() -> c_int {
+    1
+}
+
 /// `sysinfo`.
 ///
 /// # Safety

@@ -67,6 +67,15 @@ pub unsafe extern "C" fn clock_gettime(id: c_int, out: *mut timespec) -> c_int {
     }))
 }
 
+/// `clock_settime`: the clock is the host's.
+///
+/// # Safety
+/// As in C.
+#[cfg_attr(donjon_guest, unsafe(no_mangle))]
+pub unsafe extern "C" fn clock_settime(_id: c_int, _to: *const timespec) -> c_int {
+    ret_int(Err(Errno::EPERM))
+}
+
 /// `clock_getres`: all clocks count nanoseconds.
 ///
 /// # Safety

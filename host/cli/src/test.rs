@@ -92,6 +92,7 @@ impl Verdict {
         match self {
             Verdict::Passed => "passed".into(),
             Verdict::Failed(101) => "failed".into(),
+            Verdict::Failed(70 | 134) => "crashed (its report says where; --memory gives it more)".into(),
             Verdict::Failed(status) => format!("failed with status {status}"),
             Verdict::TimedOut => "took too long (--timeout gives it more)".into(),
             Verdict::NotStarted => "could not be started".into(),
@@ -174,7 +175,14 @@ fn run_one(args: &TestArgs, project: &Project, image: &Path) -> io::Result<(Verd
     }
     let memory = engine.memory.or(project.config.memory).unwrap_or(MEMORY);
     command.arg("--memory").arg(memory.to_string());
-    let inherited = ["RUST_BACKTRACE", "RUST_TEST_THREADS", "RUST_TEST_NOCAPTURE", "RUST_LOG"];
+    let inherited = [
+        "RUST_BACKTRACE",
+        "RUST_TEST_THREADS",
+        "RUST_TEST_NOCAPTURE",
+        "RUST_TEST_SHUFFLE",
+        "RUST_MIN_STACK",
+        "RUST_LOG",
+    ];
     let inherited = inherited.iter().filter_map(|n| Some(format!("{n}={}", env::var(n).ok()?)));
     for variable in project.test_env().into_iter().chain(inherited).chain(args.env.iter().cloned()) {
         command.arg("-e").arg(variable);

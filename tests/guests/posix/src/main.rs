@@ -1,6 +1,7 @@
 //! One case, named by the first argument: prints `PASS case`, or `FAILURE case: why` and ends with status 1.
 
 mod bundle;
+mod files;
 mod linger;
 mod stop;
 mod threads;
@@ -15,6 +16,7 @@ fn main() {
         "bundle" => bundle::all(),
         "threads" => threads::all(),
         "overflow" => threads::overflow(),
+        "files" => files::all(),
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
         "stop" => stop::is_heard_once(),
