@@ -331,7 +331,8 @@ fn verdict(unexpected: usize, stale: usize, least: u64, counts: &Counts) -> Resu
     if stale > 0 {
         wrong.push(format!("{stale} listed failures that pass"));
     }
-    if counts.passed * 100 < run * least {
+    // One may always be: of a dozen tests it would be more than the share.
+    if counts.failed + counts.known > 1 && counts.passed * 100 < run * least {
         wrong.push(format!("{} of {run} passed, expected at least {least} %", counts.passed));
     }
     if wrong.is_empty() { Ok(()) } else { Err(failed(wrong.join(", "))) }
@@ -350,6 +351,7 @@ mod tests {
         assert!(verdict(0, 1, 95, &counts(100, 0, 0)).is_err());
         assert!(verdict(0, 0, 95, &counts(94, 0, 6)).is_err());
         assert!(verdict(0, 0, 0, &counts(1, 0, 1)).is_ok());
+        assert!(verdict(0, 0, 95, &counts(1, 0, 1)).is_ok());
     }
 
     #[test]

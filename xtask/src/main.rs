@@ -25,7 +25,9 @@ cargo xtask TASK
   web-clients                        the web server against Chromium and testssl.sh (too big for `test`)
   crates [--engine ENGINE] [NAME...] the tests that published crates carry, as guests; ENGINE is process (default), qemu or
                                      native (no guest, to compare with); what there is: tests/crates/
-  tokio [--engine ENGINE] [FILE...]  of these, tokio's, or some files of them
+  tokio [--engine ENGINE] [--all] [FILE...]
+                                     of these, tokio's, or some files of them; --all: also the parts that a guest is not
+                                     meant to have
   bench [OPTION...]                  measure; `cargo xtask bench --help`
   bench web [OPTION...]              the stock web server against nginx; `cargo xtask bench web --help`
 ";
