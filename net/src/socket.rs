@@ -174,7 +174,8 @@ impl Stack {
                     return Err(e);
                 }
                 // It is still bound to what it was bound to, if nobody has taken the port meanwhile.
-                (fresh.reuse, fresh.v6_only) = (bound.has(Bound::REUSE), bound.has(Bound::V6_ONLY));
+                (fresh.reuse, fresh.reuse_port) = (bound.has(Bound::REUSE), bound.has(Bound::REUSE_PORT));
+                fresh.v6_only = bound.has(Bound::V6_ONLY);
                 if bound.has(Bound::ADDRESS) {
                     fresh.local.ip = local.ip;
                 } else if domain == Domain::V4 {
@@ -182,7 +183,8 @@ impl Stack {
                 }
                 if bound.has(Bound::PORT) {
                     fresh.local.port = local.port;
-                    if !self.port_available(ports::TCP, fresh.local, fresh.v6_only, fresh.reuse) {
+                    let Fresh { reuse: reuse_addr, reuse_port, v6_only, .. } = fresh;
+                    if !self.port_available(ports::TCP, fresh.local, BindOptions { reuse_addr, reuse_port, v6_only }) {
                         return Err(Error::AddressInUse);
                     }
                     fresh.bound = self.ports.bind(ports::TCP, local.port, handle.slot);

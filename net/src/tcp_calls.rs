@@ -157,6 +157,7 @@ impl Stack {
         let remains = bit(bound, Bound::PORT)
             | bit(!local.ip.is_unspecified(), Bound::ADDRESS)
             | bit(f.reuse, Bound::REUSE)
+            | bit(f.reuse_port, Bound::REUSE_PORT)
             | bit(f.v6_only, Bound::V6_ONLY);
         if remote.port == 0 || remote.ip.is_multicast() || self.iface.is_broadcast(remote.ip) {
             return Err(Error::NetworkUnreachable);

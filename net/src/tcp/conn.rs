@@ -178,6 +178,7 @@ impl Bound {
     pub const ADDRESS: u8 = 2;
     pub const REUSE: u8 = 4;
     pub const V6_ONLY: u8 = 8;
+    pub const REUSE_PORT: u8 = 16;
 
     pub fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
