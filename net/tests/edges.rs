@@ -100,7 +100,7 @@ fn a_reset_ends_time_wait() {
     for _ in 0..3 {
         let s = &mut sim.stacks[0];
         let c = s.tcp_socket(Domain::V4).unwrap();
-        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, v6_only: false }).unwrap();
+        s.bind(c, at(1, 4000), BindOptions { reuse_addr: true, ..BindOptions::default() }).unwrap();
         s.connect(c, at(2, 80)).unwrap();
         let mut server = None;
         assert!(sim.run_until(2 * SECOND, |s| {
@@ -161,7 +161,7 @@ fn the_next_attempt_is_from_the_same_port() {
     let ip_options = IpOptions { hop_limit: 9, tos: 0x10 };
     let s = &mut sim.stacks[0];
     let c = s.tcp_socket(Domain::V6).unwrap();
-    s.bind(c, "[fd00::1]:4000".parse().unwrap(), BindOptions { reuse_addr: false, v6_only: true }).unwrap();
+    s.bind(c, "[fd00::1]:4000".parse().unwrap(), BindOptions { v6_only: true, ..BindOptions::default() }).unwrap();
     s.set_ip_options(c, ip_options).unwrap();
     let to = "[fd00::2]:80".parse().unwrap();
     for how in [Shutdown::Write, Shutdown::Read, Shutdown::Both] {
