@@ -72,7 +72,7 @@ pub(crate) mod is {
     /// Everything below what has arrived is lost: it had the time of a probe.
     pub const EARLY: u32 = 1 << 27;
     /// Our SYN is not acknowledged. (That `snd_una` is `iss` says no such thing: it comes around after 4 GiB.)
-    pub const SYN_UNACKED: u32 = 1 << 28;
+    pub const SYN_UNACKED: u32 = 1 << 30;
 }
 
 /// Pieces of lasting memory from this length on, bytes, are referred to; below, a copy costs less than what a reference takes.
