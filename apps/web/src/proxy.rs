@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -84,7 +84,7 @@ impl Upstreams {
             moved: Some((moved.clone(), Instant::now())),
             back: None,
         };
-        let upgrade = upgrade_of(parts);
+        let upgrade = upgrade_of(parts, &stream);
         let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
         let exchange = self.exchange(proxy, stream, request);
         let mut exchange = std::pin::pin!(exchange);
@@ -187,14 +187,18 @@ fn has_dots(path: &str) -> bool {
     plain.split('/').any(|component| matches!(component, "." | ".."))
 }
 
-fn upgrade_of(parts: &Parts) -> Option<HeaderValue> {
+/// WebSocket, if that and nothing else is what the client asks to go over to (RFC 6455 §4.1). Through a tunnel go requests that we do not see: another
+/// protocol, HTTP/2 say, could ask for any path. Whoever names one gets an ordinary answer (RFC 9110 §7.8).
+fn upgrade_of(parts: &Parts, body: &Stream) -> Option<HeaderValue> {
     let headers = &parts.headers;
-    if parts.version != Version::HTTP_11 {
+    if parts.version != Version::HTTP_11 || parts.method != Method::GET || !body.is_end_stream() {
         return None;
     }
     let asked = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     asked.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case("upgrade")).then_some(())?;
-    headers.get(header::UPGRADE).cloned()
+    let mut named = headers.get_all(header::UPGRADE).iter();
+    let websocket = named.next()?.as_bytes().eq_ignore_ascii_case(b"websocket") && named.next().is_none();
+    websocket.then_some(HeaderValue::from_static("websocket"))
 }
 
 fn strip(headers: &mut HeaderMap) {
@@ -210,6 +214,7 @@ fn strip(headers: &mut HeaderMap) {
     }
     headers.remove("keep-alive");
     headers.remove("proxy-connection");
+    headers.remove("http2-settings");
 }
 
 fn outgoing(

@@ -92,6 +92,19 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
             say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")?;
             None
         }
+        // Speaks whatever it is asked for: once it has, all that comes is the other protocol's.
+        "/api/any" => match field("upgrade:") {
+            Some(protocol) => {
+                say(&format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+                ))?;
+                let mut rest = String::new();
+                reader.read_to_string(&mut rest).ok()?;
+                seen.requests.lock().unwrap().push((rest, vec![]));
+                None
+            }
+            None => say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno"),
+        },
         "/api/socket" => {
             say("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nwelcome")?;
             let mut buffer = [0; 1024];
@@ -313,6 +326,36 @@ fn upgrades() {
     assert!(client.is_closed());
     // Without being asked for, 101 is an error.
     assert_eq!(server.get("/api/socket").status, 502);
+}
+
+/// A tunnel is for WebSocket: over HTTP/2 in the clear, all paths of the upstream would be within reach, with no password asked for.
+#[test]
+fn other_upgrades_are_no_tunnel() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for (method, fields) in [
+        ("GET", "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"),
+        ("GET", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: TLS/1.3\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n"),
+        ("POST", "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n"),
+        ("GET", "Upgrade: websocket\r\n"),
+    ] {
+        let body = if fields.contains("Length: 1") { "x" } else { "" };
+        let r = server.ask(&format!("{method} /api/any HTTP/1.1\r\nHost: h\r\n{fields}\r\n{body}"));
+        assert_eq!((r.status, r.text().as_str()), (200, "no"), "{method} {fields}");
+        let (head, _) = seen.last();
+        for gone in ["upgrade", "http2-settings"] {
+            assert!(!head.contains(gone), "{gone} in {head}");
+        }
+    }
+    // As browsers ask for it, in any case.
+    let mut client = server.connect();
+    client.send("GET /api/any HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r\n");
+    assert_eq!(client.response(true).status, 101);
 }
 
 /// A pinned upstream may have several addresses.
