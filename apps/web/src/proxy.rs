@@ -117,9 +117,6 @@ impl Upstreams {
         // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
         // repeated where that is harmless.
         while let Some(mut sender) = self.take(&proxy.upstream) {
-            if sender.ready().await.is_err() {
-                continue;
-            }
             match sender.try_send_request(request_now).await {
                 Ok(response) => return Ok((response, sender)),
                 Err(mut e) => match e.take_message() {
@@ -143,17 +140,19 @@ impl Upstreams {
         let mut idle = self.idle.lock().ok()?;
         let list = idle.get_mut(upstream)?;
         while let Some(sender) = list.pop() {
-            if !sender.is_closed() {
+            if sender.is_ready() {
                 return Some(sender);
             }
         }
         None
     }
 
+    /// Keeps a connection whose exchange is over in both directions. After an early answer the request may still be on its way, as slowly as its
+    /// client likes: such a connection ends with it.
     fn put(&self, upstream: &str, sender: SendRequest<Stream>) {
         if let Ok(mut idle) = self.idle.lock() {
             let list = idle.entry(upstream.into()).or_default();
-            if list.len() < IDLE_MAX && !sender.is_closed() {
+            if list.len() < IDLE_MAX && sender.is_ready() {
                 list.push(sender);
             }
         }

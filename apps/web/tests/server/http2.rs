@@ -7,7 +7,7 @@ use std::process::Command;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
@@ -15,7 +15,7 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 struct Frame {
@@ -25,20 +25,20 @@ struct Frame {
     payload: Vec<u8>,
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let len = (payload.len() as u32).to_be_bytes();
     [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// `:method GET`, `:scheme http`, `:path`, `:authority h`, without compression.
-fn request(path: &str) -> Vec<u8> {
+pub fn request(path: &str) -> Vec<u8> {
     let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
     block.extend(path.bytes());
     block.extend([0x01, 1, b'h']);
     block
 }
 
-fn open(server: &Server) -> Client {
+pub fn open(server: &Server) -> Client {
     let mut client = server.connect();
     client.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
     client
@@ -52,7 +52,7 @@ fn read(client: &mut Client) -> Frame {
 }
 
 /// Reads until the headers of this stream. The status, if it is one that HPACK's static table has.
-fn status(client: &mut Client, stream: u32) -> u16 {
+pub fn status(client: &mut Client, stream: u32) -> u16 {
     loop {
         let f = read(client);
         assert_ne!(f.kind, GOAWAY, "{:?}", f.payload);

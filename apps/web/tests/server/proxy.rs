@@ -1,6 +1,7 @@
 //! Forwarding, with an upstream that notes what it gets.
 
 use crate::harness::{Server, free_address};
+use crate::http2::{self, END_HEADERS, HEADERS};
 use donjon_web_format::{Config, Limits, Proxy, Rule};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -46,6 +47,10 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
     }
     let lower = head.to_ascii_lowercase();
     let field = |name: &str| lower.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+    // Its answer does not wait for a body.
+    if head.starts_with("POST /api/early ") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok()?;
+    }
     if field("transfer-encoding:") == Some("chunked") {
         loop {
             let mut line = String::new();
@@ -197,6 +202,26 @@ fn connections_are_reused_and_stale_ones_replaced() {
     for _ in 0..5 {
         assert_eq!(server.get("/api/leaves").status, 200);
     }
+}
+
+/// A connection on which a body is still on its way is for nobody else.
+#[test]
+fn uploads_that_were_answered_early_hold_nobody_up() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits { upstream_seconds: 2, ..Limits::default() });
+    let mut slow = http2::open(&server);
+    // `:method POST`.
+    let post = [&[0x83], &http2::request("/api/early")[1..]].concat();
+    for stream in [1, 3, 5] {
+        slow.send(http2::frame(HEADERS, END_HEADERS, stream, &post));
+        assert_eq!(http2::status(&mut slow, stream), 200);
+    }
+    for _ in 0..4 {
+        assert_eq!(server.get("/api/echo").status, 200);
+    }
+    // None of the bodies has come to an end, and the others have shared a connection.
+    assert!(seen.requests.lock().unwrap().iter().all(|(head, _)| head.starts_with("get ")));
+    assert_eq!(seen.connections.load(Ordering::Relaxed), 4);
 }
 
 #[test]
