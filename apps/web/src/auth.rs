@@ -28,7 +28,7 @@ impl Gatekeeper {
     /// `Err` is the response that asks for a password. All areas that match the path must be passed; of the areas with the same
     /// pattern (several users), one.
     pub async fn check(&self, config: &Config, request: &Parts, path: &str) -> Result<(), Box<Response<Content>>> {
-        let areas = || config.auth.iter().enumerate().filter(|(_, a)| matches(&a.pattern, path));
+        let areas = || config.auth.iter().enumerate().filter(|(_, a)| covers(&a.pattern, path));
         let given = request.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(credentials);
         for (_, area) in areas() {
             let mut passed = false;
@@ -68,6 +68,11 @@ impl Gatekeeper {
         }
         right
     }
+}
+
+/// Whether an area has this path: that of its directory with and without the `/` at the end, for an upstream may take one for the other.
+fn covers(pattern: &str, path: &str) -> bool {
+    matches(pattern, path) || pattern.strip_suffix("/*").is_some_and(|directory| matches(directory, path))
 }
 
 /// PBKDF2 with HMAC-SHA-256 and one block of output (RFC 8018 §5.2), in turns with the other tasks. `None` never happens: HMAC takes keys
@@ -151,6 +156,10 @@ mod tests {
         };
         assert_eq!(check("/open", None).await, Ok(()));
         assert_eq!(check("/p/x", None).await, Err(401));
+        // The directory is as its content, also where it is an upstream's.
+        assert_eq!(check("/p", None).await, Err(401));
+        assert_eq!(check("/p/", None).await, Err(401));
+        assert_eq!(check("/px", None).await, Ok(()));
         for _ in 0..2 {
             assert_eq!(check("/p/x", Some("Basic YjpzZWNyZXQ=")).await, Ok(()));
             assert_eq!(check("/p/x", Some("Basic YTpzZWNyZXQ=")).await, Ok(()));
