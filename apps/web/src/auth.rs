@@ -8,33 +8,69 @@ use hmac::{Hmac, Mac};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode, header};
 use sha2::{Digest, Sha256};
-use std::sync::Mutex;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, Weak};
 use subtle::ConstantTimeEq;
 
 /// Checks credentials, and remembers digests of those that were right, so that the slow derivation runs once per user and area.
 #[derive(Default)]
 pub struct Gatekeeper {
-    known: Mutex<Vec<(usize, [u8; 32])>>,
+    known: Mutex<Vec<Claim>>,
+    /// Guesses that wait for their turn or have it, each for as long as somebody waits for it.
+    pending: Mutex<Vec<Weak<Guess>>>,
     /// One derivation at a time: whoever guesses passwords gets one turn among all tasks, not one for each connection.
     turn: tokio::sync::Mutex<()>,
 }
 
+/// An entry of the configuration and a digest of the credentials that were given for it.
+type Claim = (usize, [u8; 32]);
+
+struct Guess {
+    peer: IpAddr,
+    claim: Claim,
+    /// Whoever has this lock derives; the others wait for it and find the answer.
+    right: tokio::sync::Mutex<Option<bool>>,
+}
+
+/// Too many guesses wait already.
+struct Busy;
+
 /// Most remembered digests; beyond it, the derivation simply runs again.
 const KNOWN_MAX: usize = 256;
+/// Most guesses that wait: of one client, and of all. Those of the same credentials are one.
+const PENDING_MAX: (usize, usize) = (4, 16);
+/// Seconds after which whoever is refused may try again: most of those who waited have been served by then.
+const AGAIN: &str = "3";
 /// Rounds of the derivation after which the other tasks have their turn: a fraction of a millisecond.
 const ROUNDS_PER_TURN: u32 = 256;
 
 impl Gatekeeper {
-    /// `Err` is the response that asks for a password. All areas that match the path must be passed; of the areas with the same
+    /// `Err` is the response that asks for a password, or to come back later. All areas that match the path must be passed; of the areas with the same
     /// pattern (several users), one.
-    pub async fn check(&self, config: &Config, request: &Parts, path: &str) -> Result<(), Box<Response<Content>>> {
+    pub async fn check(
+        &self,
+        config: &Config,
+        request: &Parts,
+        path: &str,
+        peer: IpAddr,
+    ) -> Result<(), Box<Response<Content>>> {
         let areas = || config.auth.iter().enumerate().filter(|(_, a)| covers(&a.pattern, path));
         let given = request.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(credentials);
-        for (_, area) in areas() {
+        for (first, area) in areas() {
             let mut passed = false;
             if let Some((user, password)) = &given {
-                for (i, a) in areas().filter(|(_, a)| a.pattern == area.pattern && a.user == *user) {
-                    passed = passed || self.right(i, a, password).await;
+                let of_user = areas().filter(|(_, a)| a.pattern == area.pattern && a.user == *user);
+                let mut entries: Vec<_> = of_user.collect();
+                if entries.is_empty() {
+                    // A name that is not there takes as long as one that is.
+                    entries.push((first, area));
+                }
+                for (i, a) in entries {
+                    if !passed {
+                        let right = self.right(i, a, user, password, peer).await;
+                        let busy = |Busy| with(status(StatusCode::SERVICE_UNAVAILABLE), header::RETRY_AFTER, AGAIN);
+                        passed = right.map_err(busy)?;
+                    }
                 }
             }
             if !passed {
@@ -46,27 +82,66 @@ impl Gatekeeper {
         Ok(())
     }
 
-    async fn right(&self, index: usize, area: &Auth, password: &str) -> bool {
-        let digest: [u8; 32] = Sha256::digest(password.as_bytes()).into();
-        let seen = |known: &[(usize, [u8; 32])]| known.iter().any(|(i, d)| *i == index && bool::from(d.ct_eq(&digest)));
-        if self.known.lock().is_ok_and(|known| seen(&known)) {
-            return true;
+    /// Whether user and password are those of this entry.
+    async fn right(&self, index: usize, area: &Auth, user: &str, password: &str, peer: IpAddr) -> Result<bool, Busy> {
+        let claim = (index, Sha256::digest(format!("{user}:{password}")).into());
+        if self.known.lock().is_ok_and(|known| known.iter().any(|k| same(k, &claim))) {
+            return Ok(true);
         }
-        let (Some(salt), Some(key)) = (unhex(&area.salt), unhex(&area.key)) else { return false };
-        let _turn = self.turn.lock().await;
-        if self.known.lock().is_ok_and(|known| seen(&known)) {
-            return true;
-        }
-        let right = Box::pin(derive(password, &salt, area.rounds))
-            .await
-            .is_some_and(|derived| bool::from(derived[..].ct_eq(&key)));
+        let guess = self.guess(claim, peer)?;
+        let mut answer = guess.right.lock().await;
+        let right = match *answer {
+            Some(right) => right,
+            None => *answer.insert(Box::pin(self.derived(area, user, password)).await),
+        };
         if right
             && let Ok(mut known) = self.known.lock()
             && known.len() < KNOWN_MAX
+            && !known.iter().any(|k| same(k, &claim))
         {
-            known.push((index, digest));
+            known.push(claim);
         }
-        right
+        Ok(right)
+    }
+
+    async fn derived(&self, area: &Auth, user: &str, password: &str) -> bool {
+        let (Some(salt), Some(key)) = (unhex(&area.salt), unhex(&area.key)) else { return false };
+        let _turn = self.turn.lock().await;
+        let derived = derive(password, &salt, area.rounds).await;
+        derived.is_some_and(|derived| bool::from(derived[..].ct_eq(&key))) && area.user == user
+    }
+
+    /// A place among those who wait: that of the same credentials, if there is one.
+    fn guess(&self, claim: Claim, peer: IpAddr) -> Result<Arc<Guess>, Busy> {
+        let peer = network(peer);
+        let mut pending = self.pending.lock().map_err(|_| Busy)?;
+        pending.retain(|guess| guess.strong_count() > 0);
+        let mut of_peer = 0;
+        for guess in pending.iter().filter_map(Weak::upgrade) {
+            if same(&guess.claim, &claim) {
+                return Ok(guess);
+            }
+            of_peer += usize::from(guess.peer == peer);
+        }
+        let (each, all) = PENDING_MAX;
+        if pending.len() >= all || of_peer >= each {
+            return Err(Busy);
+        }
+        let guess = Arc::new(Guess { peer, claim, right: tokio::sync::Mutex::new(None) });
+        pending.push(Arc::downgrade(&guess));
+        Ok(guess)
+    }
+}
+
+fn same(a: &Claim, b: &Claim) -> bool {
+    a.0 == b.0 && bool::from(a.1.ct_eq(&b.1))
+}
+
+/// What stands for one client: with IPv6, everybody has a /64.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => std::net::Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
@@ -152,7 +227,7 @@ mod tests {
                 request = request.header("authorization", v);
             }
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            keeper.check(&config, &parts, path).await.map_err(|r| r.status().as_u16())
+            keeper.check(&config, &parts, path, [10, 0, 0, 1].into()).await.map_err(|r| r.status().as_u16())
         };
         assert_eq!(check("/open", None).await, Ok(()));
         assert_eq!(check("/p/x", None).await, Err(401));
@@ -168,5 +243,87 @@ mod tests {
         }
         assert_eq!(check("/p/x", Some("Basic !")).await, Err(401));
         assert_eq!(check("/p/x", Some("Bearer x")).await, Err(401));
+    }
+
+    /// A site where `/p/*` is for alice with `secret`, and a client's request that can be polled.
+    fn guesses(rounds: u32) -> (Config, impl Fn(&str) -> Parts) {
+        let mut key = [0; 32];
+        pbkdf2::pbkdf2_hmac::<Sha256>(b"secret", b"\x01\x02", rounds, &mut key);
+        let area = Auth {
+            pattern: "/p/*".into(),
+            realm: "R".into(),
+            user: "alice".into(),
+            rounds,
+            salt: "0102".into(),
+            key: key.iter().map(|b| format!("{b:02x}")).collect(),
+        };
+        let request = |credentials: &str| {
+            let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(credentials));
+            hyper::Request::get("/").header("authorization", value).body(()).unwrap().into_parts().0
+        };
+        (Config { auth: vec![area], ..Config::default() }, request)
+    }
+
+    #[tokio::test]
+    async fn few_guesses_wait() {
+        let (config, request) = guesses(100 * ROUNDS_PER_TURN);
+        let keeper = Gatekeeper::default();
+        // Whether it waits, and for what it is refused.
+        let start = |credentials: &str, peer: &str| {
+            let (parts, peer) = (request(credentials), peer.parse().unwrap());
+            let (keeper, config) = (&keeper, &config);
+            let mut check = Box::pin(async move { keeper.check(config, &parts, "/p/x", peer).await });
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            match check.as_mut().poll(&mut context) {
+                std::task::Poll::Pending => Ok(check),
+                std::task::Poll::Ready(answer) => Err(answer.map_err(|r| {
+                    let again = r.headers().get(header::RETRY_AFTER).map(|v| v.to_str().unwrap().to_owned());
+                    (r.status().as_u16(), again)
+                })),
+            }
+        };
+        let busy = Err((503, Some(AGAIN.to_owned())));
+        let mut waiting = vec![];
+        for n in 0..4 {
+            waiting.push(start(&format!("alice:{n}"), "10.0.0.1").ok().unwrap());
+        }
+        assert_eq!(start("alice:4", "10.0.0.1").err(), Some(busy.clone()));
+        assert_eq!(start("alice:4", "::ffff:10.0.0.1").err(), Some(busy.clone()));
+        // The same again costs nothing.
+        let again = start("alice:3", "10.0.0.1").ok().unwrap();
+        // Others have their own places, in one network together, until all are taken.
+        let right = start("alice:secret", "10.0.0.2").ok().unwrap();
+        for n in 0..4 {
+            waiting.push(start(&format!("nobody:{n}"), &format!("2001:db8::{n}")).ok().unwrap());
+        }
+        assert_eq!(start("nobody:4", "2001:db8::ffff:ffff:ffff:ffff").err(), Some(busy.clone()));
+        for n in 0..7 {
+            waiting.push(start(&format!("alice:y{n}"), &format!("2001:db8:1:{n}::1")).ok().unwrap());
+        }
+        assert_eq!(start("alice:z", "10.0.0.3").err(), Some(busy));
+        drop((waiting, again));
+        // Those who left have given their places back.
+        assert!(right.await.is_ok());
+        assert!(start("alice:4", "10.0.0.1").is_ok());
+        // Who was right before does not wait.
+        assert_eq!(start("alice:secret", "10.0.0.1").err(), Some(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn unknown_users_take_as_long_as_known_ones() {
+        let (config, request) = guesses(20 * ROUNDS_PER_TURN);
+        let keeper = Gatekeeper::default();
+        for credentials in ["alice:guess", "bob:guess", "bob:secret", "alice:secret"] {
+            let parts = request(credentials);
+            let mut check = std::pin::pin!(keeper.check(&config, &parts, "/p/x", [10, 0, 0, 1].into()));
+            let mut turns = 0;
+            let answer = std::future::poll_fn(|context| {
+                turns += 1;
+                check.as_mut().poll(context)
+            });
+            let passed = answer.await.is_ok();
+            assert_eq!((turns, passed), (20, credentials == "alice:secret"), "{credentials}");
+        }
+        assert_eq!(keeper.known.lock().unwrap().len(), 1);
     }
 }

@@ -193,7 +193,7 @@ async fn site(
         }
     };
     #[cfg(feature = "auth")]
-    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path).await {
+    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await {
         respond::dress(site, scheme, Origin::Site, "", &mut response);
         return *response;
     }
