@@ -1,6 +1,7 @@
 //! Areas with a password (RFC 7617).
 
 use crate::body::Content;
+use crate::path::bare;
 use crate::respond::{status, with};
 use base64::Engine;
 use donjon_web_format::{Auth, Config, matches};
@@ -54,7 +55,9 @@ impl Gatekeeper {
         path: &str,
         peer: IpAddr,
     ) -> Result<(), Box<Response<Content>>> {
-        let areas = || config.auth.iter().enumerate().filter(|(_, a)| covers(&a.pattern, path));
+        let bare = (!config.auth.is_empty()).then(|| bare(path)).flatten();
+        let covered = |a: &Auth| covers(&a.pattern, path) || bare.as_ref().is_some_and(|b| covers(&a.pattern, b));
+        let areas = || config.auth.iter().enumerate().filter(|(_, a)| covered(a));
         let given = request.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(credentials);
         for (first, area) in areas() {
             let mut passed = false;
@@ -235,6 +238,11 @@ mod tests {
         assert_eq!(check("/p", None).await, Err(401));
         assert_eq!(check("/p/", None).await, Err(401));
         assert_eq!(check("/px", None).await, Ok(()));
+        // Nor do path parameters lead past it.
+        for path in ["/p;a/x", "/p;/x", "/;/p/x", "/p;a", "/;a=b/p;c/;d"] {
+            assert_eq!(check(path, None).await, Err(401), "{path}");
+            assert_eq!(check(path, Some("Basic YTpzZWNyZXQ=")).await, Ok(()), "{path}");
+        }
         for _ in 0..2 {
             assert_eq!(check("/p/x", Some("Basic YjpzZWNyZXQ=")).await, Ok(()));
             assert_eq!(check("/p/x", Some("Basic YTpzZWNyZXQ=")).await, Ok(()));

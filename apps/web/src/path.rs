@@ -46,6 +46,28 @@ pub fn normalise(raw: &str) -> Option<String> {
     Some(path)
 }
 
+/// A normalised path without the parameters of its components (`;v=1`, RFC 3986 §3.3), if it has any: where an upstream that does not look at them goes.
+#[cfg(any(feature = "auth", feature = "proxy"))]
+pub fn bare(path: &str) -> Option<String> {
+    if !path.as_bytes().contains(&b';') {
+        return None;
+    }
+    let mut bare = String::with_capacity(path.len());
+    let mut directory = true;
+    for component in path.split('/') {
+        let name = component.split(';').next().unwrap_or("");
+        directory = name.is_empty();
+        if !directory {
+            bare.push('/');
+            bare.push_str(name);
+        }
+    }
+    if directory {
+        bare.push('/');
+    }
+    Some(bare)
+}
+
 fn hex(b: u8) -> Option<u8> {
     (b as char).to_digit(16).map(|d| d as u8)
 }
@@ -100,6 +122,22 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(normalise(raw).as_deref(), want, "{raw}");
+        }
+    }
+
+    #[cfg(any(feature = "auth", feature = "proxy"))]
+    #[test]
+    fn parameters() {
+        for (path, want) in [
+            ("/", None),
+            ("/a/b", None),
+            ("/;", Some("/")),
+            ("/a;b", Some("/a")),
+            ("/a;b/", Some("/a/")),
+            ("/a/;b", Some("/a/")),
+            ("/a;b;c/d;/;/e", Some("/a/d/e")),
+        ] {
+            assert_eq!(bare(path).as_deref(), want, "{path}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Forwarding to upstreams: pooled HTTP/1.1 connections, streaming both ways, upgrades (WebSocket).
 
 use crate::body::Content;
+use crate::path::bare;
 use crate::progress::Watched;
 use crate::respond::{Scheme, host};
 use crate::serve::{Client, Server};
@@ -41,12 +42,14 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// The proxy whose prefix is the longest that matches at a `/` boundary.
+/// The proxy whose prefix is the longest that matches at a `/` boundary, with or without the path's parameters.
 pub fn find<'a>(config: &'a Config, path: &str) -> Option<&'a Proxy> {
-    let under = |p: &&Proxy| {
+    let under = |p: &Proxy, path: &str| {
         let rest = path.strip_prefix(p.prefix.trim_end_matches('/'));
         rest.is_some_and(|r| r.is_empty() || r.starts_with('/'))
     };
+    let bare = if config.proxies.is_empty() { None } else { bare(path) };
+    let under = |p: &&Proxy| under(p, path) || bare.as_ref().is_some_and(|b| under(p, b));
     config.proxies.iter().filter(under).max_by_key(|p| p.prefix.len())
 }
 
@@ -180,10 +183,11 @@ fn failure(error: &hyper::Error) -> StatusCode {
     }
 }
 
-/// Whether a path has a component that is `.` or `..` once decoded.
+/// Whether a path has a component that is `.` or `..` once decoded and without its parameters.
 fn has_dots(path: &str) -> bool {
     let plain = path.replace("%2e", ".").replace("%2E", ".").replace("%2f", "/").replace("%2F", "/");
-    plain.split('/').any(|component| matches!(component, "." | ".."))
+    let plain = plain.replace("%3b", ";").replace("%3B", ";");
+    plain.split('/').any(|component| matches!(component.split(';').next(), Some("." | "..")))
 }
 
 /// WebSocket, if that and nothing else is what the client asks to go over to (RFC 6455 §4.1). Through a tunnel go requests that we do not see: another
@@ -493,6 +497,11 @@ mod tests {
             ("/api/v2/y", Some("up/api/v2/")),
             ("/apiary", None),
             ("/", None),
+            // With path parameters it is the same place.
+            ("/api;a/v1", Some("up/api")),
+            ("/api/v2;a/y", Some("up/api/v2/")),
+            ("/;/api/v1", Some("up/api")),
+            ("/apiary;/api", None),
         ] {
             assert_eq!(find(&config, path).map(|p| p.upstream.as_str()), want, "{path}");
         }
@@ -500,7 +509,18 @@ mod tests {
 
     #[test]
     fn dots_in_all_spellings() {
-        for path in ["/..", "/a/../b", "/a/%2e%2e/b", "/a/.%2E/b", "/a%2f..%2fb", "/./a", "/a/%2e"] {
+        for path in [
+            "/..",
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/a/.%2E/b",
+            "/a%2f..%2fb",
+            "/./a",
+            "/a/%2e",
+            "/a/..;/b",
+            "/a/..;x=y/b",
+            "/a/%2e.%3Bx/b",
+        ] {
             assert!(has_dots(path), "{path}");
         }
         for path in ["/", "/a...b", "/...", "/%252e%252e/", "/a.b/.c"] {
