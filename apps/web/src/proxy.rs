@@ -220,6 +220,14 @@ fn strip(headers: &mut HeaderMap) {
     headers.remove("http2-settings");
 }
 
+/// Whether a header is for a proxy to set, and not for a client; or is the variable of one that is, where `-` and `_` are the same (RFC 3875 §4.1.18), or
+/// that of the proxy that a CGI program is to use.
+fn is_claim(name: &str) -> bool {
+    let like = |claim: &str, name: &str| name.bytes().map(|b| if b == b'_' { b'-' } else { b }).eq(claim.bytes());
+    let forwarded = name.get(..11).is_some_and(|start| like("x-forwarded", start));
+    forwarded || ["x-real-ip", "forwarded", "proxy"].iter().any(|claim| like(claim, name))
+}
+
 fn outgoing(
     parts: &Parts,
     stream: Stream,
@@ -229,17 +237,19 @@ fn outgoing(
 ) -> Request<Stream> {
     let mut headers = parts.headers.clone();
     strip(&mut headers);
+    // What a client claims about earlier hops is replaced, not extended: there is no hop before us that we know of.
+    for name in parts.headers.keys().filter(|name| is_claim(name.as_str())) {
+        headers.remove(name);
+    }
     if let Some(host) = host(parts).and_then(|h| HeaderValue::from_str(h).ok()) {
         headers.insert(header::HOST, host.clone());
         headers.insert("x-forwarded-host", host);
     }
-    // What a client claims about earlier hops is replaced, not extended: there is no hop before us that we know of.
     if let Ok(client) = HeaderValue::from_str(&client.peer.ip().to_canonical().to_string()) {
         headers.insert("x-forwarded-for", client);
     }
     let name = if scheme == Scheme::Https { "https" } else { "http" };
     headers.insert("x-forwarded-proto", HeaderValue::from_static(name));
-    headers.remove("forwarded");
     headers.remove(header::EXPECT);
     // The length is what the body turns out to have, if it is known.
     if headers.remove(header::CONTENT_LENGTH).is_some() && stream.is_end_stream() {
