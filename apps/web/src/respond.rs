@@ -62,12 +62,13 @@ pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Bo
         return Err(with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, METHODS).into());
     }
     let Some(path) = normalise(uri.path()) else { return Err(status(StatusCode::BAD_REQUEST).into()) };
+    // First: a redirect is kept, and goes to names that are ours only, if these are known.
+    let Some(root) = site.root(host) else { return Err(status(StatusCode::MISDIRECTED_REQUEST).into()) };
     if let (Scheme::Http, Some(port)) = (scheme, site.config.redirect)
         && path != "/healthz"
     {
         return Err(to_https(request, host, port).into());
     }
-    let Some(root) = site.root(host) else { return Err(status(StatusCode::MISDIRECTED_REQUEST).into()) };
     Ok(Target { root, path })
 }
 

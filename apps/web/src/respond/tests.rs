@@ -133,6 +133,15 @@ fn https_redirect() {
     let r = get(&s, "/a?b=c", &[]);
     assert_eq!((r.status().as_u16(), head(&r, "location")), (308, "https://h:8443/a?b=c"));
     assert_eq!(get(&s, "/healthz", &[]).status(), 200);
+    // Where the site's names are known, nobody is sent anywhere else.
+    let hosts = vec![donjon_web_format::Host { name: "a.example".into(), root: 0 }];
+    let s = site(&Config { redirect: Some(443), hosts, ..Config::default() }, &[]);
+    for (uri, status, location) in
+        [("http://a.example/x", 308, "https://a.example/x"), ("http://b.example/x", 421, ""), ("/x", 421, "")]
+    {
+        let r = get(&s, uri, &[]);
+        assert_eq!((r.status().as_u16(), head(&r, "location")), (status, location), "{uri}");
+    }
 }
 
 #[test]
