@@ -33,7 +33,7 @@ pub struct Server {
     pub upstreams: crate::proxy::Upstreams,
     /// Certificates.
     #[cfg(feature = "tls")]
-    pub tls: Option<tokio_rustls::TlsAcceptor>,
+    pub tls: Option<Arc<crate::tls::Acceptor>>,
     /// One permit per connection that may be open.
     pub places: Arc<Semaphore>,
     /// The same for those who ask for metrics.
@@ -94,7 +94,7 @@ async fn connection(server: &Arc<Server>, stream: TcpStream, client: Client) {
     if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
         let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
         if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
-            talk(server, Link::Tls(Box::new(stream)), client).await;
+            talk(server, Link::Tls(stream), client).await;
         }
         return;
     }

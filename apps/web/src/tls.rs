@@ -6,6 +6,12 @@
 use donjon_web_format::{Certificate, Config};
 use ring::aead;
 use ring::rand::SecureRandom as _;
+use rustls::ServerConfig;
+use rustls::crypto::{self, CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, ring as suites};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::ticketer::TicketRotator;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
@@ -13,15 +19,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{self, CryptoProvider, GetRandomFailed, WebPkiSupportedAlgorithms, ring as suites};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio_rustls::rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
-use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey};
-use tokio_rustls::rustls::ticketer::TicketRotator;
-use tokio_rustls::rustls::{self, ServerConfig};
-use tokio_rustls::server::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
+
+mod stream;
+
+pub use stream::Acceptor;
+use stream::TlsStream;
 
 /// A connection, over TLS or not. One type for both, so that HTTP is compiled once.
 pub enum Link {
@@ -35,12 +38,12 @@ impl crate::connection::Socket for Link {
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Link::Plain(stream) => Some(stream),
-            Link::Tls(stream) => Some(stream.get_ref().0),
+            Link::Tls(stream) => Some(stream.get_ref()),
         }
     }
 
     fn http2(&self) -> bool {
-        matches!(self, Link::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
+        matches!(self, Link::Tls(stream) if stream.protocol() == Some(b"h2"))
     }
 
     fn buffered(&self) -> bool {
@@ -102,7 +105,7 @@ impl AsyncWrite for Link {
 const SECRETS: &str = "/run/secrets";
 
 /// An acceptor for the configured certificates: ALPN h2 and http/1.1, resumption by tickets (with a key of this boot) and by session id.
-pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
+pub fn acceptor(config: &Config) -> Result<Arc<Acceptor>, String> {
     let provider = Arc::new(provider());
     let mut names = vec![];
     for c in &config.certificates {
@@ -122,7 +125,7 @@ pub fn acceptor(config: &Config) -> Result<TlsAcceptor, String> {
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let ticketer = TicketRotator::new(Tickets::LIFETIME / 2, Tickets::generate);
     tls.ticketer = Arc::new(ticketer.map_err(|e| format!("TLS tickets: {e}"))?);
-    Ok(TlsAcceptor::from(Arc::new(tls)))
+    Ok(Arc::new(Acceptor::new(tls)))
 }
 
 /// What a server needs of ring, the stronger suite first.
