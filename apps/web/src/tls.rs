@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use zeroize::{Zeroize, Zeroizing};
 
+mod keys;
 mod stream;
 
 pub use stream::Acceptor;
@@ -137,7 +138,7 @@ fn provider() -> CryptoProvider {
     };
     CryptoProvider {
         cipher_suites: vec![
-            TLS13_AES_256_GCM_SHA384,
+            keys::thrifty(TLS13_AES_256_GCM_SHA384),
             TLS13_AES_128_GCM_SHA256,
             TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
             TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
