@@ -56,55 +56,62 @@ impl Socket for TcpStream {
 }
 
 /// Serves a connection to its end.
-pub async fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: Client) {
-    let mut stop = server.stop.clone();
-    let mut fresh = true;
-    let state = client.state.clone();
-    if stream.http2() {
-        return Box::pin(two(server, Watched::new(stream, Bytes::new(), state).closing(), client, &mut stop)).await;
-    }
-    loop {
-        let at_hand = fresh && stream.buffered();
-        let Some(begins) =
-            (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &mut stop).await })
-        else {
-            return close(stream, &state).await;
-        };
-        fresh = false;
-        let mut rest = Bytes::new();
-        if begins == Begins::LikeHttp2 {
-            let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
-            // hyper wants all of it at once.
-            match timeout(limit, Box::pin(preface(&mut stream))).await {
-                Ok(first) => rest = first,
-                Err(_) => return refuse(server, stream, &state, End::Late).await,
-            }
-            if rest == HTTP2_PREFACE {
-                return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
-            }
+#[expect(
+    clippy::manual_async_fn,
+    reason = "in an `async fn` arguments are there twice, for as long as a connection lives"
+)]
+pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> impl Future<Output = ()> {
+    async move {
+        let mut stop = server.stop.clone();
+        let mut fresh = true;
+        let state = client.state.clone();
+        if stream.http2() {
+            return Box::pin(two(server, Watched::new(stream, Bytes::new(), state).closing(), client, &mut stop)).await;
         }
         loop {
-            let speaking = one(server, Watched::new(stream, rest, state.clone()), &client, &mut stop);
-            // On the heap, as all that an idle connection does without.
-            let (end, back, unread) = Box::pin(speaking).await;
-            (stream, rest) = (back, unread);
-            match end {
-                End::Idle if rest.is_empty() => break,
-                // The beginning of a request came with the one before.
-                End::Idle => {}
-                End::Http2 => {
+            let at_hand = fresh && stream.buffered();
+            let Some(begins) =
+                (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &mut stop).await })
+            else {
+                return close(stream, &state).await;
+            };
+            fresh = false;
+            let mut rest = Bytes::new();
+            if begins == Begins::LikeHttp2 {
+                let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+                // hyper wants all of it at once.
+                match timeout(limit, Box::pin(preface(&mut stream))).await {
+                    Ok(first) => rest = first,
+                    Err(_) => return refuse(server, stream, &state, End::Late).await,
+                }
+                if rest == HTTP2_PREFACE {
                     return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
                 }
-                End::Late | End::Long => return refuse(server, stream, &state, end).await,
-                End::Done => {
-                    #[cfg(feature = "proxy")]
-                    if let Some(upstream) = state.take_upstream() {
-                        let stream = Watched::new(stream, rest, state).closing();
-                        return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
+            }
+            loop {
+                let speaking = one(server, Watched::new(stream, rest, state.clone()), client, &mut stop);
+                // On the heap, as all that an idle connection does without.
+                let (end, back, unread) = Box::pin(speaking).await;
+                (stream, rest) = (back, unread);
+                match end {
+                    End::Idle if rest.is_empty() => break,
+                    // The beginning of a request came with the one before.
+                    End::Idle => {}
+                    End::Http2 => {
+                        return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop))
+                            .await;
                     }
-                    return close(stream, &state).await;
+                    End::Late | End::Long => return refuse(server, stream, &state, end).await,
+                    End::Done => {
+                        #[cfg(feature = "proxy")]
+                        if let Some(upstream) = state.take_upstream() {
+                            let stream = Watched::new(stream, rest, state).closing();
+                            return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
+                        }
+                        return close(stream, &state).await;
+                    }
+                    End::Stalled => return,
                 }
-                End::Stalled => return,
             }
         }
     }
@@ -134,19 +141,26 @@ async fn readable<S: Socket>(
     }
     let begins = async {
         if fresh {
-            // tokio takes a new socket for readable until it has been read from.
-            let mut first = [0; HTTP2_PREFACE.len()];
-            let n = socket.peek(&mut first).await.ok().filter(|n| *n > 0)?;
-            let part = n < first.len() && HTTP2_PREFACE.starts_with(&first[..n]);
-            Some(if part { Begins::LikeHttp2 } else { Begins::Else })
+            // On the heap, so that whoever has been of use does without.
+            Box::pin(first(socket)).await
         } else {
-            socket.readable().await.ok().map(|()| Begins::Else)
+            // `readable` would be 140 bytes of each idle connection, so that several may wait.
+            poll_fn(|cx| socket.poll_read_ready(cx)).await.ok().map(|()| Begins::Else)
         }
     };
     tokio::select! {
         begins = timeout(limit, begins) => begins.ok().flatten(),
         _ = stopped(stop) => None,
     }
+}
+
+/// How a new connection begins.
+async fn first(socket: &TcpStream) -> Option<Begins> {
+    // tokio takes a new socket for readable until it has been read from.
+    let mut first = [0; HTTP2_PREFACE.len()];
+    let n = socket.peek(&mut first).await.ok().filter(|n| *n > 0)?;
+    let part = n < first.len() && HTTP2_PREFACE.starts_with(&first[..n]);
+    Some(if part { Begins::LikeHttp2 } else { Begins::Else })
 }
 
 /// Reads what may become HTTP/2's preface: until it is complete or cannot become it, or the client has said its last.
@@ -217,7 +231,7 @@ async fn one<S: Socket>(
 }
 
 /// Speaks HTTP/2.
-async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: Client, stop: &mut watch::Receiver<bool>) {
+async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Client, stop: &mut watch::Receiver<bool>) {
     let limits = server.site.config.limits;
     let state = client.state.clone();
     let service = service_fn(|request| {
@@ -335,20 +349,5 @@ impl Deadline {
             sleep.as_mut().reset(tokio::time::Instant::now() + left());
             fired = sleep.as_mut().poll(cx).is_ready();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What an idle connection costs on the heap, besides the socket and its progress.
-    #[test]
-    fn an_idle_connection_is_small() {
-        fn size<F: Future>(_: impl FnOnce(&'static Arc<Server>, TcpStream, Client) -> F) -> usize {
-            size_of::<F>()
-        }
-        let bytes = size(talk);
-        assert!(bytes < 1024, "{bytes} bytes");
     }
 }

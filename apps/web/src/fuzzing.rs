@@ -33,7 +33,7 @@ pub fn serve(pieces: &[&[u8]]) {
             let server = server.clone();
             let peer = ([127, 0, 0, 1], 1).into();
             let client_of = Client { peer, purpose: Purpose::Site(Scheme::Http), state: Arc::new(State::new()) };
-            let talking = tokio::spawn(async move { talk(&server, ours, client_of).await });
+            let talking = tokio::spawn(async move { talk(&server, ours, &client_of).await });
             let mut answer = vec![0; 64 * 1024];
             for piece in pieces {
                 if client.write_all(piece).await.is_err() {

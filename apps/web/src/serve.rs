@@ -12,12 +12,13 @@ use crate::tls::Link;
 use crate::upload::Upload;
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode, Version, header};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// The server's shared state.
 pub struct Server {
@@ -61,20 +62,16 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
             place = places.clone().acquire_owned() => place,
             _ = stopped(&mut stop) => return,
         };
+        // Nobody closes the semaphore.
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped(&mut stop) => return,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let server = server.clone();
-                tokio::spawn(async move {
-                    let _place = place;
-                    let _open = Held::new(&server.metrics.open);
-                    server.metrics.accepted.fetch_add(1, Relaxed);
-                    let client = Client { peer, purpose, state: Arc::new(State::new()) };
-                    connection(&server, stream, client).await;
-                });
+                let client = Client { peer, purpose, state: Arc::new(State::new()) };
+                tokio::spawn(connection(server.clone(), stream, client, place));
             }
             // Out of descriptors or memory, or a client that left early: go on when something has had time to end.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -88,19 +85,34 @@ pub async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection(server: &Arc<Server>, stream: TcpStream, client: Client) {
-    let _ = stream.set_nodelay(true);
-    #[cfg(feature = "tls")]
-    if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
-        let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
-        if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
-            talk(server, Link::Tls(stream), client).await;
+/// A connection, which keeps its place until it ends.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "in an `async fn` arguments are there twice, for as long as a connection lives"
+)]
+fn connection(
+    server: Arc<Server>,
+    stream: TcpStream,
+    client: Client,
+    place: OwnedSemaphorePermit,
+) -> impl Future<Output = ()> {
+    async move {
+        let _place = &place;
+        let _open = Held::new(&server.metrics.open);
+        server.metrics.accepted.fetch_add(1, Relaxed);
+        let _ = stream.set_nodelay(true);
+        #[cfg(feature = "tls")]
+        if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
+            let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+            if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
+                talk(&server, Link::Tls(stream), &client).await;
+            }
+            return;
         }
-        return;
+        #[cfg(feature = "tls")]
+        let stream = Link::Plain(stream);
+        talk(&server, stream, &client).await;
     }
-    #[cfg(feature = "tls")]
-    let stream = Link::Plain(stream);
-    talk(server, stream, client).await;
 }
 
 /// Who asks, over which connection.
@@ -217,4 +229,20 @@ async fn site(
     let mut response = respond::content(site, parts, &target);
     respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an idle connection costs on the heap, besides the socket, its progress and TLS. A task is some 90 bytes more, up to a multiple of 128; this
+    /// makes 768, which is a size of the guest's allocator.
+    #[test]
+    fn an_idle_connection_is_small() {
+        fn size<F: Future>(_: impl FnOnce(Arc<Server>, TcpStream, Client, OwnedSemaphorePermit) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(connection);
+        assert!(bytes <= 672, "{bytes} bytes");
+    }
 }
