@@ -26,8 +26,11 @@ crate::under_engines! {
 
 /// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
 const MEMORY_MAX: u64 = 12_000_000;
-/// The same with 1,000 connections over TLS, each of which keeps what it has agreed on: 14 KB when it has just been used. The aim of the others is not met.
-const TLS_MEMORY_MAX: u64 = 21_000_000;
+/// The same with 1,000 connections over TLS, each of which keeps what it has agreed on: 5.4 KB in the guest, and through user-mode networking 0.9 KB in the
+/// monitor. The aim of the others is not met there.
+fn tls_memory_max(engine: Engine) -> u64 {
+    if engine == Engine::ProcessUser { 14_000_000 } else { 12_500_000 }
+}
 /// Bytes of the monitor's program, at most, that are counted twice where they cannot be told apart.
 const SHARED: u64 = 2_000_000;
 /// The same at any moment: what the project promises.
@@ -95,7 +98,7 @@ fn memory_over_tls(engine: Engine) {
     let (cert, key) = (file("pem", made.cert.pem()), file("key", made.signing_key.serialize_pem()));
     let options = ["--embed-key".into(), "--tls".into(), cert, key];
     let client = tls_client(made.cert.der());
-    memory_of(engine, "memory-tls", &options, &[80, 443], TLS_MEMORY_MAX, |guest: &Guest| {
+    memory_of(engine, "memory-tls", &options, &[80, 443], tls_memory_max(engine), |guest: &Guest| {
         let address = guest.addr_of(1);
         let stream = guest.run(|| TcpStream::connect(address)).unwrap();
         let name = "one.test".try_into().unwrap();
