@@ -215,7 +215,7 @@ async fn one<S: Socket>(
         }
         let quiet = quiet(server.metrics.open.load(Relaxed));
         let (at, end) = state.due(&limits, false, quiet);
-        if end == End::Idle && quiet == 0 {
+        if matches!(end, End::Idle | End::Done) && quiet == 0 {
             return Poll::Ready(end);
         }
         deadline.poll(cx, &state, at).map(|()| end)

@@ -44,6 +44,10 @@ pub struct State {
     start: Instant,
     /// Requests whose response is not yet complete.
     active: AtomicU32,
+    /// HTTP/1 requests whose body has not ended and is still wanted. It may take longer than the response: what comes is no request.
+    bodies: AtomicU32,
+    /// A body was given up before its end: what comes is the rest of it, or not; nobody can tell, so there is no other request.
+    unread: AtomicBool,
     /// When the last response was complete, or the connection opened.
     done: AtomicU64,
     /// When the first byte of a request's head was read.
@@ -67,6 +71,8 @@ impl State {
         State {
             start: Instant::now(),
             active: AtomicU32::new(0),
+            bodies: AtomicU32::new(0),
+            unread: AtomicBool::new(false),
             done: AtomicU64::new(1),
             head: AtomicU64::new(0),
             read: AtomicU64::new(1),
@@ -104,6 +110,34 @@ impl State {
     pub fn begin(&self) {
         self.active.fetch_add(1, Relaxed);
         self.head.store(0, Relaxed);
+        // hyper has found the end of the body before it, wanted or not.
+        self.unread.store(false, Relaxed);
+    }
+
+    /// The request that has begun in HTTP/1 has a body.
+    pub fn body(&self) {
+        self.bodies.fetch_add(1, Relaxed);
+    }
+
+    /// All of it has come.
+    pub fn body_ended(&self) {
+        self.bodies.fetch_sub(1, Relaxed);
+    }
+
+    /// Nobody wants the rest of it.
+    pub fn body_given_up(&self) {
+        self.unread.store(true, Relaxed);
+        self.body_ended();
+    }
+
+    /// Whether a body was given up. The connection must end with the response.
+    pub fn unread(&self) -> bool {
+        self.unread.load(Relaxed)
+    }
+
+    /// Whether what comes is a request.
+    fn expects_request(&self) -> bool {
+        self.active.load(Relaxed) == 0 && self.bodies.load(Relaxed) == 0 && !self.unread()
     }
 
     /// A response is complete.
@@ -119,10 +153,13 @@ impl State {
         if blocked != 0 {
             return (blocked + millis(limits.stall_seconds), End::Stalled);
         }
-        if self.active.load(Relaxed) > 0 {
+        if self.active.load(Relaxed) > 0 || self.bodies.load(Relaxed) > 0 {
             // What waits may be an upstream, which has time limits of its own; or an HTTP/2 client that opens no window.
             let last = self.read.load(Relaxed).max(self.written.load(Relaxed));
             return (last + millis(limits.stall_seconds) + millis(limits.upstream_seconds), End::Stalled);
+        }
+        if self.unread() {
+            return (done + quiet, End::Done);
         }
         match (http2, head) {
             (true, _) => (done + millis(limits.idle_seconds), End::Idle),
@@ -201,7 +238,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
             state.ended.store(true, Relaxed);
             return Poll::Ready(Ok(()));
         }
-        if state.active.load(Relaxed) == 0 && state.head.load(Relaxed) == 0 {
+        if state.head.load(Relaxed) == 0 && state.expects_request() {
             state.head.store(now, Relaxed);
             this.line = Some(0);
         }
@@ -316,6 +353,29 @@ mod tests {
         set(&state.blocked, 0);
         state.end();
         assert_eq!(state.due(&limits, false, QUIET).1, End::Idle);
+    }
+
+    #[test]
+    fn a_connection_with_a_body_is_not_idle() {
+        let limits = Limits::default();
+        let state = State::new();
+        let end = || state.due(&limits, false, 0).1;
+        let request = || {
+            state.begin();
+            state.body();
+            state.end();
+            assert_eq!((end(), state.expects_request()), (End::Stalled, false));
+        };
+        request();
+        state.body_ended();
+        assert_eq!((end(), state.expects_request()), (End::Idle, true));
+        request();
+        state.body_given_up();
+        assert_eq!((end(), state.expects_request()), (End::Done, false));
+        // There is another request only if the body has ended after all.
+        request();
+        state.body_ended();
+        assert_eq!((end(), state.expects_request()), (End::Idle, true));
     }
 
     /// A stream that has taken what was written and cannot send it, as TLS does before a client that does not read.

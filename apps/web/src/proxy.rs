@@ -280,7 +280,7 @@ fn incoming(
     head.version = Version::default();
     let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender };
     let stream = Stream {
-        body: Some(Upload::new(body, Version::HTTP_11)),
+        body: Some(Upload::response(body)),
         left: u64::MAX,
         stall: Duration::from_secs(server.site.config.limits.upstream_seconds.into()),
         sleep: None,

@@ -11,6 +11,7 @@ use crate::site::Site;
 use crate::tls::Link;
 use crate::upload::Upload;
 use hyper::body::{Body, Incoming};
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, Version, header};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -149,7 +150,7 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let busy = Busy::new(&server, &client.state);
     let start = Instant::now();
     let (parts, body) = request.into_parts();
-    let body = Upload::new(body, parts.version);
+    let body = Upload::new(body, parts.version, &client.state);
     let mut response = match client.purpose {
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
@@ -168,6 +169,10 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
         response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
         *response.body_mut() = Content::default();
+    }
+    if client.state.unread() {
+        // The client shall know that this is the end, and send nothing after the body.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let closes = match parts.headers.get(header::CONNECTION) {
         Some(value) => value.as_bytes().eq_ignore_ascii_case(b"close"),

@@ -51,6 +51,13 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
     if head.starts_with("POST /api/early ") {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok()?;
     }
+    if head.contains(" /api/refused ") {
+        // Before the body, which is then read and thrown away.
+        let len = field("content-length:")?.parse().ok()?;
+        seen.requests.lock().unwrap().push((lower.clone(), vec![]));
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").ok()?;
+        return (std::io::copy(&mut reader.take(len), &mut std::io::sink()).ok()? == len).then_some(());
+    }
     if field("transfer-encoding:") == Some("chunked") {
         loop {
             let mut line = String::new();
@@ -306,6 +313,36 @@ fn broken_bodies() {
         assert_eq!(client.response(false).status, 400, "{framing}: {body:?}");
     }
     assert!(seen.requests.lock().unwrap().is_empty());
+    server.assert_alive();
+}
+
+/// An upstream may answer before it has the body: what is left of that is still no request, and no head that takes too long or is too long.
+#[test]
+fn a_body_goes_on_after_an_early_answer() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits { header_seconds: 1, ..Limits::default() });
+    let inner = "GET / HTTP/1.1\r\nHost: smuggled\r\n\r\n";
+    for others in [0, 257] {
+        let crowd: Vec<_> = (0..others).map(|_| server.connect()).collect();
+        server.assert_alive();
+        for (first, second) in [("", inner.to_owned()), ("ab", "x".repeat(40_000) + inner), ("", "x".repeat(40_000))] {
+            let mut client = server.connect();
+            let length = first.len() + second.len() + 1;
+            client.send(format!("POST /api/refused HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{first}"));
+            assert_eq!(client.response(false).status, 404);
+            // Longer than a connection keeps its buffers without a request.
+            std::thread::sleep(Duration::from_millis(1500));
+            client.send(&second);
+            // Longer than a head may take.
+            std::thread::sleep(Duration::from_millis(1500));
+            client.send("x");
+            client.send("GET /next HTTP/1.1\r\nHost: h\r\n\r\n");
+            let next = client.try_response(false);
+            assert_eq!(next.map(|r| r.status), Some(404), "{others} others, {first:?}, {} bytes", second.len());
+        }
+        drop(crowd);
+    }
+    assert_eq!(seen.requests.lock().unwrap().len(), 6);
     server.assert_alive();
 }
 
