@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::repo_root;
 
-/// Functions that tests run, with the files that they are in: those with `#[test]`, and those of `under_engines!`.
+/// Functions that tests run, with the files that they are in: those with `#[test]` or tokio's, and those of `under_engines!`.
 fn tests() -> HashMap<String, Vec<PathBuf>> {
     let mut out: HashMap<String, Vec<PathBuf>> = HashMap::new();
     for file in sources() {
@@ -18,9 +18,9 @@ fn tests() -> HashMap<String, Vec<PathBuf>> {
         for line in text.lines().map(str::trim) {
             let name =
                 |rest: &str| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or("").to_owned();
-            if line.starts_with("#[test]") {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
                 marked = true;
-            } else if let Some(rest) = line.strip_prefix("fn ") {
+            } else if let Some(rest) = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ") {
                 if marked {
                     out.entry(name(rest)).or_default().push(file.clone());
                 }
