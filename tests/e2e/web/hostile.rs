@@ -356,8 +356,8 @@ fn smuggling(engine: Engine) {
         (CHUNKED.into(), "0 x\r\n\r\n", &[400]),
         (CHUNKED.into(), "100000000000000000\r\n\r\n", &[400]),
         (CHUNKED.into(), "00000000000000000000\r\n\r\n", &[200, 200]),
-        // A field after the body says nothing about its length.
-        (CHUNKED.into(), "0\r\nContent-Length: 5\n\n\r\n\r\n", &[200, 200]),
+        // A field after the body says nothing about its length. Such fields are not forwarded: nobody reads them, so that the connection ends there.
+        (CHUNKED.into(), "0\r\nContent-Length: 5\n\n\r\n\r\n", &[200]),
     ];
     let mut wrong = Vec::new();
     for (fields, body, right) in cases {
