@@ -75,17 +75,23 @@ fn a_longer_path_is_learned_from_what_was_sent_twice() {
     }
 }
 
+/// A pair on a path of that many ms, one way, on which the variance of the round trip has settled.
+fn settled(seed: u64, delay: u64) -> (Sim, Handle, Handle) {
+    let mut sim = Sim::new(seed);
+    sim.delay = delay * MS;
+    let (c, s) = sim.pair(80);
+    for _ in 0..2 {
+        transfer_and_back(&mut sim, c, s, 20_000_000);
+    }
+    sim.run(SECOND);
+    (sim, c, s)
+}
+
 /// The timeout leaves room for a delayed acknowledgement on a long path too, on which the variance has settled.
 #[test]
 fn a_delayed_acknowledgement_is_waited_for_on_a_long_path() {
     for delay in [80, 150] {
-        let mut sim = Sim::new(42);
-        sim.delay = delay * MS;
-        let (c, s) = sim.pair(80);
-        for _ in 0..2 {
-            transfer_and_back(&mut sim, c, s, 20_000_000);
-        }
-        sim.run(SECOND);
+        let (mut sim, c, _) = settled(42, delay);
         let before = sim.stacks[0].tcp_info(c).unwrap();
         assert!(before.rto_us >= before.rtt_us + 200_000, "{before:?}");
         sim.stacks[0].send(c, &[b"ping"]).unwrap();
@@ -100,13 +106,7 @@ fn a_delayed_acknowledgement_is_waited_for_on_a_long_path() {
 #[test]
 fn a_fast_retransmission_has_time_to_arrive() {
     for delay in [80, 150] {
-        let mut sim = Sim::new(43);
-        sim.delay = delay * MS;
-        let (c, s) = sim.pair(80);
-        for _ in 0..2 {
-            transfer_and_back(&mut sim, c, s, 20_000_000);
-        }
-        sim.run(SECOND);
+        let (mut sim, c, s) = settled(43, delay);
         let before = sim.stacks[0].tcp_info(c).unwrap();
         let mut count = 0;
         sim.filter = Some(Box::new(move |side, frame| {

@@ -39,20 +39,12 @@ pub fn others(v: &mut Victim<'_>, _: Form) -> Answer<Outcome> {
         v.run(code::INT_80, &[])
     };
     // By the filter where the kernel has this door, by the CPU where it has not: ring 3 may not use that descriptor.
-    note("int 0x80", ended(v, answer, &[Cause::Call, Cause::Privileged])?);
+    note("int 0x80", v.or_ended_by(answer, &[Cause::Call, Cause::Privileged])?);
     let answer = v.syscall(GETPID_X32, &[]);
-    note("x32", ended(v, answer, &[Cause::Call])?);
+    note("x32", v.or_ended_by(answer, &[Cause::Call])?);
     let answer = v.call(VSYSCALL_TIME, &[0]);
-    note("vsyscall", ended(v, answer, &[Cause::Call, Cause::Access(Access::Execution, VSYSCALL_TIME)])?);
+    note("vsyscall", v.or_ended_by(answer, &[Cause::Call, Cause::Access(Access::Execution, VSYSCALL_TIME)])?);
 
     let said = said.join("; ");
     Ok(if open { Succeeded(said) } else { Failed(said) })
-}
-
-/// `None` if that was the end of the victim, and one that belongs to one of the causes.
-fn ended(v: &Victim<'_>, answer: Answer, causes: &[Cause]) -> Answer<Option<i64>> {
-    match answer {
-        Err(ended) if causes.iter().any(|cause| ended.by.fits(*cause, v.kind)) => Ok(None),
-        answer => answer.map(Some),
-    }
 }

@@ -284,10 +284,14 @@ impl<'a> Victim<'a> {
 
     /// `None` if that was the end of the victim, and the end that belongs to `cause`.
     pub fn or_ended<T>(&self, answer: Answer<T>, cause: Cause) -> Answer<Option<T>> {
+        self.or_ended_by(answer, &[cause])
+    }
+
+    /// The same, where the end may belong to one of several causes.
+    pub fn or_ended_by<T>(&self, answer: Answer<T>, causes: &[Cause]) -> Answer<Option<T>> {
         match answer {
-            Ok(value) => Ok(Some(value)),
-            Err(ended) if ended.by.fits(cause, self.kind) => Ok(None),
-            Err(ended) => Err(ended),
+            Err(ended) if causes.iter().any(|cause| ended.by.fits(*cause, self.kind)) => Ok(None),
+            answer => answer.map(Some),
         }
     }
 
