@@ -347,9 +347,9 @@ fn large_content_costs_little_memory() {
     }
     let memory = measure::tree_anonymous(guest.pid()).unwrap();
     println!("serving it took {memory} bytes of memory that no file backs");
-    // All of it has been mapped, and is counted: from the file.
+    // What has been read is mapped, and counted as the file's; how much of it the host keeps in memory is its own affair.
     let all = measure::tree(guest.pid()).unwrap();
-    assert!(all.iter().map(|m| m.pss).sum::<u64>() > video, "{all:?}");
+    assert!(all.iter().map(|m| m.pss).sum::<u64>() > 2 * SERVING, "{all:?}");
     assert!(memory > 100_000 && memory < SERVING, "{memory} bytes: {all:?}");
     std::fs::remove_dir_all(dir).unwrap();
 }
