@@ -3,9 +3,10 @@
 //! hyper's HTTP/1 state costs more than 16 KB of buffers, so a connection has it only while there is something to do: one that has been
 //! quiet for a second (with many connections: at all) gives it back and waits for the socket to become readable, which costs a task and the socket.
 
+use crate::budget::{self, CROWDED, For, Promise};
 use crate::gather::Gathered;
 use crate::progress::{End, State, Watched, quiet};
-use crate::serve::{Client, Server, answer, stopped};
+use crate::serve::{Client, Server, answer, is_stopped, stopped};
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -20,16 +21,18 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 /// How an HTTP/2 client begins when it knows in advance that we speak it.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Longest idle time while few places for connections are left.
-const CROWDED: Duration = Duration::from_secs(2);
 /// After our last word, how long and for how many bytes a client is listened to, so that closing does not reset the connection before it has read
 /// that word (RFC 9112 §9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 64 * 1024);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+/// The same over HTTP/2: SETTINGS, and GOAWAY with ENHANCE_YOUR_CALM (RFC 9113 §7).
+const CALM: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
 const LONG: &[u8] = b"HTTP/1.1 414 URI Too Long\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// What a connection runs over.
@@ -71,7 +74,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
         loop {
             let at_hand = fresh && stream.buffered();
             let Some(begins) =
-                (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &mut stop).await })
+                (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &stop).await })
             else {
                 return close(stream, &state).await;
             };
@@ -89,6 +92,11 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 }
             }
             loop {
+                if server.budget.is_out()
+                    && budget::in_time(server, Box::pin(server.budget.room(For::Request))).await.is_none()
+                {
+                    return refuse(server, stream, &state, End::Full).await;
+                }
                 let speaking = one(server, Watched::new(stream, rest, state.clone()), client, &mut stop);
                 // On the heap, as all that an idle connection does without.
                 let (end, back, unread) = Box::pin(speaking).await;
@@ -101,7 +109,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                         return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop))
                             .await;
                     }
-                    End::Late | End::Long => return refuse(server, stream, &state, end).await,
+                    End::Late | End::Long | End::Full => return refuse(server, stream, &state, end).await,
                     End::Done => {
                         #[cfg(feature = "proxy")]
                         if let Some(upstream) = state.take_upstream() {
@@ -127,18 +135,11 @@ enum Begins {
 }
 
 /// Waits for a request to begin. `None` if there will be none.
-async fn readable<S: Socket>(
-    server: &Server,
-    stream: &S,
-    fresh: bool,
-    stop: &mut watch::Receiver<bool>,
-) -> Option<Begins> {
+async fn readable<S: Socket>(server: &Server, stream: &S, fresh: bool, stop: &watch::Receiver<bool>) -> Option<Begins> {
     let Some(socket) = stream.tcp() else { return Some(Begins::Else) };
     let limits = &server.site.config.limits;
-    let mut limit = Duration::from_secs(if fresh { limits.header_seconds } else { limits.idle_seconds }.into());
-    if server.places.available_permits() < limits.connections as usize / 8 {
-        limit = limit.min(CROWDED);
-    }
+    let limit = Duration::from_secs(if fresh { limits.header_seconds } else { limits.idle_seconds }.into());
+    let (start, mut crowded) = (Instant::now(), is_crowded(server));
     let begins = async {
         if fresh {
             // On the heap, so that whoever has been of use does without.
@@ -148,9 +149,19 @@ async fn readable<S: Socket>(
             poll_fn(|cx| socket.poll_read_ready(cx)).await.ok().map(|()| Begins::Else)
         }
     };
-    tokio::select! {
-        begins = timeout(limit, begins) => begins.ok().flatten(),
-        _ = stopped(stop) => None,
+    let mut begins = std::pin::pin!(begins);
+    loop {
+        // Before `stop` is looked at, so that it is not missed. One for both, as it is 64 bytes of each idle connection.
+        let called = server.budget.called();
+        if is_stopped(stop) {
+            return None;
+        }
+        let limit = if crowded { limit.min(CROWDED) } else { limit };
+        tokio::select! {
+            biased;
+            begins = timeout_at(start + limit, begins.as_mut()) => return begins.ok().flatten(),
+            () = called => crowded = true,
+        }
     }
 }
 
@@ -161,6 +172,11 @@ async fn first(socket: &TcpStream) -> Option<Begins> {
     let n = socket.peek(&mut first).await.ok().filter(|n| *n > 0)?;
     let part = n < first.len() && HTTP2_PREFACE.starts_with(&first[..n]);
     Some(if part { Begins::LikeHttp2 } else { Begins::Else })
+}
+
+/// Whether places or memory are short.
+fn is_crowded(server: &Server) -> bool {
+    server.places.available_permits() < server.site.config.limits.connections as usize / 8 || server.budget.is_short()
 }
 
 /// Reads what may become HTTP/2's preface: until it is complete or cannot become it, or the client has said its last.
@@ -218,7 +234,14 @@ async fn one<S: Socket>(
         if matches!(end, End::Idle | End::Done) && quiet == 0 {
             return Poll::Ready(end);
         }
-        deadline.poll(cx, &state, at).map(|()| end)
+        let limit = match end {
+            // Whatever has not begun needs memory that others need to end.
+            End::Late if server.budget.is_out() => return Poll::Ready(End::Full),
+            End::Late => limits.header_seconds,
+            End::Stalled if state.is_blocked() => limits.stall_seconds,
+            _ => return deadline.poll(cx, &state, at).map(|()| end),
+        };
+        deadline.poll_crowded(cx, &state, at, limit, || is_crowded(server)).map(|()| end)
     })
     .await;
     let parts = connection.into_parts();
@@ -232,7 +255,13 @@ async fn one<S: Socket>(
 
 /// Speaks HTTP/2.
 async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Client, stop: &mut watch::Receiver<bool>) {
+    let Some(promise) = Promise::soon(server, For::Http2, budget::HTTP2).await else {
+        let mut stream = stream;
+        let _ = timeout(LINGER.0, stream.write_all(CALM)).await;
+        return linger(stream, LINGER.0).await;
+    };
     let limits = server.site.config.limits;
+    let proxied = !server.site.config.proxies.is_empty();
     let state = client.state.clone();
     let service = service_fn(|request| {
         let (server, client) = (server.clone(), client.clone());
@@ -244,8 +273,11 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_header_list_size(limits.header_bytes)
-            .max_concurrent_streams(128)
-            .max_send_buf_size(64 * 1024)
+            .initial_connection_window_size(budget::WINDOW)
+            .initial_stream_window_size(budget::WINDOW)
+            // An exchange with an upstream costs more than a file, of which nothing is copied.
+            .max_concurrent_streams(if proxied { 32 } else { 128 })
+            .max_send_buf_size(if proxied { 16 } else { 64 } * 1024)
             .serve_connection(TokioIo::new(stream), service),
     );
     let mut stopped = std::pin::pin!(stopped(stop));
@@ -264,8 +296,15 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         if let Some(until) = grace {
             return deadline.poll(cx, &state, until);
         }
-        std::task::ready!(deadline.poll(cx, &state, at));
-        if end != End::Idle {
+        let limit = match end {
+            End::Idle => limits.idle_seconds,
+            _ if state.is_blocked() => limits.stall_seconds,
+            // It is the client that is waited for, or an upstream.
+            _ if !proxied => limits.stall_seconds + limits.upstream_seconds,
+            _ => 0,
+        };
+        std::task::ready!(deadline.poll_crowded(cx, &state, at, limit, || is_crowded(server)));
+        if end != End::Idle || is_crowded(server) {
             return Poll::Ready(());
         }
         // GOAWAY, and a little time to read it.
@@ -279,6 +318,8 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     })
     .await;
     drop(connection);
+    drop(promise);
+    gathered.forget();
     linger(gathered, Duration::from_secs(limits.stall_seconds.into())).await;
 }
 
@@ -302,7 +343,11 @@ fn turn<S: Socket>(connection: Pin<&mut impl Future>, gathered: &Gathered<Watche
 
 /// Answers a request that hyper has not seen to its end.
 async fn refuse<S: Socket>(server: &Server, mut stream: S, state: &State, end: End) {
-    let (code, answer) = if end == End::Late { (408, LATE) } else { (414, LONG) };
+    let (code, answer) = match end {
+        End::Late => (408, LATE),
+        End::Long => (414, LONG),
+        _ => (503, FULL),
+    };
     server.metrics.response(code, 0);
     let _ = timeout(LINGER.0, stream.write_all(answer)).await;
     close(stream, state).await;
@@ -348,6 +393,32 @@ impl Deadline {
             *set = at;
             sleep.as_mut().reset(tokio::time::Instant::now() + left());
             fired = sleep.as_mut().poll(cx).is_ready();
+        }
+    }
+}
+
+impl Deadline {
+    /// The same, but no later than [`CROWDED`] after the beginning, `limit` seconds before `at`, if it is crowded then or while it waits.
+    fn poll_crowded(
+        &mut self,
+        cx: &mut Context<'_>,
+        state: &State,
+        at: u64,
+        limit: u32,
+        is_crowded: impl Fn() -> bool,
+    ) -> Poll<()> {
+        let crowded = CROWDED.as_millis() as u64;
+        let early = (at + crowded).saturating_sub(u64::from(limit) * 1000);
+        if limit == 0 || early >= at {
+            return self.poll(cx, state, at);
+        }
+        loop {
+            let now = state.now();
+            if now >= at || now >= early && is_crowded() {
+                return Poll::Ready(());
+            }
+            let look = if now < early { early } else { at.min(now + crowded) };
+            std::task::ready!(self.poll(cx, state, look));
         }
     }
 }

@@ -63,6 +63,7 @@ fn server() -> (Runtime, Arc<Server>, watch::Sender<bool>) {
     let (stop, stopped) = watch::channel(false);
     let server = Server {
         site: site(),
+        budget: crate::budget::Budget::unbounded(),
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
         metrics_places: Arc::new(Semaphore::new(8)),

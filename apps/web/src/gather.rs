@@ -31,6 +31,11 @@ impl<S> Gathered<S> {
         Gathered(self.0.clone())
     }
 
+    /// Gives up what waits.
+    pub fn forget(&self) {
+        self.inner().waiting = vec![];
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner<S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@
 #[cfg(feature = "auth")]
 mod auth;
 mod body;
+mod budget;
 mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -26,6 +27,7 @@ mod site;
 mod tls;
 mod upload;
 
+use budget::Budget;
 use respond::Scheme;
 use serve::{Purpose, Server, listen};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -38,10 +40,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 
 fn main() -> ExitCode {
-    let base = std::env::args().nth(1).unwrap_or("/".into());
-    let result = site::Site::load(Path::new(&base)).and_then(|site| {
+    let base = std::env::args().nth(1);
+    let result = site::Site::load(Path::new(base.as_deref().unwrap_or("/"))).and_then(|site| {
+        let budget = if base.is_none() { Budget::guest() } else { Budget::unbounded() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(|e| format!("cannot start: {e}"))?.block_on(run(site))
+        runtime.map_err(|e| format!("cannot start: {e}"))?.block_on(run(site, budget))
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(site: site::Site) -> Result<(), String> {
+async fn run(site: site::Site, budget: Budget) -> Result<(), String> {
     let (stop, stopped) = watch::channel(false);
     let config = site.config.clone();
     needs(&config)?;
@@ -65,6 +68,7 @@ async fn run(site: site::Site) -> Result<(), String> {
         #[cfg(feature = "proxy")]
         upstreams: Default::default(),
         site,
+        budget,
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(connections as usize)),
         metrics_places: Arc::new(Semaphore::new(16)),
@@ -89,6 +93,7 @@ async fn run(site: site::Site) -> Result<(), String> {
     }
     // Graceful drain: no new connections, requests in progress end, idle connections close; then, or when time is up, the end.
     let _ = stop.send(true);
+    server.budget.call();
     for listener in listeners {
         let _ = listener.await;
     }

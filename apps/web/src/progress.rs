@@ -31,6 +31,8 @@ pub enum End {
     Late,
     /// A request line is longer than a head may be: status 414.
     Long,
+    /// There is no memory for a request: status 503.
+    Full,
     /// Nothing moves although there is something to move.
     Stalled,
     /// All is said, or the client has left or broken a rule.
@@ -62,7 +64,7 @@ pub struct State {
     last: AtomicBool,
     long: AtomicBool,
     #[cfg(feature = "proxy")]
-    upstream: std::sync::Mutex<Option<hyper::upgrade::OnUpgrade>>,
+    upstream: std::sync::Mutex<Option<crate::proxy::Joined>>,
 }
 
 impl State {
@@ -168,9 +170,14 @@ impl State {
         }
     }
 
+    /// Whether the client takes nothing of what there is for it.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Relaxed) != 0
+    }
+
     /// Notes that this connection is to be joined with an upstream once its response is complete.
     #[cfg(feature = "proxy")]
-    pub fn put_upstream(&self, upstream: hyper::upgrade::OnUpgrade) {
+    pub fn put_upstream(&self, upstream: crate::proxy::Joined) {
         if let Ok(mut place) = self.upstream.lock() {
             *place = Some(upstream);
         }
@@ -178,7 +185,7 @@ impl State {
 
     /// The upstream that this connection is to be joined with.
     #[cfg(feature = "proxy")]
-    pub fn take_upstream(&self) -> Option<hyper::upgrade::OnUpgrade> {
+    pub fn take_upstream(&self) -> Option<crate::proxy::Joined> {
         self.upstream.lock().ok()?.take()
     }
 }

@@ -1,6 +1,7 @@
 //! Forwarding to upstreams: pooled HTTP/1.1 connections, streaming both ways, upgrades (WebSocket).
 
 use crate::body::Content;
+use crate::budget::{self, For, Promise};
 use crate::path::bare;
 use crate::progress::Watched;
 use crate::respond::{Scheme, host};
@@ -78,6 +79,9 @@ impl Upstreams {
         if has_dots(parts.uri.path()) {
             return Err(StatusCode::BAD_REQUEST);
         }
+        let bytes = budget::exchange(!body.is_end_stream(), parts.version == Version::HTTP_2);
+        let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+        let promise = Arc::new(promise);
         let moved = Arc::new(AtomicU64::new(0));
         let stream = Stream {
             body: Some(body),
@@ -86,6 +90,7 @@ impl Upstreams {
             sleep: None,
             moved: Some((moved.clone(), Instant::now())),
             back: None,
+            _promise: Some(promise.clone()),
         };
         let upgrade = upgrade_of(parts, &stream);
         let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
@@ -102,9 +107,9 @@ impl Upstreams {
             }
         };
         match (response.status(), &upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switch(client, response)),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switch(client, response, promise)),
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(StatusCode::BAD_GATEWAY),
-            _ => Ok(incoming(server, proxy, response, sender)),
+            _ => Ok(incoming(server, proxy, response, sender, promise)),
         }
     }
 
@@ -132,8 +137,8 @@ impl Upstreams {
         let connected = timeout(CONNECT, connect(&proxy.upstream)).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
         let stream = connected?.ok_or(StatusCode::BAD_GATEWAY)?;
         let _ = stream.set_nodelay(true);
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+        let handshake = http1::Builder::new().max_buf_size(budget::BUFFER).handshake(TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
         tokio::spawn(connection.with_upgrades());
         let response = sender.send_request(request_now).await.map_err(|e| failure(&e))?;
         Ok((response, sender))
@@ -274,6 +279,7 @@ fn incoming(
     proxy: &Proxy,
     response: Response<Incoming>,
     sender: SendRequest<Stream>,
+    promise: Arc<Promise>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers);
@@ -286,13 +292,14 @@ fn incoming(
         sleep: None,
         moved: None,
         back: Some(back),
+        _promise: Some(promise),
     };
     Response::from_parts(head, Content::stream(stream))
 }
 
 /// Passes 101 on. The connection is joined with the upstream when that is written.
-fn switch(client: &Client, mut response: Response<Incoming>) -> Response<Content> {
-    client.state.put_upstream(hyper::upgrade::on(&mut response));
+fn switch(client: &Client, mut response: Response<Incoming>, promise: Arc<Promise>) -> Response<Content> {
+    client.state.put_upstream((hyper::upgrade::on(&mut response), promise));
     let (mut head, _) = response.into_parts();
     let protocol = head.headers.get(header::UPGRADE).cloned();
     strip(&mut head.headers);
@@ -303,8 +310,11 @@ fn switch(client: &Client, mut response: Response<Incoming>) -> Response<Content
     Response::from_parts(head, Content::default())
 }
 
+/// An upstream with which a client is to be joined.
+pub type Joined = (OnUpgrade, Arc<Promise>);
+
 /// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
-pub async fn tunnel<S>(server: &Server, client: Watched<S>, upstream: OnUpgrade)
+pub async fn tunnel<S>(server: &Server, client: Watched<S>, (upstream, promise): Joined)
 where
     S: crate::connection::Socket,
 {
@@ -312,6 +322,11 @@ where
     let mut stop = server.stop.clone();
     let joined = async {
         if let Ok(upstream) = upstream.await {
+            // Nobody else has it: the request has no body, or that has ended.
+            let mut promise = Arc::into_inner(promise);
+            if let Some(promise) = &mut promise {
+                promise.shrink(budget::TUNNEL);
+            }
             splice(client, TokioIo::new(upstream), idle).await;
         }
     };
@@ -404,6 +419,8 @@ pub struct Stream {
     moved: Option<(Arc<AtomicU64>, Instant)>,
     /// For responses: where the connection goes when the body is complete.
     back: Option<Back>,
+    /// Memory for the exchange: until both bodies have gone.
+    _promise: Option<Arc<Promise>>,
 }
 
 impl Stream {

@@ -159,6 +159,11 @@ pub fn status(code: StatusCode) -> Response<Content> {
     typed(code, "text/plain; charset=utf-8", Bytes::from(body))
 }
 
+/// A refusal for want of memory.
+pub fn unavailable() -> Response<Content> {
+    with(status(StatusCode::SERVICE_UNAVAILABLE), header::RETRY_AFTER, "1")
+}
+
 /// Sets a header whose value is known to be sound; one that is not is left out.
 pub fn with(mut response: Response<Content>, name: HeaderName, value: &str) -> Response<Content> {
     if let Ok(value) = HeaderValue::try_from(value) {

@@ -1,6 +1,7 @@
 //! Listening, connections and their limits.
 
 use crate::body::Content;
+use crate::budget::{self, Budget, For, Promise};
 use crate::connection::talk;
 use crate::log::Entry;
 use crate::metrics::{Held, Metrics};
@@ -25,6 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 pub struct Server {
     /// What is served.
     pub site: Site,
+    /// Memory.
+    pub budget: Budget,
     /// Counters.
     pub metrics: Metrics,
     /// Passwords.
@@ -65,8 +68,15 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
         };
         // Nobody closes the semaphore.
         let Ok(place) = place else { return };
+        // So is memory for it.
+        let accept = async {
+            if purpose != Purpose::Metrics {
+                server.budget.room(For::Connection).await;
+            }
+            listener.accept().await
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
             _ = stopped(&mut stop) => return,
         };
         match accepted {
@@ -78,6 +88,11 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
+}
+
+/// Whether the server is asked to stop.
+pub fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
 }
 
 /// Resolves when the server is asked to stop.
@@ -104,8 +119,10 @@ fn connection(
         let _ = stream.set_nodelay(true);
         #[cfg(feature = "tls")]
         if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
-            let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
-            if let Ok(Ok(stream)) = tokio::time::timeout(limit, tls.accept(stream)).await {
+            let promise = Box::pin(Promise::soon(&server, For::Connection, budget::HANDSHAKE)).await;
+            let Some(promise) = promise else { return };
+            if let Some(Ok(stream)) = budget::in_time(&server, tls.accept(stream)).await {
+                drop(promise);
                 talk(&server, Link::Tls(stream), &client).await;
             }
             return;
@@ -128,13 +145,21 @@ pub struct Client {
 }
 
 /// A request in progress: from its head to the end of its response's body.
-pub struct Busy(Arc<State>, Arc<Server>);
+pub struct Busy(Arc<State>, Arc<Server>, Option<Promise>);
 
 impl Busy {
     fn new(server: &Arc<Server>, state: &Arc<State>) -> Busy {
         state.begin();
         server.metrics.active.fetch_add(1, Relaxed);
-        Busy(state.clone(), server.clone())
+        Busy(state.clone(), server.clone(), None)
+    }
+
+    /// Whether there is memory for a request over HTTP/2, which may wait for as long as its client wants; over HTTP/1 its connection has it.
+    fn fits(&mut self, version: Version) -> bool {
+        if version == Version::HTTP_2 {
+            self.2 = Promise::now(&self.1, For::Request, budget::STREAM);
+        }
+        version != Version::HTTP_2 || self.2.is_some()
     }
 }
 
@@ -147,11 +172,13 @@ impl Drop for Busy {
 
 /// Answers one request. Status and length are counted and, if asked for, logged.
 pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Client) -> Response<Content> {
-    let busy = Busy::new(&server, &client.state);
+    let mut busy = Busy::new(&server, &client.state);
     let start = Instant::now();
     let (parts, body) = request.into_parts();
     let body = Upload::new(body, parts.version, &client.state);
+    let fits = busy.fits(parts.version);
     let mut response = match client.purpose {
+        _ if !fits => respond::unavailable(),
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
             let response = site(&server, &parts, body, &client, scheme).await;
@@ -224,7 +251,10 @@ async fn site(
                 response
             }
             Err(code) => {
-                let mut response = respond::status(code);
+                let mut response = match code {
+                    StatusCode::SERVICE_UNAVAILABLE => respond::unavailable(),
+                    code => respond::status(code),
+                };
                 respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
                 response
             }

@@ -8,6 +8,7 @@ mod browser;
 mod clients;
 mod documented;
 mod drain;
+mod exhaustion;
 mod hostile;
 mod load;
 mod proxied;

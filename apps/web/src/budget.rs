@@ -1,0 +1,261 @@
+//! Memory, and who may have some of it.
+//!
+//! A guest without memory ends: an allocation cannot fail. So nothing begins while too little is free: not a connection, not a request, not an
+//! exchange with an upstream. What is allocated at once is looked for in what is free; what may grow later is promised, and counts from then on. This
+//! program has one thread, so nobody comes in between.
+//!
+//! When memory gets short, exchanges with upstreams are refused first; then no more connections speak HTTP/2, then none are accepted; requests wait
+//! last ([`For`]). While anybody waits, who is idle or slow is waited for no longer than [`CROWDED`].
+
+use crate::serve::Server;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
+
+/// Longest wait for somebody who is idle or slow, while memory or places for connections are short.
+pub const CROWDED: Duration = Duration::from_secs(2);
+/// How often is looked whether there is memory again.
+const LOOK: Duration = Duration::from_millis(10);
+/// How often those that are idle are called because memory is short.
+const CALL: Duration = Duration::from_millis(500);
+const PAGE: u64 = 4096;
+
+/// What an HTTP/2 connection may grow by: a head and its frames on their way in (`header_bytes` each), frames on their way out, its table of headers.
+pub const HTTP2: u64 = 48 * 1024;
+/// What a request over HTTP/2 may grow by while it waits for its client: over HTTP/1 that is the connection.
+pub const STREAM: u64 = 4 * 1024;
+/// What an exchange with an upstream may grow by: what is read from the upstream and waits for the client in two places; with a body, also what is
+/// written to the upstream, and HTTP/2's window.
+#[cfg(feature = "proxy")]
+pub fn exchange(body: bool, http2: bool) -> u64 {
+    let (buffer, window) = (BUFFER as u64, u64::from(WINDOW));
+    3 * buffer + if body { buffer } else { 0 } + if body && http2 { window } else { 0 }
+}
+/// What two joined connections take.
+#[cfg(feature = "proxy")]
+pub const TUNNEL: u64 = 24 * 1024;
+/// What a handshake takes.
+#[cfg(feature = "tls")]
+pub const HANDSHAKE: u64 = 32 * 1024;
+/// What is read or written ahead.
+#[cfg(feature = "proxy")]
+pub const BUFFER: usize = 16 * 1024;
+/// What a client may send over HTTP/2 before somebody has taken it, on a connection: HTTP's own default.
+pub const WINDOW: u32 = 65_535;
+
+/// For what memory is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum For {
+    /// A request of a connection that is there.
+    Request,
+    /// A connection.
+    Connection,
+    /// HTTP/2 on it.
+    Http2,
+    /// An exchange with an upstream.
+    #[cfg(feature = "proxy")]
+    Upstream,
+}
+
+/// The guest's memory.
+pub struct Budget {
+    free: fn() -> u64,
+    /// What is left for what is not counted: the TCP/IP stack's queues, the cache of small files, what one turn allocates before the next look.
+    reserve: u64,
+    promised: AtomicU64,
+    /// Held by the one that looks for memory; the others that want it for the same wait behind it.
+    turns: [Semaphore; 3],
+    /// Calls those that are idle: memory is short, or the server is to stop.
+    idle: Notify,
+    start: Instant,
+    /// In which [`CALL`] they were last called because of memory.
+    call: AtomicU64,
+}
+
+impl Budget {
+    /// All memory of a guest. What is in use now stays in use.
+    pub fn guest() -> Budget {
+        Budget::new(sysconf(libc::_SC_PHYS_PAGES), || sysconf(libc::_SC_AVPHYS_PAGES))
+    }
+
+    /// No bound: an ordinary system has caches that it gives back and a disk to swap to, and what is free says little.
+    pub fn unbounded() -> Budget {
+        Budget::new(0, || u64::MAX / 2)
+    }
+
+    fn new(total: u64, free: fn() -> u64) -> Budget {
+        // The stack's queues have a quarter of all (`donjon_net::Limits::for_memory`).
+        let reserve = (total / 4 + total / 16).min(free() / 2);
+        Budget {
+            free,
+            reserve,
+            promised: AtomicU64::new(0),
+            turns: [const { Semaphore::const_new(1) }; 3],
+            idle: Notify::new(),
+            start: Instant::now(),
+            call: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether there is memory for this, and for `bytes` more.
+    fn has(&self, wanted: For, bytes: u64) -> bool {
+        let margin = self.reserve / 4 * wanted as u64;
+        (self.free)() >= self.reserve + margin + self.promised.load(Relaxed) + bytes
+    }
+
+    /// Whether a request that is there cannot begin.
+    pub fn is_out(&self) -> bool {
+        !self.has(For::Request, 0)
+    }
+
+    /// Whether those who are idle or slow should go.
+    pub fn is_short(&self) -> bool {
+        !self.has(For::Connection, 0) || self.turns.iter().any(|turn| turn.available_permits() == 0)
+    }
+
+    /// Resolves when those that are idle are called after this: somebody waits for memory, or [`Budget::call`].
+    pub fn called(&self) -> Notified<'_> {
+        self.idle.notified()
+    }
+
+    /// Calls those that are idle.
+    pub fn call(&self) {
+        self.idle.notify_waiters();
+    }
+
+    /// The same, but not again and again: it is work for each of them.
+    fn call_for_memory(&self) {
+        let now = (self.start.elapsed().as_millis() / CALL.as_millis()) as u64 + 1;
+        if self.call.swap(now, Relaxed) != now {
+            self.call();
+        }
+    }
+
+    /// Resolves when there is memory for this.
+    pub async fn room(&self, wanted: For) {
+        self.room_for(wanted, 0).await;
+    }
+
+    async fn room_for(&self, wanted: For, bytes: u64) {
+        // Nobody is overtaken.
+        let turn = &self.turns[wanted as usize];
+        if turn.available_permits() > 0 && self.has(wanted, bytes) {
+            return;
+        }
+        let _turn = turn.acquire().await;
+        while !self.has(wanted, bytes) {
+            self.call_for_memory();
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn sysconf(name: libc::c_int) -> u64 {
+    // SAFETY: it takes any number and has no other effect than its result.
+    let pages = unsafe { libc::sysconf(name) };
+    u64::try_from(pages).unwrap_or(0) * PAGE
+}
+
+/// Memory that something may grow by, until dropped.
+pub struct Promise(Arc<Server>, u64);
+
+impl Promise {
+    /// At once or not at all.
+    pub fn now(server: &Arc<Server>, wanted: For, bytes: u64) -> Option<Promise> {
+        let budget = &server.budget;
+        if !budget.has(wanted, bytes) {
+            budget.call_for_memory();
+            return None;
+        }
+        budget.promised.fetch_add(bytes, Relaxed);
+        Some(Promise(server.clone(), bytes))
+    }
+
+    /// As soon as there is enough; `None` if that takes longer than a request's head may.
+    pub async fn soon(server: &Arc<Server>, wanted: For, bytes: u64) -> Option<Promise> {
+        in_time(server, server.budget.room_for(wanted, bytes)).await?;
+        server.budget.promised.fetch_add(bytes, Relaxed);
+        Some(Promise(server.clone(), bytes))
+    }
+
+    /// Less is enough from now on.
+    #[cfg(feature = "proxy")]
+    pub fn shrink(&mut self, bytes: u64) {
+        let less = self.1.saturating_sub(bytes);
+        self.0.budget.promised.fetch_sub(less, Relaxed);
+        self.1 -= less;
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.0.budget.promised.fetch_sub(self.1, Relaxed);
+    }
+}
+
+/// Waits for no longer than a request's head may take.
+pub async fn in_time<T>(server: &Server, what: impl Future<Output = T>) -> Option<T> {
+    let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+    timeout(limit, what).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn requests_have_memory_when_others_have_none_left() {
+        static FREE: AtomicU64 = AtomicU64::new(60 * MIB);
+        let budget = Budget::new(64 * MIB, || FREE.load(Relaxed));
+        for (free, promised, out, short) in [
+            (60, 0, false, false),
+            (25, 0, false, false),
+            (24, 0, false, true),
+            (20, 0, false, true),
+            (19, 0, true, true),
+            (60, 35, false, false),
+            (60, 36, false, true),
+            (60, 41, true, true),
+        ] {
+            FREE.store(free * MIB, Relaxed);
+            budget.promised.store(promised * MIB, Relaxed);
+            assert_eq!((budget.is_out(), budget.is_short()), (out, short), "{free} free, {promised} promised");
+        }
+        // One whose memory is used up when it starts has half of what is left.
+        FREE.store(8 * MIB, Relaxed);
+        let small = Budget::new(64 * MIB, || FREE.load(Relaxed));
+        assert!(!small.is_short());
+        FREE.store(3 * MIB, Relaxed);
+        assert!(small.is_out());
+        assert!(!Budget::unbounded().is_short());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_not_overtaken_and_tells_the_idle() {
+        static FREE: AtomicU64 = AtomicU64::new(60 * MIB);
+        let budget = Budget::new(64 * MIB, || FREE.load(Relaxed));
+        budget.room(For::Connection).await;
+        FREE.store(22 * MIB, Relaxed);
+        let told = async {
+            budget.called().await;
+            // There is enough for a request, whoever waits for something else.
+            budget.room(For::Request).await;
+            FREE.store(30 * MIB, Relaxed);
+            // There is enough for a connection, but the other comes first.
+            budget.room(For::Connection).await;
+            assert_eq!(budget.promised.load(Relaxed), 1);
+        };
+        let first = async {
+            budget.room(For::Connection).await;
+            budget.promised.store(1, Relaxed);
+        };
+        tokio::join!(told, first);
+    }
+}

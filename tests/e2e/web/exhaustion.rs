@@ -1,0 +1,265 @@
+//! Clients that would have all of a guest's memory, of which there is as much as an image gets that does not say: others are served all the same.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use donjon_tests::{Engine, Guest, PATIENCE, poll_until};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
+crate::under_engines! {
+    unfinished_heads: ProcessUser ProcessTap;
+    idle_http2: ProcessUser ProcessTap;
+    unfinished_http2_heads: ProcessUser ProcessTap;
+    streams_without_a_window: ProcessUser;
+    silent_upstream: ProcessUser;
+    upstream_that_does_not_read: ProcessUser;
+    answers_of_an_upstream_that_nobody_reads: ProcessUser;
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// More connections than would fit.
+const CROWD: usize = 5000;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// An HTTP/2 frame (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A request's head, uncompressed.
+fn head(method: &str, path: &str) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [(":method", method), (":path", path), (":scheme", "http"), (":authority", "test")] {
+        for text in [name, value] {
+            // A literal field without indexing begins with 0, then has two strings with their lengths.
+            if text == name {
+                block.push(0);
+            }
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+fn start(engine: Engine, name: &str) -> Guest {
+    crate::load::raise_file_limit();
+    let mut options = vec![super::content().display().to_string()];
+    if name == "proxied" {
+        options.push(format!("--proxy=/api=10.0.2.2:{}", upstream()));
+    }
+    let image = super::pack(&format!("exhaustion-{name}-{engine:?}"), &options);
+    Guest::builder(&image, engine).port(80).start_http("/")
+}
+
+/// That many connections, each of which says this and then waits. Fewer if nobody takes them.
+fn crowd(guest: &Guest, count: usize, words: &[u8]) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for _ in 0..count {
+        let Ok(mut stream) = guest.connect() else { break };
+        // What the kernel takes; who was refused has been refused.
+        stream.set_nonblocking(true).unwrap();
+        let _ = stream.write(words);
+        crowd.push(stream);
+    }
+    println!("{} connections", crowd.len());
+    crowd
+}
+
+/// Another client gets what it asks for, at once or a little later, while the crowd is there and when it has gone.
+#[track_caller]
+fn expect_served<T>(mut guest: Guest, crowd: T) {
+    let asked = Instant::now();
+    let text = super::text();
+    let mut expect = |when: &str| {
+        let served = poll_until(PATIENCE, || {
+            guest.expect_alive();
+            guest.get("/text.txt").ok().filter(|a| a.status == 200 && a.body == text.as_bytes())
+        });
+        assert!(served.is_some(), "{when}: {}", guest.log());
+        println!("{when}: served after {:?}", asked.elapsed());
+    };
+    expect("with the crowd");
+    drop(crowd);
+    expect("without it");
+}
+
+fn unfinished_heads(engine: Engine) {
+    let guest = start(engine, "plain");
+    let line = format!("x: {}\r\n", "y".repeat(1000));
+    let crowd = crowd(&guest, CROWD, format!("GET / HTTP/1.1\r\nhost: test\r\n{}", line.repeat(15)).as_bytes());
+    expect_served(guest, crowd);
+}
+
+fn idle_http2(engine: Engine) {
+    let guest = start(engine, "plain");
+    let crowd = crowd(&guest, CROWD, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+    expect_served(guest, crowd);
+}
+
+fn unfinished_http2_heads(engine: Engine) {
+    let guest = start(engine, "plain");
+    let words = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, &[0; 15 * 1024])].concat();
+    let crowd = crowd(&guest, CROWD, &words);
+    expect_served(guest, crowd);
+}
+
+/// Requests by the client's choice for ever: it lets nothing be sent.
+fn streams_without_a_window(engine: Engine) {
+    let guest = start(engine, "plain");
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    let streams = (0..128).map(|n| 1 + 2 * n);
+    words.extend(streams.flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, n, &head("GET", "/data.bin"))));
+    let crowd = crowd(&guest, CROWD / 5, &words);
+    expect_served(guest, crowd);
+}
+
+fn silent_upstream(engine: Engine) {
+    let guest = start(engine, "proxied");
+    let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    let streams = (0..128).map(|n| 1 + 2 * n);
+    words.extend(streams.flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, n, &head("GET", "/api/silent"))));
+    let crowd = crowd(&guest, 100, &words);
+    expect_served(guest, crowd);
+}
+
+fn upstream_that_does_not_read(engine: Engine) {
+    let guest = start(engine, "proxied");
+    let mut uploads: Vec<_> = (0..300).filter_map(|_| Some(Upload::start(guest.connect().ok()?))).collect();
+    let begun = Instant::now();
+    // Until nothing moves, or for long enough.
+    while begun.elapsed() < PATIENCE / 6 && !uploads.is_empty() {
+        uploads.retain_mut(|upload| upload.step().is_some());
+    }
+    println!("{} uploads", uploads.len());
+    expect_served(guest, uploads);
+}
+
+fn answers_of_an_upstream_that_nobody_reads(engine: Engine) {
+    let guest = start(engine, "proxied");
+    let crowd: Vec<_> = (0..600)
+        .map_while(|_| {
+            let mut stream = guest.connect().ok()?;
+            set_socket_recv_buffer_size(&stream, 8192).unwrap();
+            stream.write_all(b"GET /api/big HTTP/1.1\r\nhost: test\r\n\r\n").ok()?;
+            Some(stream)
+        })
+        .collect();
+    println!("{} connections", crowd.len());
+    // All that can be on its way is.
+    thread::sleep(Duration::from_secs(3));
+    expect_served(guest, crowd);
+}
+
+/// A request over HTTP/2 that has a body for as long as the server opens windows.
+struct Upload {
+    stream: TcpStream,
+    unread: Vec<u8>,
+    unsent: Vec<u8>,
+    /// What may be sent on the connection and on the stream.
+    windows: [i64; 2],
+    /// Whether the server has said how large windows are.
+    agreed: bool,
+}
+
+impl Upload {
+    fn start(stream: TcpStream) -> Upload {
+        stream.set_nonblocking(true).unwrap();
+        let head = frame(HEADERS, END_HEADERS, 1, &head("POST", "/api/unread"));
+        let unsent = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &head].concat();
+        Upload { stream, unread: vec![], unsent, windows: [65_535; 2], agreed: false }
+    }
+
+    /// Reads what is there, and sends what it may. `None` if the connection has ended.
+    fn step(&mut self) -> Option<()> {
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return None,
+            Ok(n) => self.unread.extend(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+        while let Some(head) = self.unread.first_chunk::<9>().copied() {
+            let number = |bytes: &[u8]| bytes.iter().fold(0i64, |n, b| n << 8 | i64::from(*b));
+            let end = 9 + number(&head[..3]) as usize;
+            if self.unread.len() < end {
+                break;
+            }
+            let frame: Vec<u8> = self.unread.drain(..end).skip(9).collect();
+            match (head[3], head[4]) {
+                (SETTINGS, 0) => {
+                    for setting in frame.chunks(6).filter(|s| s[..2] == [0, 4]) {
+                        self.windows[1] += number(&setting[2..]) - 65_535;
+                    }
+                    self.unsent.extend(self::frame(SETTINGS, 1, 0, &[]));
+                    self.agreed = true;
+                }
+                (WINDOW_UPDATE, _) => self.windows[usize::from(head[8])] += number(&frame),
+                _ => {}
+            }
+        }
+        let most = self.windows[0].min(self.windows[1]).min(16_384);
+        if self.agreed && self.unsent.is_empty() && most > 0 {
+            self.unsent = frame(DATA, 0, 1, &vec![b'x'; most as usize]);
+            self.windows.iter_mut().for_each(|w| *w -= most);
+        }
+        match self.stream.write(&self.unsent) {
+            Ok(n) => drop(self.unsent.drain(..n)),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+        Some(())
+    }
+}
+
+/// The port of a server that reads nothing but heads and answers nothing, or more than anybody takes.
+fn upstream() -> u16 {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    *PORT.get_or_init(|| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // The kernel shall not read in its place.
+        set_socket_recv_buffer_size(&listener, 4096).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || drop(talk(stream)));
+            }
+        });
+        port
+    })
+}
+
+fn talk(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::with_capacity(1, stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    if head.contains(" /api/big ") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")?;
+        while stream.write_all(&[0; 65_536]).is_ok() {}
+        return Ok(());
+    }
+    // Until it is given up.
+    let closed = || (stream.peek(&mut [0]).map_or(true, |n| n == 0)).then_some(());
+    if head.contains(" /api/silent ") {
+        stream.set_nonblocking(false)?;
+        let _ = closed();
+        return Ok(());
+    }
+    thread::sleep(PATIENCE * 4);
+    Ok(())
+}
