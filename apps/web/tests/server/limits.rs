@@ -107,7 +107,8 @@ fn clients_that_take_nothing() {
 
 #[test]
 fn a_stop_drains() {
-    let mut server = with(Limits { drain_seconds: 20, ..Limits::default() });
+    let mut server = with(Limits { drain_seconds: 20, header_seconds: 60, ..Limits::default() });
+    let mut silent = server.connect();
     let mut idle = server.connect();
     idle.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(idle.response(false).status, 200);
@@ -115,7 +116,9 @@ fn a_stop_drains() {
     busy.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n");
     let begun = busy.exactly(1000).len();
     server.terminate();
+    assert!(silent.is_closed());
     assert!(idle.is_closed());
+    // They did not wait for the end of the drain, which would have been the end of this, too.
     assert!(begun + busy.rest().len() > 64 << 20);
     assert_eq!(server.wait(), 0);
 }
