@@ -41,6 +41,9 @@ pub const TUNNEL: u64 = 24 * 1024;
 /// What a handshake takes.
 #[cfg(feature = "tls")]
 pub const HANDSHAKE: u64 = 32 * 1024;
+/// Half of what the stack holds for an upstream that does not take it; in the reserve.
+#[cfg(feature = "proxy")]
+pub const QUEUE: usize = 64 * 1024;
 /// What is read or written ahead.
 #[cfg(feature = "proxy")]
 pub const BUFFER: usize = 16 * 1024;
@@ -104,7 +107,13 @@ impl Budget {
     /// Whether there is memory for this, and for `bytes` more.
     fn has(&self, wanted: For, bytes: u64) -> bool {
         let margin = self.reserve / 4 * wanted as u64;
-        (self.free)() >= self.reserve + margin + self.promised.load(Relaxed) + bytes
+        let mut promised = self.promised.load(Relaxed) + bytes;
+        #[cfg(feature = "proxy")]
+        if wanted == For::Upstream {
+            // When it is allocated, less is free and it is promised still. Connections shall have room even then: uploads may wait for long.
+            promised *= 2;
+        }
+        (self.free)() >= self.reserve + margin + promised
     }
 
     /// Whether a request that is there cannot begin.

@@ -137,6 +137,7 @@ impl Upstreams {
         let connected = timeout(CONNECT, connect(&proxy.upstream)).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
         let stream = connected?.ok_or(StatusCode::BAD_GATEWAY)?;
         let _ = stream.set_nodelay(true);
+        let _ = socket2::SockRef::from(&stream).set_send_buffer_size(budget::QUEUE);
         let handshake = http1::Builder::new().max_buf_size(budget::BUFFER).handshake(TokioIo::new(stream));
         let (mut sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
         tokio::spawn(connection.with_upgrades());
