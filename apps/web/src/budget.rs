@@ -107,13 +107,13 @@ impl Budget {
     /// Whether there is memory for this, and for `bytes` more.
     fn has(&self, wanted: For, bytes: u64) -> bool {
         let margin = self.reserve / 4 * wanted as u64;
-        let mut promised = self.promised.load(Relaxed) + bytes;
-        #[cfg(feature = "proxy")]
-        if wanted == For::Upstream {
+        let times = match wanted {
             // When it is allocated, less is free and it is promised still. Connections shall have room even then: uploads may wait for long.
-            promised *= 2;
-        }
-        (self.free)() >= self.reserve + margin + promised
+            #[cfg(feature = "proxy")]
+            For::Upstream => 2,
+            _ => 1,
+        };
+        (self.free)() >= self.reserve + margin + times * (self.promised.load(Relaxed) + bytes)
     }
 
     /// Whether a request that is there cannot begin.

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, timeout};
+use tokio::time::{Sleep, timeout, timeout_at};
 
 /// Longest wait for a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -82,13 +82,13 @@ impl Upstreams {
         let bytes = budget::exchange(!body.is_end_stream(), parts.version == Version::HTTP_2);
         let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         let promise = Arc::new(promise);
-        let moved = Arc::new(AtomicU64::new(0));
+        let moved = Arc::new(Moved::new());
         let stream = Stream {
             body: Some(body),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
             sleep: None,
-            moved: Some((moved.clone(), Instant::now())),
+            moved: Some(moved.clone()),
             back: None,
             _promise: Some(promise.clone()),
         };
@@ -97,11 +97,11 @@ impl Upstreams {
         let exchange = self.exchange(proxy, stream, request);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
+        let mut due = moved.last() + limit;
         let (response, sender) = loop {
-            let before = moved.load(Relaxed);
-            match timeout(limit, exchange.as_mut()).await {
+            match timeout_at(due.into(), exchange.as_mut()).await {
                 // A long upload is no reason to give up.
-                Err(_) if moved.load(Relaxed) != before => {}
+                Err(_) if moved.last() + limit > due => due = moved.last() + limit,
                 Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
                 Ok(answer) => break answer?,
             }
@@ -409,6 +409,30 @@ impl std::error::Error for BodyError {
     }
 }
 
+/// What has come of a request's body.
+struct Moved {
+    start: Instant,
+    bytes: AtomicU64,
+    /// When the last of them came, in milliseconds since the start.
+    last: AtomicU64,
+}
+
+impl Moved {
+    fn new() -> Moved {
+        Moved { start: Instant::now(), bytes: AtomicU64::new(0), last: AtomicU64::new(0) }
+    }
+
+    fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.last.store(self.start.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    /// When something last came, or the exchange began.
+    fn last(&self) -> Instant {
+        self.start + Duration::from_millis(self.last.load(Relaxed))
+    }
+}
+
 /// A body on its way through: bounded in length, and in the length of its pauses.
 #[derive(Default)]
 pub struct Stream {
@@ -416,8 +440,8 @@ pub struct Stream {
     left: u64,
     stall: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// For requests: bytes that have come since when.
-    moved: Option<(Arc<AtomicU64>, Instant)>,
+    /// For requests.
+    moved: Option<Arc<Moved>>,
     /// For responses: where the connection goes when the body is complete.
     back: Option<Back>,
     /// Memory for the exchange: until both bodies have gone.
@@ -434,9 +458,9 @@ impl Stream {
 
     /// Whether the sender is so slow that it must be meant to cost us a connection.
     fn too_slow(&self) -> bool {
-        self.moved.as_ref().is_some_and(|(moved, since)| {
-            let allowed = self.stall + Duration::from_secs(moved.load(Relaxed) / BODY_RATE);
-            since.elapsed() > allowed
+        self.moved.as_ref().is_some_and(|moved| {
+            let allowed = self.stall + Duration::from_secs(moved.bytes.load(Relaxed) / BODY_RATE);
+            moved.start.elapsed() > allowed
         })
     }
 }
@@ -482,8 +506,8 @@ impl Body for Stream {
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, |d| d.len() as u64);
-                if let Some((moved, _)) = &this.moved {
-                    moved.fetch_add(len, Relaxed);
+                if let Some(moved) = &this.moved {
+                    moved.add(len);
                 }
                 match this.left.checked_sub(len) {
                     Some(left) => {

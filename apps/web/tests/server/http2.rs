@@ -220,11 +220,18 @@ fn unread_bodies() {
 #[test]
 fn unread_bodies_with_curl() {
     let mut config = Config { limits: Limits { body_bytes: 300_000, ..Limits::default() }, ..Config::default() };
+    // Reads, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in silent.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
     if cfg!(feature = "proxy") {
         let upstream =
             |prefix: &str, address: SocketAddr| Proxy { prefix: prefix.into(), upstream: address.to_string() };
-        config.proxies = vec![upstream("/down", free_address()), upstream("/silent", silent.local_addr().unwrap())];
+        config.proxies = vec![upstream("/down", free_address()), upstream("/silent", address)];
     }
     let server = Server::start(config, &[]);
     let body = std::env::temp_dir().join(format!("donjon-web-body-{}", std::process::id()));

@@ -361,6 +361,27 @@ fn upstreams_that_fail() {
     server.assert_alive();
 }
 
+/// Who takes an upload's beginning and no more has as long from then on as who takes all and does not answer.
+#[test]
+fn upstreams_that_stop_taking_a_body() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let limits = Limits { upstream_seconds: 2, stall_seconds: 1, ..Limits::default() };
+    let server = proxied(silent.local_addr().unwrap(), limits);
+    let body = std::env::temp_dir().join(format!("donjon-web-upload-{}", std::process::id()));
+    std::fs::File::create(&body).unwrap().set_len(8_000_000).unwrap();
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let mut curl = std::process::Command::new("curl");
+        curl.args([version, "-sS", "-m", "20", "-w", "%{http_code}", "-o", "/dev/null", "--data-binary"]);
+        curl.arg(format!("@{}", body.display())).arg(format!("http://{}/api/echo", server.address));
+        match curl.output() {
+            Err(_) => println!("SKIP proxy::upstreams_that_stop_taking_a_body: curl is not installed"),
+            Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "504", "{version}: {output:?}"),
+        }
+    }
+    std::fs::remove_file(&body).unwrap();
+    server.assert_alive();
+}
+
 #[test]
 fn what_could_be_two_places_is_not_forwarded() {
     let (address, seen) = upstream();
