@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use donjon_tests::{is_root, repo_root, target_dir};
@@ -17,6 +19,8 @@ const TARGETS: [&str; 11] =
     ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet", "filter"];
 /// Seconds for each target in `cargo xtask test`, after the corpus.
 const SMOKE: u64 = 3;
+/// How many of them at once.
+const SMOKES: usize = 2;
 /// Processor time of a turn, seconds.
 const TURN: f64 = 60.0;
 
@@ -60,12 +64,21 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
 /// The corpus and a few seconds more of each target; how many went well.
 pub fn smoke(passed: &mut u64) -> Result {
     let fuzzer = build()?;
-    for target in TARGETS {
-        let found = run(&fuzzer, target, SMOKE)?;
-        println!("{target:<10} {found}");
-        *passed += 1;
-    }
-    Ok(())
+    // Each has one thread.
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(target) = TARGETS.get(next.fetch_add(1, Relaxed)) {
+            let result = run(&fuzzer, target, SMOKE);
+            if let Ok(found) = &result {
+                println!("{target:<10} {found}");
+            }
+            results.lock().expect("nobody panics").push(result.map(drop));
+        }
+    };
+    std::thread::scope(|s| (0..SMOKES).for_each(|_| drop(s.spawn(work))));
+    let results = results.into_inner().expect("nobody panics");
+    *passed += results.iter().filter(|r| r.is_ok()).count() as u64;
+    results.into_iter().collect()
 }
 
 fn build() -> Result<PathBuf> {
