@@ -1,4 +1,5 @@
-//! Clients that would have all of a guest's memory, of which there is as much as an image gets that does not say: others are served all the same.
+//! Clients that would have all of a guest's memory: others are served all the same. There is little of it, so that few clients need it all; but in one
+//! test as much as an image gets that does not say.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -10,9 +11,10 @@ use donjon_tests::{Engine, Guest, PATIENCE, poll_until};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 crate::under_engines! {
-    unfinished_heads: ProcessUser ProcessTap;
+    unfinished_heads: ProcessUser;
     idle_http2: ProcessUser ProcessTap;
-    unfinished_http2_heads: ProcessUser ProcessTap;
+    idle_http2_by_the_thousand: ProcessUser;
+    unfinished_http2_heads: ProcessUser;
     streams_without_a_window: ProcessUser;
     silent_upstream: ProcessUser;
     upstream_that_does_not_read: ProcessUser;
@@ -20,8 +22,10 @@ crate::under_engines! {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// More connections than would fit.
-const CROWD: usize = 5000;
+/// Little memory, and more connections over HTTP/2 than would fit.
+const LITTLE: (&str, usize) = ("24M", 600);
+/// As much as there is by default, and more connections over HTTP/2 than would fit.
+const DEFAULT: (&str, usize) = ("64M", 2500);
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -52,14 +56,14 @@ fn head(method: &str, path: &str) -> Vec<u8> {
     block
 }
 
-fn start(engine: Engine, name: &str) -> Guest {
+fn start(engine: Engine, name: &str, memory: &str) -> Guest {
     crate::load::raise_file_limit();
     let mut options = vec![super::content().display().to_string()];
     if name == "proxied" {
         options.push(format!("--proxy=/api=10.0.2.2:{}", upstream()));
     }
     let image = super::pack(&format!("exhaustion-{name}-{engine:?}"), &options);
-    Guest::builder(&image, engine).port(80).start_http("/")
+    Guest::builder(&image, engine).memory(memory).port(80).start_http("/")
 }
 
 /// That many connections, each of which says this and then waits. Fewer if nobody takes them.
@@ -96,38 +100,46 @@ fn expect_served<T>(mut guest: Guest, crowd: T) {
 }
 
 fn unfinished_heads(engine: Engine) {
-    let guest = start(engine, "plain");
+    let guest = start(engine, "plain", LITTLE.0);
     let line = format!("x: {}\r\n", "y".repeat(1000));
-    let crowd = crowd(&guest, CROWD, format!("GET / HTTP/1.1\r\nhost: test\r\n{}", line.repeat(15)).as_bytes());
+    let crowd = crowd(&guest, LITTLE.1 * 3, format!("GET / HTTP/1.1\r\nhost: test\r\n{}", line.repeat(15)).as_bytes());
     expect_served(guest, crowd);
 }
 
 fn idle_http2(engine: Engine) {
-    let guest = start(engine, "plain");
-    let crowd = crowd(&guest, CROWD, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+    many_idle_http2(engine, LITTLE);
+}
+
+fn idle_http2_by_the_thousand(engine: Engine) {
+    many_idle_http2(engine, DEFAULT);
+}
+
+fn many_idle_http2(engine: Engine, (memory, count): (&str, usize)) {
+    let guest = start(engine, "plain", memory);
+    let crowd = crowd(&guest, count, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
     expect_served(guest, crowd);
 }
 
 fn unfinished_http2_heads(engine: Engine) {
-    let guest = start(engine, "plain");
+    let guest = start(engine, "plain", LITTLE.0);
     let words = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, &[0; 15 * 1024])].concat();
-    let crowd = crowd(&guest, CROWD, &words);
+    let crowd = crowd(&guest, LITTLE.1, &words);
     expect_served(guest, crowd);
 }
 
 /// Requests by the client's choice for ever: it lets nothing be sent.
 fn streams_without_a_window(engine: Engine) {
-    let guest = start(engine, "plain");
+    let guest = start(engine, "plain", LITTLE.0);
     // SETTINGS_INITIAL_WINDOW_SIZE is 0.
     let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
     let streams = (0..128).map(|n| 1 + 2 * n);
     words.extend(streams.flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, n, &head("GET", "/data.bin"))));
-    let crowd = crowd(&guest, CROWD / 5, &words);
+    let crowd = crowd(&guest, LITTLE.1 / 2, &words);
     expect_served(guest, crowd);
 }
 
 fn silent_upstream(engine: Engine) {
-    let guest = start(engine, "proxied");
+    let guest = start(engine, "proxied", LITTLE.0);
     let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
     let streams = (0..128).map(|n| 1 + 2 * n);
     words.extend(streams.flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, n, &head("GET", "/api/silent"))));
@@ -136,8 +148,8 @@ fn silent_upstream(engine: Engine) {
 }
 
 fn upstream_that_does_not_read(engine: Engine) {
-    let guest = start(engine, "proxied");
-    let mut uploads: Vec<_> = (0..300).filter_map(|_| Some(Upload::start(guest.connect().ok()?))).collect();
+    let guest = start(engine, "proxied", LITTLE.0);
+    let mut uploads: Vec<_> = (0..100).filter_map(|_| Some(Upload::start(guest.connect().ok()?))).collect();
     let begun = Instant::now();
     // Until nothing moves, or for long enough.
     while begun.elapsed() < PATIENCE / 6 && !uploads.is_empty() {
@@ -148,8 +160,8 @@ fn upstream_that_does_not_read(engine: Engine) {
 }
 
 fn answers_of_an_upstream_that_nobody_reads(engine: Engine) {
-    let guest = start(engine, "proxied");
-    let crowd: Vec<_> = (0..600)
+    let guest = start(engine, "proxied", LITTLE.0);
+    let crowd: Vec<_> = (0..200)
         .map_while(|_| {
             let mut stream = guest.connect().ok()?;
             set_socket_recv_buffer_size(&stream, 8192).unwrap();
