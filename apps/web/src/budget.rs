@@ -6,6 +6,8 @@
 //!
 //! When memory gets short, exchanges with upstreams are refused first; then no more connections speak HTTP/2, then none are accepted; requests wait
 //! last ([`For`]). While anybody waits, who is idle or slow is waited for no longer than [`CROWDED`].
+//!
+//! Whatever a client finds that is counted too low, HTTP/2 reads only as much as there is memory for ([`Budget::may_read`]).
 
 use crate::serve::Server;
 use std::future::Future;
@@ -14,15 +16,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// Longest wait for somebody who is idle or slow, while memory or places for connections are short.
 pub const CROWDED: Duration = Duration::from_secs(2);
-/// How often is looked whether there is memory again.
+/// How often is looked whether there is memory again: for all that wait for the same, and for each that may not read.
 const LOOK: Duration = Duration::from_millis(10);
 /// How often those that are idle are called because memory is short.
 const CALL: Duration = Duration::from_millis(500);
+pub const LOOK_TO_READ: Duration = Duration::from_millis(100);
 const PAGE: u64 = 4096;
+/// What a byte that HTTP/2 reads may become: a reference to a field of a head becomes an entry in a map.
+const BYTE: u64 = 256;
+/// Fewest bytes that are worth to be read.
+const READ: u64 = 1024;
 
 /// What an HTTP/2 connection may grow by: a head and its frames on their way in (`header_bytes` each), frames on their way out, its table of headers.
 pub const HTTP2: u64 = 48 * 1024;
@@ -31,9 +38,11 @@ pub const STREAM: u64 = 4 * 1024;
 /// What an exchange with an upstream may grow by: what is read from the upstream and waits for the client in two places; with a body, also what is
 /// written to the upstream, and HTTP/2's window.
 #[cfg(feature = "proxy")]
-pub fn exchange(body: bool, http2: bool) -> u64 {
+pub fn exchange(fields: usize, body: bool, http2: bool) -> u64 {
     let (buffer, window) = (BUFFER as u64, u64::from(WINDOW));
-    3 * buffer + if body { buffer } else { 0 } + if body && http2 { window } else { 0 }
+    // The head is there twice.
+    let head = 2 * 128 * fields as u64;
+    3 * buffer + head + if body { buffer } else { 0 } + if body && http2 { window } else { 0 }
 }
 /// What two joined connections take.
 #[cfg(feature = "proxy")]
@@ -126,6 +135,13 @@ impl Budget {
         !self.has(For::Connection, 0) || self.turns.iter().any(|turn| turn.available_permits() == 0)
     }
 
+    /// How many bytes HTTP/2 may read now. What they become is there before the next are read.
+    pub fn may_read(&self) -> usize {
+        let kept = self.reserve + self.promised.load(Relaxed);
+        let bytes = (self.free)().saturating_sub(kept) / BYTE;
+        if bytes < READ { 0 } else { bytes as usize }
+    }
+
     /// Resolves when those that are idle are called after this: somebody waits for memory, or [`Budget::call`].
     pub fn called(&self) -> Notified<'_> {
         self.idle.notified()
@@ -137,7 +153,7 @@ impl Budget {
     }
 
     /// The same, but not again and again: it is work for each of them.
-    fn call_for_memory(&self) {
+    pub fn call_for_memory(&self) {
         let now = (self.start.elapsed().as_millis() / CALL.as_millis()) as u64 + 1;
         if self.call.swap(now, Relaxed) != now {
             self.call();
@@ -206,6 +222,22 @@ impl Drop for Promise {
     }
 }
 
+/// Waits for what a client does, for no longer than a request's head may take; or [`CROWDED`], if it is crowded or becomes so.
+pub async fn patient<T>(server: &Server, what: impl Future<Output = T>) -> Option<T> {
+    let (start, mut crowded) = (Instant::now(), server.is_crowded());
+    let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+    let mut what = std::pin::pin!(what);
+    loop {
+        let called = server.budget.called();
+        let limit = if crowded { limit.min(CROWDED) } else { limit };
+        tokio::select! {
+            biased;
+            done = timeout_at((start + limit).into(), what.as_mut()) => return done.ok(),
+            () = called => crowded = true,
+        }
+    }
+}
+
 /// Waits for no longer than a request's head may take.
 pub async fn in_time<T>(server: &Server, what: impl Future<Output = T>) -> Option<T> {
     let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
@@ -244,6 +276,18 @@ mod tests {
         FREE.store(3 * MIB, Relaxed);
         assert!(small.is_out());
         assert!(!Budget::unbounded().is_short());
+    }
+
+    #[test]
+    fn http2_reads_what_there_is_memory_for() {
+        static FREE: AtomicU64 = AtomicU64::new(60 * MIB);
+        let budget = Budget::new(64 * MIB, || FREE.load(Relaxed));
+        for (free, promised, bytes) in [(60, 0, 160 << 10), (21, 0, 4096), (20, 0, 0), (60, 39, 4096), (60, 41, 0)] {
+            FREE.store(free * MIB, Relaxed);
+            budget.promised.store(promised * MIB, Relaxed);
+            assert_eq!(budget.may_read(), bytes, "{free} free, {promised} promised");
+        }
+        assert!(Budget::unbounded().may_read() > 1 << 30);
     }
 
     #[tokio::test]

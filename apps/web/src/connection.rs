@@ -81,11 +81,10 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
             fresh = false;
             let mut rest = Bytes::new();
             if begins == Begins::LikeHttp2 {
-                let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
                 // hyper wants all of it at once.
-                match timeout(limit, Box::pin(preface(&mut stream))).await {
-                    Ok(first) => rest = first,
-                    Err(_) => return refuse(server, stream, &state, End::Late).await,
+                match budget::patient(server, Box::pin(preface(&mut stream))).await {
+                    Some(first) => rest = first,
+                    None => return refuse(server, stream, &state, End::Late).await,
                 }
                 if rest == HTTP2_PREFACE {
                     return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
@@ -139,7 +138,7 @@ async fn readable<S: Socket>(server: &Server, stream: &S, fresh: bool, stop: &wa
     let Some(socket) = stream.tcp() else { return Some(Begins::Else) };
     let limits = &server.site.config.limits;
     let limit = Duration::from_secs(if fresh { limits.header_seconds } else { limits.idle_seconds }.into());
-    let (start, mut crowded) = (Instant::now(), is_crowded(server));
+    let (start, mut crowded) = (Instant::now(), server.is_crowded());
     let begins = async {
         if fresh {
             // On the heap, so that whoever has been of use does without.
@@ -172,11 +171,6 @@ async fn first(socket: &TcpStream) -> Option<Begins> {
     let n = socket.peek(&mut first).await.ok().filter(|n| *n > 0)?;
     let part = n < first.len() && HTTP2_PREFACE.starts_with(&first[..n]);
     Some(if part { Begins::LikeHttp2 } else { Begins::Else })
-}
-
-/// Whether places or memory are short.
-fn is_crowded(server: &Server) -> bool {
-    server.places.available_permits() < server.site.config.limits.connections as usize / 8 || server.budget.is_short()
 }
 
 /// Reads what may become HTTP/2's preface: until it is complete or cannot become it, or the client has said its last.
@@ -218,6 +212,10 @@ async fn one<S: Socket>(
     let mut draining = false;
     let mut deadline = Deadline::default();
     let mut end = poll_fn(|cx| {
+        if server.budget.is_out() && state.is_idle() {
+            // Another request waits for memory before it begins, as those of others.
+            return Poll::Ready(End::Idle);
+        }
         let mut pinned = Pin::new(&mut *connection);
         if !draining && stopped.as_mut().poll(cx).is_ready() {
             draining = true;
@@ -234,14 +232,13 @@ async fn one<S: Socket>(
         if matches!(end, End::Idle | End::Done) && quiet == 0 {
             return Poll::Ready(end);
         }
-        let limit = match end {
+        let slow = match end {
             // Whatever has not begun needs memory that others need to end.
             End::Late if server.budget.is_out() => return Poll::Ready(End::Full),
-            End::Late => limits.header_seconds,
-            End::Stalled if state.is_blocked() => limits.stall_seconds,
-            _ => return deadline.poll(cx, &state, at).map(|()| end),
+            End::Late | End::Stalled => state.slow_since(&limits, (at, end)),
+            _ => None,
         };
-        deadline.poll_crowded(cx, &state, at, limit, || is_crowded(server)).map(|()| end)
+        deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()).map(|()| end)
     })
     .await;
     let parts = connection.into_parts();
@@ -267,7 +264,8 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         let (server, client) = (server.clone(), client.clone());
         async move { Ok::<_, Infallible>(answer(server, request, client).await) }
     });
-    let stream = Gathered::new(stream);
+    let gate = server.clone();
+    let stream = Gathered::new(stream, move || gate.budget.may_read());
     let gathered = stream.share();
     let mut connection = Box::pin(
         http2::Builder::new(TokioExecutor::new())
@@ -283,28 +281,42 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     let mut stopped = std::pin::pin!(stopped(stop));
     let (mut draining, mut grace) = (false, None);
     let mut deadline = Deadline::default();
+    let (mut held, mut look) = (None, Deadline::default());
     poll_fn(|cx| {
         if !draining && stopped.as_mut().poll(cx).is_ready() {
             draining = true;
             connection.as_mut().graceful_shutdown();
         }
-        // What fails here is the client's doing.
-        if turn(connection.as_mut(), &gathered, cx) {
-            return Poll::Ready(());
+        loop {
+            // What fails here is the client's doing.
+            if turn(connection.as_mut(), &gathered, cx) {
+                return Poll::Ready(());
+            }
+            if !gathered.is_held() {
+                held = None;
+                break;
+            }
+            // Nothing more is read for want of memory, of which this connection may be the one that has it.
+            server.budget.call_for_memory();
+            let now = state.now();
+            let (since, next) = held.get_or_insert((now, now));
+            if now >= *since + CROWDED.as_millis() as u64 {
+                return Poll::Ready(());
+            }
+            if now >= *next {
+                *next = now + budget::LOOK_TO_READ.as_millis() as u64;
+            }
+            if look.poll(cx, &state, *next).is_pending() {
+                break;
+            }
         }
         let (at, end) = state.due(&limits, true, 0);
         if let Some(until) = grace {
             return deadline.poll(cx, &state, until);
         }
-        let limit = match end {
-            End::Idle => limits.idle_seconds,
-            _ if state.is_blocked() => limits.stall_seconds,
-            // It is the client that is waited for, or an upstream.
-            _ if !proxied => limits.stall_seconds + limits.upstream_seconds,
-            _ => 0,
-        };
-        std::task::ready!(deadline.poll_crowded(cx, &state, at, limit, || is_crowded(server)));
-        if end != End::Idle || is_crowded(server) {
+        let slow = state.slow_since(&limits, (at, end));
+        std::task::ready!(deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()));
+        if end != End::Idle || server.is_crowded() {
             return Poll::Ready(());
         }
         // GOAWAY, and a little time to read it.
@@ -320,7 +332,8 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     drop(connection);
     drop(promise);
     gathered.forget();
-    linger(gathered, Duration::from_secs(limits.stall_seconds.into())).await;
+    let most = if server.is_crowded() { CROWDED } else { Duration::from_secs(limits.stall_seconds.into()) };
+    linger(gathered, most).await;
 }
 
 /// What the client says while it reads the end of an answer, such as WINDOW_UPDATE, must find a socket: else it is answered with a reset, which takes
@@ -398,20 +411,19 @@ impl Deadline {
 }
 
 impl Deadline {
-    /// The same, but no later than [`CROWDED`] after the beginning, `limit` seconds before `at`, if it is crowded then or while it waits.
+    /// The same, but no later than [`CROWDED`] after `slow`, if it is crowded then or while it waits.
     fn poll_crowded(
         &mut self,
         cx: &mut Context<'_>,
         state: &State,
         at: u64,
-        limit: u32,
+        slow: Option<u64>,
         is_crowded: impl Fn() -> bool,
     ) -> Poll<()> {
         let crowded = CROWDED.as_millis() as u64;
-        let early = (at + crowded).saturating_sub(u64::from(limit) * 1000);
-        if limit == 0 || early >= at {
+        let Some(early) = slow.map(|since| since + crowded).filter(|early| *early < at) else {
             return self.poll(cx, state, at);
-        }
+        };
         loop {
             let now = state.now();
             if now >= at || now >= early && is_crowded() {

@@ -19,16 +19,26 @@ pub struct Gathered<S>(Arc<Mutex<Inner<S>>>);
 struct Inner<S> {
     stream: S,
     waiting: Vec<u8>,
+    /// How many bytes may be read now.
+    gate: Box<dyn Fn() -> usize + Send>,
+    /// None were when they were wanted.
+    held: bool,
 }
 
 impl<S> Gathered<S> {
-    pub fn new(stream: S) -> Gathered<S> {
-        Gathered(Arc::new(Mutex::new(Inner { stream, waiting: vec![] })))
+    /// `gate` says how many bytes may be read, each time. See [`Gathered::is_held`].
+    pub fn new(stream: S, gate: impl Fn() -> usize + Send + 'static) -> Gathered<S> {
+        Gathered(Arc::new(Mutex::new(Inner { stream, waiting: vec![], gate: Box::new(gate), held: false })))
     }
 
     /// The same stream.
     pub fn share(&self) -> Gathered<S> {
         Gathered(self.0.clone())
+    }
+
+    /// Whether a read found the gate closed. Nobody is woken when it opens: whoever asks has the stream polled again after a while.
+    pub fn is_held(&self) -> bool {
+        self.inner().held
     }
 
     /// Gives up what waits.
@@ -77,7 +87,17 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.inner().stream).poll_read(cx, buf)
+        let mut inner = self.inner();
+        let most = (inner.gate)().min(buf.remaining());
+        inner.held = most == 0;
+        if inner.held {
+            return Poll::Pending;
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        ready!(Pin::new(&mut inner.stream).poll_read(cx, &mut part))?;
+        let n = part.filled().len();
+        buf.advance(n);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -117,6 +137,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// A stream that takes a few bytes at a time, and counts the writes.
@@ -160,7 +181,7 @@ mod tests {
     async fn what_is_written_arrives_in_order_and_whole() {
         // Around both limits, by streams that take all or little.
         for step in [1, 7, 4096, 5000, usize::MAX] {
-            let mut stream = Gathered::new(Narrow { taken: vec![], writes: 0, step });
+            let mut stream = Gathered::new(Narrow { taken: vec![], writes: 0, step }, || 0);
             let sender = stream.share();
             let mut expected = vec![];
             for (n, len) in [1, 100, LARGE, LARGE + 1, 3, 9, ROOM, ROOM + 1, 0, 200, LARGE, LARGE, LARGE, LARGE, LARGE]
@@ -181,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_small_writes_are_one() {
-        let mut stream = Gathered::new(Narrow { taken: vec![], writes: 0, step: usize::MAX });
+        let mut stream = Gathered::new(Narrow { taken: vec![], writes: 0, step: usize::MAX }, || 0);
         for _ in 0..10 {
             stream.write_all(&[7; 1000]).await.unwrap();
             stream.flush().await.unwrap();
@@ -194,9 +215,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_more_is_read_than_the_gate_allows() {
+        static MOST: AtomicUsize = AtomicUsize::new(0);
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut stream = Gathered::new(ours, || MOST.load(Relaxed));
+        theirs.write_all(b"12345").await.unwrap();
+        let mut buffer = [0; 16];
+        for (most, read) in [(0, None), (2, Some("12")), (0, None), (9, Some("345"))] {
+            MOST.store(most, Relaxed);
+            let mut buf = ReadBuf::new(&mut buffer);
+            let result = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_read(cx, &mut buf))).await;
+            assert_eq!(result.is_ready().then_some(buf.filled()), read.map(str::as_bytes));
+            assert_eq!(stream.is_held(), most == 0);
+        }
+    }
+
+    #[tokio::test]
     async fn a_shutdown_sends_what_waits() {
         let (ours, mut theirs) = tokio::io::duplex(8);
-        let mut stream = Gathered::new(ours);
+        let mut stream = Gathered::new(ours, || 0);
         stream.write_all(b"longer than the pipe").await.unwrap();
         let shut = async { stream.shutdown().await.unwrap() };
         let mut got = String::new();

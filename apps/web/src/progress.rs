@@ -6,7 +6,7 @@ use donjon_web_format::Limits;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -16,6 +16,9 @@ const QUIET: u64 = 1000;
 /// With more connections than this, it does not keep them between requests at all: so many would be large in memory, and a buffer that others
 /// have just used is in the processor's caches.
 const MANY: u64 = 256;
+
+/// Bytes that a client takes of an answer, more than it sends meanwhile, so that it counts as taking it.
+const PACE: i64 = 1024;
 
 /// How long an HTTP/1 connection keeps its buffers without a request, in milliseconds, among so many connections.
 pub fn quiet(connections: u64) -> u64 {
@@ -59,6 +62,12 @@ pub struct State {
     written: AtomicU64,
     /// Since when the client takes nothing although there is something to write.
     blocked: AtomicU64,
+    /// Bytes written, less what was read.
+    gain: AtomicI64,
+    /// When the client last asked for something or took some of it, and `gain` then.
+    pace: (AtomicU64, AtomicI64),
+    /// Requests that an upstream may keep waiting.
+    forwarded: AtomicU32,
     ended: AtomicBool,
     /// The next write is the beginning of the last response, all of which is there.
     last: AtomicBool,
@@ -80,6 +89,9 @@ impl State {
             read: AtomicU64::new(1),
             written: AtomicU64::new(1),
             blocked: AtomicU64::new(0),
+            gain: AtomicI64::new(0),
+            pace: (AtomicU64::new(1), AtomicI64::new(0)),
+            forwarded: AtomicU32::new(0),
             ended: AtomicBool::new(false),
             last: AtomicBool::new(false),
             long: AtomicBool::new(false),
@@ -111,6 +123,7 @@ impl State {
     /// A request's head is complete.
     pub fn begin(&self) {
         self.active.fetch_add(1, Relaxed);
+        self.paced(self.gain.load(Relaxed));
         self.head.store(0, Relaxed);
         // hyper has found the end of the body before it, wanted or not.
         self.unread.store(false, Relaxed);
@@ -142,6 +155,11 @@ impl State {
         self.active.load(Relaxed) == 0 && self.bodies.load(Relaxed) == 0 && !self.unread()
     }
 
+    /// Whether nothing is under way and nothing begins.
+    pub fn is_idle(&self) -> bool {
+        self.expects_request() && self.head.load(Relaxed) == 0 && !self.is_blocked()
+    }
+
     /// A response is complete.
     pub fn end(&self) {
         self.active.fetch_sub(1, Relaxed);
@@ -168,6 +186,42 @@ impl State {
             (false, 0) => (done.max(self.read.load(Relaxed)) + quiet, End::Idle),
             (false, head) => (head + millis(limits.header_seconds), End::Late),
         }
+    }
+
+    /// Since when a client that is waited for does too little, with this deadline from [`State::due`]: what others need it may not have for long.
+    /// `None` if it is an upstream that is waited for.
+    pub fn slow_since(&self, limits: &Limits, (at, end): (u64, End)) -> Option<u64> {
+        let before = |seconds: u32| at.saturating_sub(u64::from(seconds) * 1000);
+        let forwarded = self.forwarded.load(Relaxed) > 0;
+        Some(match end {
+            End::Idle => before(limits.idle_seconds),
+            End::Late => before(limits.header_seconds),
+            End::Stalled if self.is_blocked() && forwarded => before(limits.stall_seconds),
+            End::Stalled if forwarded => return None,
+            End::Stalled => {
+                let gain = self.gain.load(Relaxed);
+                if gain >= self.pace.1.load(Relaxed) + PACE {
+                    self.paced(gain);
+                }
+                self.pace.0.load(Relaxed)
+            }
+            _ => return None,
+        })
+    }
+
+    fn paced(&self, gain: i64) {
+        self.pace.0.store(self.now(), Relaxed);
+        self.pace.1.store(gain, Relaxed);
+    }
+
+    /// Counts a request that an upstream may keep waiting, up or down.
+    #[cfg(feature = "proxy")]
+    pub fn forwarded(&self, up: bool) {
+        if up {
+            self.forwarded.fetch_add(1, Relaxed)
+        } else {
+            self.forwarded.fetch_sub(1, Relaxed)
+        };
     }
 
     /// Whether the client takes nothing of what there is for it.
@@ -241,6 +295,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         }
         let (state, now) = (&this.state, this.state.now());
         state.read.store(now, Relaxed);
+        state.gain.fetch_sub((buf.filled().len() - before) as i64, Relaxed);
         if buf.filled().len() == before && buf.remaining() > 0 {
             state.ended.store(true, Relaxed);
             return Poll::Ready(Ok(()));
@@ -282,6 +337,9 @@ impl<S> Watched<S> {
         if result.is_ready() {
             state.blocked.store(0, Relaxed);
             state.written.store(state.now(), Relaxed);
+            if let Poll::Ready(Ok(n)) = &result {
+                state.gain.fetch_add(*n as i64, Relaxed);
+            }
         } else if state.blocked.load(Relaxed) == 0 {
             state.blocked.store(state.now(), Relaxed);
         }
@@ -383,6 +441,40 @@ mod tests {
         request();
         state.body_ended();
         assert_eq!((end(), state.expects_request()), (End::Idle, true));
+    }
+
+    /// What a client says while it takes nothing, PING say, is no reason to wait for it, nor what we answer to that.
+    #[test]
+    fn words_are_no_progress() {
+        let limits = Limits::default();
+        let state = State::new();
+        let slow_since = || state.slow_since(&limits, state.due(&limits, true, 0));
+        // Later than any time that this test sees.
+        const THEN: u64 = 1 << 40;
+        let then = || state.pace.0.store(THEN, Relaxed);
+        state.begin();
+        then();
+        for _ in 0..100 {
+            // Of a client that has a window of nothing.
+            state.gain.fetch_add(17 - 17, Relaxed);
+            assert_eq!(slow_since(), Some(THEN));
+        }
+        state.gain.fetch_add(PACE - 1, Relaxed);
+        assert_eq!(slow_since(), Some(THEN));
+        state.gain.fetch_add(1, Relaxed);
+        assert!(slow_since().is_some_and(|since| since < THEN));
+        then();
+        state.begin();
+        assert!(slow_since().is_some_and(|since| since < THEN));
+        #[cfg(feature = "proxy")]
+        {
+            then();
+            state.forwarded(true);
+            assert_eq!(slow_since(), None);
+            state.blocked.store(THEN, Relaxed);
+            assert_eq!(slow_since(), Some(THEN));
+            state.forwarded(false);
+        }
     }
 
     /// A stream that has taken what was written and cannot send it, as TLS does before a client that does not read.

@@ -3,7 +3,7 @@
 use crate::body::Content;
 use crate::budget::{self, For, Promise};
 use crate::path::bare;
-use crate::progress::Watched;
+use crate::progress::{State, Watched};
 use crate::respond::{Scheme, host};
 use crate::serve::{Client, Server};
 use crate::upload::Upload;
@@ -79,9 +79,10 @@ impl Upstreams {
         if has_dots(parts.uri.path()) {
             return Err(StatusCode::BAD_REQUEST);
         }
-        let bytes = budget::exchange(!body.is_end_stream(), parts.version == Version::HTTP_2);
+        let bytes = budget::exchange(parts.headers.len(), !body.is_end_stream(), parts.version == Version::HTTP_2);
         let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-        let promise = Arc::new(promise);
+        client.state.forwarded(true);
+        let promise = Arc::new(Exchange(promise, client.state.clone()));
         let moved = Arc::new(Moved::new());
         let stream = Stream {
             body: Some(body),
@@ -280,7 +281,7 @@ fn incoming(
     proxy: &Proxy,
     response: Response<Incoming>,
     sender: SendRequest<Stream>,
-    promise: Arc<Promise>,
+    promise: Arc<Exchange>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers);
@@ -299,7 +300,7 @@ fn incoming(
 }
 
 /// Passes 101 on. The connection is joined with the upstream when that is written.
-fn switch(client: &Client, mut response: Response<Incoming>, promise: Arc<Promise>) -> Response<Content> {
+fn switch(client: &Client, mut response: Response<Incoming>, promise: Arc<Exchange>) -> Response<Content> {
     client.state.put_upstream((hyper::upgrade::on(&mut response), promise));
     let (mut head, _) = response.into_parts();
     let protocol = head.headers.get(header::UPGRADE).cloned();
@@ -312,7 +313,16 @@ fn switch(client: &Client, mut response: Response<Incoming>, promise: Arc<Promis
 }
 
 /// An upstream with which a client is to be joined.
-pub type Joined = (OnUpgrade, Arc<Promise>);
+pub type Joined = (OnUpgrade, Arc<Exchange>);
+
+/// Memory for an exchange, and the client's connection, which may have to wait for the upstream.
+pub struct Exchange(Promise, Arc<State>);
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.1.forwarded(false);
+    }
+}
 
 /// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
 pub async fn tunnel<S>(server: &Server, client: Watched<S>, (upstream, promise): Joined)
@@ -325,7 +335,7 @@ where
         if let Ok(upstream) = upstream.await {
             // Nobody else has it: the request has no body, or that has ended.
             let mut promise = Arc::into_inner(promise);
-            if let Some(promise) = &mut promise {
+            if let Some(Exchange(promise, _)) = &mut promise {
                 promise.shrink(budget::TUNNEL);
             }
             splice(client, TokioIo::new(upstream), idle).await;
@@ -445,7 +455,7 @@ pub struct Stream {
     /// For responses: where the connection goes when the body is complete.
     back: Option<Back>,
     /// Memory for the exchange: until both bodies have gone.
-    _promise: Option<Arc<Promise>>,
+    _promise: Option<Arc<Exchange>>,
 }
 
 impl Stream {

@@ -90,6 +90,14 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
     }
 }
 
+impl Server {
+    /// Whether places or memory are short.
+    pub fn is_crowded(&self) -> bool {
+        let few = self.site.config.limits.connections as usize / 8;
+        self.places.available_permits() < few || self.budget.is_short()
+    }
+}
+
 /// Whether the server is asked to stop.
 pub fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
     *stop.borrow() || stop.has_changed().is_err()
@@ -121,7 +129,7 @@ fn connection(
         if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
             let promise = Box::pin(Promise::soon(&server, For::Connection, budget::HANDSHAKE)).await;
             let Some(promise) = promise else { return };
-            if let Some(Ok(stream)) = budget::in_time(&server, tls.accept(stream)).await {
+            if let Some(Ok(stream)) = budget::patient(&server, tls.accept(stream)).await {
                 drop(promise);
                 talk(&server, Link::Tls(stream), &client).await;
             }
@@ -179,6 +187,8 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let fits = busy.fits(parts.version);
     let mut response = match client.purpose {
         _ if !fits => respond::unavailable(),
+        // As many as hyper allows in HTTP/1.
+        _ if parts.headers.keys_len() > 100 => respond::status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
             let response = site(&server, &parts, body, &client, scheme).await;

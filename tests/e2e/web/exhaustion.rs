@@ -15,9 +15,13 @@ crate::under_engines! {
     idle_http2: ProcessUser ProcessTap;
     idle_http2_by_the_thousand: ProcessUser;
     unfinished_http2_heads: ProcessUser;
+    many_header_fields: ProcessUser;
     streams_without_a_window: ProcessUser;
+    pings_instead_of_a_window: ProcessUser;
+    unfinished_handshakes: ProcessUser;
     silent_upstream: ProcessUser;
     upstream_that_does_not_read: ProcessUser;
+    small_frames_to_an_upstream_that_does_not_read: ProcessUser;
     answers_of_an_upstream_that_nobody_reads: ProcessUser;
 }
 
@@ -30,7 +34,10 @@ const DEFAULT: (&str, usize) = ("64M", 2500);
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
+/// None that anybody knows.
+const GREASE: u8 = 0xfa;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -127,14 +134,89 @@ fn unfinished_http2_heads(engine: Engine) {
     expect_served(guest, crowd);
 }
 
-/// Requests by the client's choice for ever: it lets nothing be sent.
-fn streams_without_a_window(engine: Engine) {
+/// Few bytes each, which become more than a hundred for each of them; all at once, so that they are read before anything is answered.
+fn many_header_fields(engine: Engine) {
     let guest = start(engine, "plain", LITTLE.0);
+    let crowd = crowd(&guest, 20, &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
+    let letters = (b'a'..=b'z').chain(b'0'..=b'9');
+    let mut names = letters.clone().flat_map(|a| letters.clone().map(move |b| [a, b])).filter(|name| name != b"te");
+    // The first has them put into the table, from where the others have them by a byte each: the last in is the first, at 62.
+    let indexed: Vec<u8> = names.by_ref().take(65).flat_map(|[a, b]| [0x40, 2, a, b, 0]).collect();
+    let literal: Vec<u8> = names.take(400).flat_map(|[a, b]| [0, 2, a, b, 0]).collect();
+    let request = head("GET", "/");
+    let mut words = frame(HEADERS, END_STREAM | END_HEADERS, 1, &[&request[..], &indexed].concat());
+    let fields: Vec<u8> = (62..127).map(|index| 0x80 | index).chain(literal).collect();
+    let others =
+        (1..128).map(|n| frame(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * n, &[&request[..], &fields].concat()));
+    words.extend(others.flatten());
+    send_all(&crowd, &words);
+    expect_served(guest, crowd);
+}
+
+/// Sends this to all of them, in turns, as far as it is taken within some seconds.
+fn send_all(crowd: &[TcpStream], words: &[u8]) {
+    let begun = Instant::now();
+    let mut left = vec![words; crowd.len()];
+    while begun.elapsed() < PATIENCE / 6 && left.iter().any(|l| !l.is_empty()) {
+        for (mut stream, left) in crowd.iter().zip(&mut left) {
+            match stream.write(left) {
+                Ok(n) => *left = &left[n..],
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => *left = &[],
+            }
+        }
+    }
+}
+
+/// Requests by the client's choice for ever: it lets nothing be sent.
+fn without_a_window() -> Vec<u8> {
     // SETTINGS_INITIAL_WINDOW_SIZE is 0.
     let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
     let streams = (0..128).map(|n| 1 + 2 * n);
     words.extend(streams.flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, n, &head("GET", "/data.bin"))));
-    let crowd = crowd(&guest, LITTLE.1 / 2, &words);
+    words
+}
+
+fn streams_without_a_window(engine: Engine) {
+    let guest = start(engine, "plain", LITTLE.0);
+    let crowd = crowd(&guest, LITTLE.1 / 2, &without_a_window());
+    expect_served(guest, crowd);
+}
+
+/// Whoever takes nothing may not have all that there is for HTTP/2 by saying something now and then.
+fn pings_instead_of_a_window(engine: Engine) {
+    let guest = start(engine, "plain", LITTLE.0);
+    let crowd = crowd(&guest, LITTLE.1, &without_a_window());
+    let served = poll_until(PATIENCE * 3, || {
+        for mut stream in &crowd {
+            // Some have been sent away.
+            let _ = stream.write(&frame(PING, 0, 0, &[0; 8]));
+        }
+        let mut curl = guest.command("curl");
+        curl.args(["-sf", "-m", "1", "--http2-prior-knowledge", "-o", "/dev/null", &guest.url("/text.txt")]);
+        curl.status().unwrap().success().then_some(())
+    });
+    assert!(served.is_some(), "{}", guest.log());
+    expect_served(guest, crowd);
+}
+
+/// All but the last byte of a long hello, over TLS.
+fn unfinished_handshakes(engine: Engine) {
+    let guest =
+        Guest::builder(&super::Site::Secure.image(), engine).memory(LITTLE.0).port(80).port(443).start_http("/");
+    let hello = [&[1, 0, 0xff, 0xf0, 3, 3][..], &[0; 0xffe0]].concat();
+    let words: Vec<u8> = hello
+        .chunks(16_000)
+        .flat_map(|part| {
+            let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+            [&[22, 3, 1][..], &length, part].concat()
+        })
+        .collect();
+    crate::load::raise_file_limit();
+    let addr = guest.addr_of(1);
+    let crowd: Vec<_> = (0..LITTLE.1).map_while(|_| TcpStream::connect(addr).ok()).collect();
+    crowd.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+    send_all(&crowd, &words);
     expect_served(guest, crowd);
 }
 
@@ -148,8 +230,19 @@ fn silent_upstream(engine: Engine) {
 }
 
 fn upstream_that_does_not_read(engine: Engine) {
+    uploads(engine, 100, 16_384, 0);
+}
+
+/// What lies between frames is kept with them, if they are read into one buffer.
+fn small_frames_to_an_upstream_that_does_not_read(engine: Engine) {
+    uploads(engine, 30, 256, 16_384);
+}
+
+/// That many uploads to an upstream that does not read, with frames of this many bytes, and between them frames that nobody knows.
+fn uploads(engine: Engine, count: usize, bytes: i64, between: usize) {
     let guest = start(engine, "proxied", LITTLE.0);
-    let mut uploads: Vec<_> = (0..100).filter_map(|_| Some(Upload::start(guest.connect().ok()?))).collect();
+    let start = || Some(Upload { bytes, between, ..Upload::start(guest.connect().ok()?) });
+    let mut uploads: Vec<_> = (0..count).filter_map(|_| start()).collect();
     let begun = Instant::now();
     // Until nothing moves, or for long enough.
     while begun.elapsed() < PATIENCE / 6 && !uploads.is_empty() {
@@ -184,6 +277,9 @@ struct Upload {
     windows: [i64; 2],
     /// Whether the server has said how large windows are.
     agreed: bool,
+    /// In a frame at most, and in one of another kind after each.
+    bytes: i64,
+    between: usize,
 }
 
 impl Upload {
@@ -191,7 +287,7 @@ impl Upload {
         stream.set_nonblocking(true).unwrap();
         let head = frame(HEADERS, END_HEADERS, 1, &head("POST", "/api/unread"));
         let unsent = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &head].concat();
-        Upload { stream, unread: vec![], unsent, windows: [65_535; 2], agreed: false }
+        Upload { stream, unread: vec![], unsent, windows: [65_535; 2], agreed: false, bytes: 0, between: 0 }
     }
 
     /// Reads what is there, and sends what it may. `None` if the connection has ended.
@@ -222,9 +318,12 @@ impl Upload {
                 _ => {}
             }
         }
-        let most = self.windows[0].min(self.windows[1]).min(16_384);
+        let most = self.windows[0].min(self.windows[1]).min(self.bytes);
         if self.agreed && self.unsent.is_empty() && most > 0 {
             self.unsent = frame(DATA, 0, 1, &vec![b'x'; most as usize]);
+            if self.between > 0 {
+                self.unsent.extend(frame(GREASE, 0, 0, &vec![0; self.between]));
+            }
             self.windows.iter_mut().for_each(|w| *w -= most);
         }
         match self.stream.write(&self.unsent) {

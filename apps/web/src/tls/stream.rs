@@ -22,8 +22,9 @@ const RECORD_MAX: usize = HEADER + (16 << 10) + 2048;
 const OVERHEAD: usize = HEADER + 8 + 16;
 /// Bytes that a record of ours carries at most: with all that is around it, as much as the guest's allocator has without going for pages.
 const RECORD: usize = (16 << 10) - OVERHEAD;
-/// Bytes that may be waiting for the rest of a handshake message, which may be spread over many records: as many as in rustls' other connection.
-const HANDSHAKE_MAX: usize = 64 * 1024;
+/// Bytes that may be waiting for the rest of a handshake message, which may be spread over many records. Those that are known have some 2,000, with keys
+/// that are safe from quantum computers.
+const HANDSHAKE_MAX: usize = RECORD_MAX + 1024;
 /// Makes TLS connections of others.
 pub struct Acceptor {
     config: Arc<ServerConfig>,
