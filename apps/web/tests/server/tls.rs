@@ -143,3 +143,40 @@ fn a_key_that_does_not_fit_is_refused() {
     let config = Config { https: Some(free_address().port()), certificates: vec![wrong], ..Config::default() };
     assert_ne!(Server::refused(config), 0);
 }
+
+/// Of the certificates for a name, a client gets one whose key it can use; one that names the host rather than a wildcard.
+#[test]
+fn certificates_that_a_client_can_use() {
+    let Some(keys) = Keys::new("choice", &["a.example", "rsa.example", "wild.example"]) else { return };
+    let address = free_address();
+    let named = |host: &str, names: &str| Certificate { names: names.into(), ..keys.certificate(host) };
+    let certificates = vec![
+        named("wild.example", "*.example"),
+        named("a.example", "a.example, other.example"),
+        named("rsa.example", "a.example"),
+    ];
+    let config = Config { https: Some(address.port()), certificates, ..Config::default() };
+    let _server = Server::start(config, &[("/index.html", b"home")]);
+    let get = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    let ecdsa = &["-sigalgs", "ECDSA+SHA256"][..];
+    let rsa = &["-sigalgs", "RSA-PSS+SHA256:RSA+SHA256"][..];
+    for (host, kind, wanted) in [
+        ("a.example", ecdsa, "a.example"),
+        ("A.example", ecdsa, "a.example"),
+        ("a.example", rsa, "rsa.example"),
+        ("b.example", ecdsa, "wild.example"),
+        ("other.example", ecdsa, "a.example"),
+        // None is for these: the first that can be used.
+        ("elsewhere", ecdsa, "wild.example"),
+        ("elsewhere", rsa, "rsa.example"),
+    ] {
+        for version in ["-tls1_2", "-tls1_3"] {
+            let said = client(address, &[&[version, "-servername", host], kind].concat(), get).replace("CN=", "CN = ");
+            assert!(said.contains("home"), "{host} {kind:?} {version}: {said}");
+            assert!(said.contains(&format!("CN = {wanted}")), "{host} {kind:?} {version}: {said}");
+        }
+    }
+    // A certificate for another name is no better than none.
+    let said = client(address, &[&["-servername", "other.example"], rsa].concat(), get);
+    assert!(!said.contains("home"), "{said}");
+}
