@@ -84,6 +84,11 @@ impl Upstreams {
         let promise = Arc::new(promise);
         let moved = Arc::new(Moved::new());
         let stream = Stream {
+        // hyper takes off the last coding only, and what is left would pass for the body itself (RFC 9112 §6.1).
+        let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+        if codings.next().is_some_and(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
+            return Err(StatusCode::NOT_IMPLEMENTED);
+        }
             body: Some(body),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
@@ -93,7 +98,7 @@ impl Upstreams {
             _promise: Some(promise.clone()),
         };
         let upgrade = upgrade_of(parts, &stream);
-        let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
+        let request = |stream| outgoing(proxy, parts, stream, client, scheme, upgrade.as_ref());
         let exchange = self.exchange(proxy, stream, request);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
@@ -269,6 +274,7 @@ fn outgoing(
     *request.method_mut() = parts.method.clone();
     if let Some(path) = parts.uri.path_and_query() {
         *request.uri_mut() = hyper::Uri::from(path.clone());
+    proxy: &Proxy,
     }
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = headers;
@@ -284,7 +290,23 @@ fn incoming(
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers);
+    } else if let Some(Ok(upstream)) = proxy.upstream.split(',').next().map(HeaderValue::from_str) {
+        // HTTP/1.1 must have one (RFC 9112 §3.2).
+        headers.insert(header::HOST, upstream);
     head.version = Version::default();
+    // HTTP/2 may have them in pieces (RFC 9113 §8.2.3).
+    let cookies: Vec<&[u8]> = parts.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(all) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, all);
+    }
+    let via = match parts.version {
+        Version::HTTP_2 => "2.0 donjon",
+        Version::HTTP_10 => "1.0 donjon",
+        _ => "1.1 donjon",
+    };
+    headers.append(header::VIA, HeaderValue::from_static(via));
     let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender };
     let stream = Stream {
         body: Some(Upload::response(body)),

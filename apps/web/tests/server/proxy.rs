@@ -1,7 +1,7 @@
 //! Forwarding, with an upstream that notes what it gets.
 
 use crate::harness::{Server, free_address};
-use crate::http2::{self, END_HEADERS, HEADERS};
+use crate::http2::{self, END_HEADERS, END_STREAM, HEADERS};
 use donjon_web_format::{Config, Limits, Proxy, Rule};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -176,6 +176,89 @@ fn headers_are_added() {
         name: name.into(),
         value: value.into(),
     };
+/// RFC 9113 §8.2.3: HTTP/2 may have a field for each cookie, HTTP/1.1 has one for all.
+#[test]
+fn cookies_are_one_field() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let mut client = http2::open(&server);
+    // `cookie` is 32 in HPACK's static table: 15 and 17.
+    let cookie = |value: &str| [&[0x0f, 17, value.len() as u8], value.as_bytes()].concat();
+    let block = [http2::request("/api/echo"), cookie("a=1"), cookie("b=2"), cookie("c=\"\"")].concat();
+    client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
+    assert_eq!(http2::status(&mut client, 1), 200);
+    let (head, _) = seen.last();
+    assert!(head.contains("\r\ncookie: a=1; b=2; c=\"\"\r\n"), "{head}");
+    assert_eq!(head.matches("cookie").count(), 1, "{head}");
+}
+
+/// HTTP/1.1 has a Host field, whatever the client speaks (RFC 9112 §3.2).
+#[test]
+fn a_host_is_named() {
+    let (address, seen) = upstream();
+    let nobody = free_address();
+    let proxies = vec![
+        Proxy { prefix: "/api".into(), upstream: address.to_string() },
+        Proxy { prefix: "/api/second".into(), upstream: format!("{address},{nobody}") },
+    ];
+    let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+    let mut client = http2::open(&server);
+    for (stream, path) in [(1, "/api/echo"), (3, "/api/second")] {
+        let block = http2::request(path);
+        // `:authority` is what comes last.
+        client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, stream, &block[..block.len() - 3]));
+        http2::status(&mut client, stream);
+        let (head, _) = seen.last();
+        assert!(head.starts_with(&format!("get {path} ")), "{head}");
+        assert!(head.contains(&format!("\r\nhost: {address}\r\n")), "{head}");
+        assert!(!head.contains("x-forwarded-host"), "{head}");
+    }
+    assert_eq!(server.ask("GET /api/echo HTTP/1.0\r\n\r\n").status, 200);
+    assert!(seen.last().0.contains(&format!("\r\nhost: {address}\r\n")));
+    let seen_before = seen.requests.lock().unwrap().len();
+    let mut client = server.connect();
+    client.send(b"GET /api/echo HTTP/1.1\r\nHost: caf\xc3\xa9\r\n\r\n");
+    assert_eq!(client.response(false).status, 400);
+    assert_eq!(seen.requests.lock().unwrap().len(), seen_before);
+}
+
+#[test]
+fn codings_and_methods_that_are_not_forwarded() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for coding in ["gzip, chunked", "chunked\r\nTransfer-Encoding: chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        let r = server.ask(&format!(
+            "POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: {coding}\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        ));
+        assert_eq!(r.status, 501, "{coding}");
+    }
+    let r = server.ask("TRACE /api/echo HTTP/1.1\r\nHost: h\r\nCookie: a=1\r\n\r\n");
+    assert_eq!((r.status, r.header("allow").is_some()), (405, true));
+    assert!(seen.requests.lock().unwrap().is_empty());
+    let r = server.ask("POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+    assert_eq!((r.status, r.text().as_str()), (200, "x"));
+}
+
+/// RFC 9110 §7.6.3.
+#[test]
+fn a_gateway_says_that_it_is_there() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let via = || {
+        let (head, _) = seen.last();
+        let values = head.lines().filter_map(|l| l.strip_prefix("via: "));
+        values.collect::<Vec<_>>().join(", ")
+    };
+    server.get("/api/echo");
+    assert_eq!(via(), "1.1 donjon");
+    server.ask("GET /api/echo HTTP/1.0\r\nVia: 1.1 first, 1.1 second\r\n\r\n");
+    assert_eq!(via(), "1.1 first, 1.1 second, 1.0 donjon");
+    let mut client = http2::open(&server);
+    client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &http2::request("/api/echo")));
+    assert_eq!(http2::status(&mut client, 1), 200);
+    assert_eq!(via(), "2.0 donjon");
+}
+
     let headers = vec![rule("*", "x-frame-options", "DENY"), rule("/api/*", "x-end", "ours"), rule("/a", "x-a", "1")];
     let config = Config {
         headers,
