@@ -7,7 +7,6 @@ use donjon_web_format::{Certificate, Config};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 /// Certificates in a directory of their own; `None`, said loudly, if there is no openssl.
 struct Keys(PathBuf);
@@ -62,10 +61,10 @@ fn client(address: SocketAddr, args: &[&str], input: &str) -> String {
     let mut child = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).unwrap();
-    // openssl leaves when its input ends; by then the answer must have come.
-    std::thread::sleep(Duration::from_millis(700));
+    // openssl leaves when its input ends, or the server has closed, which is after the answer.
+    let output = child.wait_with_output().unwrap();
     drop(stdin);
-    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
