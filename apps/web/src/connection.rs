@@ -84,7 +84,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 // hyper wants all of it at once.
                 match budget::patient(server, Box::pin(preface(&mut stream))).await {
                     Some(first) => rest = first,
-                    None => return refuse(server, stream, &state, End::Late).await,
+                    None => return refuse(server, stream, client, End::Late).await,
                 }
                 if rest == HTTP2_PREFACE {
                     return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
@@ -94,7 +94,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 if server.budget.is_out()
                     && budget::in_time(server, Box::pin(server.budget.room(For::Request))).await.is_none()
                 {
-                    return refuse(server, stream, &state, End::Full).await;
+                    return refuse(server, stream, client, End::Full).await;
                 }
                 let speaking = one(server, Watched::new(stream, rest, state.clone()), client, &mut stop);
                 // On the heap, as all that an idle connection does without.
@@ -108,7 +108,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                         return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop))
                             .await;
                     }
-                    End::Late | End::Long | End::Full => return refuse(server, stream, &state, end).await,
+                    End::Late | End::Long | End::Full => return refuse(server, stream, client, end).await,
                     End::Done => {
                         #[cfg(feature = "proxy")]
                         if let Some(upstream) = state.take_upstream() {
@@ -211,6 +211,7 @@ async fn one<S: Socket>(
     let mut stopped = std::pin::pin!(stopped(stop));
     let mut draining = false;
     let mut deadline = Deadline::default();
+    let mut refused = None;
     let mut end = poll_fn(|cx| {
         if server.budget.is_out() && state.is_idle() {
             // Another request waits for memory before it begins, as those of others.
@@ -222,7 +223,9 @@ async fn one<S: Socket>(
             pinned.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(result) = pinned.poll(cx) {
-            return Poll::Ready(if result.is_err() { End::Http2 } else { End::Done });
+            let Err(e) = result else { return Poll::Ready(End::Done) };
+            refused = e.is_parse().then(|| if e.is_parse_too_large() { 431 } else { 400 });
+            return Poll::Ready(End::Http2);
         }
         if state.long() {
             return Poll::Ready(End::Long);
@@ -245,6 +248,9 @@ async fn one<S: Socket>(
     if end == End::Http2 && !parts.read_buf.starts_with(HTTP2_PREFACE) {
         // Another error, which hyper has answered as far as it can be answered.
         end = End::Done;
+        if let Some(code) = refused {
+            server.refused(client, code);
+        }
     }
     let (stream, rest) = parts.io.into_inner().into_parts(parts.read_buf);
     (end, stream, rest)
@@ -355,15 +361,15 @@ fn turn<S: Socket>(connection: Pin<&mut impl Future>, gathered: &Gathered<Watche
 }
 
 /// Answers a request that hyper has not seen to its end.
-async fn refuse<S: Socket>(server: &Server, mut stream: S, state: &State, end: End) {
+async fn refuse<S: Socket>(server: &Server, mut stream: S, client: &Client, end: End) {
     let (code, answer) = match end {
         End::Late => (408, LATE),
         End::Long => (414, LONG),
         _ => (503, FULL),
     };
-    server.metrics.response(code, 0);
+    server.refused(client, code);
     let _ = timeout(LINGER.0, stream.write_all(answer)).await;
-    close(stream, state).await;
+    close(stream, &client.state).await;
 }
 
 /// Says goodbye so that the client hears it.

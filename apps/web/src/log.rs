@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 pub struct Entry<'a> {
     /// The client.
     pub peer: SocketAddr,
-    /// The request.
-    pub request: &'a Parts,
+    /// The request; `None` if its head was refused.
+    pub request: Option<&'a Parts>,
     /// The response's status.
     pub status: u16,
     /// Length of the body that is sent; `None` if it is not known in advance.
@@ -34,15 +34,16 @@ impl Entry<'_> {
             out.push_str(&format!(",\"{name}\":"));
             string(&mut out, value);
         };
-        let r = self.request;
         // A dual-stack listener's IPv4 clients have IPv6 addresses.
         field("client", &SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string());
-        field("method", r.method.as_str());
-        field("target", r.uri.path_and_query().map_or("*", |p| p.as_str()));
-        field("version", &format!("{:?}", r.version));
-        field("host", crate::respond::host(r).unwrap_or(""));
-        field("agent", &text(&r.headers, header::USER_AGENT).unwrap_or_default());
-        field("referer", &text(&r.headers, header::REFERER).unwrap_or_default());
+        if let Some(r) = self.request {
+            field("method", r.method.as_str());
+            field("target", r.uri.path_and_query().map_or("*", |p| p.as_str()));
+            field("version", &format!("{:?}", r.version));
+            field("host", crate::respond::host(r).unwrap_or(""));
+            field("agent", &text(&r.headers, header::USER_AGENT).unwrap_or_default());
+            field("referer", &text(&r.headers, header::REFERER).unwrap_or_default());
+        }
         out.push_str(&format!(",\"status\":{}", self.status));
         if let Some(bytes) = self.bytes {
             out.push_str(&format!(",\"bytes\":{bytes}"));
@@ -73,7 +74,8 @@ mod tests {
         let request = hyper::Request::get("/a%22?x=\\").header("user-agent", "a\"b\tc").body(()).unwrap();
         let (request, ()) = request.into_parts();
         let peer = "[::ffff:10.0.0.1]:5".parse().unwrap();
-        let entry = Entry { peer, request: &request, status: 200, bytes: Some(5), took: Duration::from_micros(7) };
+        let entry =
+            Entry { peer, request: Some(&request), status: 200, bytes: Some(5), took: Duration::from_micros(7) };
         assert_eq!(
             entry.line(Duration::from_millis(1_002)),
             "{\"time\":1.002,\"client\":\"10.0.0.1:5\",\"method\":\"GET\",\"target\":\"/a%22?x=\\\\\",\"version\":\"HTTP/1.1\",\

@@ -22,16 +22,21 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
-use tokio::time::{Sleep, timeout, timeout_at};
+use std::time::Duration;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 /// Longest wait for a connection to an upstream.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Fewest bytes a second that a client must send of a body, on average after a first pause.
 const BODY_RATE: u64 = 128;
+/// How long one address of an upstream has to answer before the next is asked, too: the first SYN is repeated after that time.
+const NEXT: Duration = Duration::from_secs(1);
 /// Most idle connections kept for each upstream.
 const IDLE_MAX: usize = 32;
+/// For how long, unless the upstream says less: after that, something on the way may have forgotten them.
+const IDLE_AGE: Duration = Duration::from_secs(30);
 /// Headers that concern one connection only (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -54,10 +59,13 @@ pub fn find<'a>(config: &'a Config, path: &str) -> Option<&'a Proxy> {
     config.proxies.iter().filter(under).max_by_key(|p| p.prefix.len())
 }
 
-/// Idle connections by upstream.
+/// Idle connections, each with the time when it is too old.
+type Idle = Vec<(SendRequest<Stream>, Instant)>;
+
+/// The same by upstream.
 #[derive(Default)]
 pub struct Upstreams {
-    idle: Mutex<HashMap<String, Vec<SendRequest<Stream>>>>,
+    idle: Mutex<HashMap<String, Idle>>,
 }
 
 impl Upstreams {
@@ -79,6 +87,11 @@ impl Upstreams {
         if has_dots(parts.uri.path()) {
             return Err(StatusCode::BAD_REQUEST);
         }
+        // hyper takes off the last coding only, and what is left would pass for the body itself (RFC 9112 §6.1).
+        let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+        if codings.next().is_some_and(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
+            return Err(StatusCode::NOT_IMPLEMENTED);
+        }
         let bytes = budget::exchange(parts.headers.len(), !body.is_end_stream(), parts.version == Version::HTTP_2);
         let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         client.state.forwarded(true);
@@ -94,13 +107,13 @@ impl Upstreams {
             _promise: Some(promise.clone()),
         };
         let upgrade = upgrade_of(parts, &stream);
-        let request = |stream| outgoing(parts, stream, client, scheme, upgrade.as_ref());
+        let request = |stream| outgoing(proxy, parts, stream, client, scheme, upgrade.as_ref());
         let exchange = self.exchange(proxy, stream, request);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
         let mut due = moved.last() + limit;
         let (response, sender) = loop {
-            match timeout_at(due.into(), exchange.as_mut()).await {
+            match timeout_at(due, exchange.as_mut()).await {
                 // A long upload is no reason to give up.
                 Err(_) if moved.last() + limit > due => due = moved.last() + limit,
                 Err(_) => return Err(StatusCode::GATEWAY_TIMEOUT),
@@ -124,13 +137,16 @@ impl Upstreams {
         let mut request_now = request(stream);
         let repeatable = repeatable && request_now.method().is_idempotent();
         // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
-        // repeated where that is harmless.
+        // repeated where that is harmless: once, on a connection that cannot be stale (RFC 9110 §9.2.2).
         while let Some(mut sender) = self.take(&proxy.upstream) {
             match sender.try_send_request(request_now).await {
                 Ok(response) => return Ok((response, sender)),
                 Err(mut e) => match e.take_message() {
                     Some(unsent) => request_now = unsent,
-                    None if repeatable => request_now = request(Stream::default()),
+                    None if repeatable && is_closed(e.error()) => {
+                        request_now = request(Stream::default());
+                        break;
+                    }
                     None => return Err(failure(e.error())),
                 },
             }
@@ -149,34 +165,60 @@ impl Upstreams {
     fn take(&self, upstream: &str) -> Option<SendRequest<Stream>> {
         let mut idle = self.idle.lock().ok()?;
         let list = idle.get_mut(upstream)?;
-        while let Some(sender) = list.pop() {
-            if sender.is_ready() {
-                return Some(sender);
-            }
-        }
-        None
+        prune(list);
+        list.pop().map(|(sender, _)| sender)
     }
 
     /// Keeps a connection whose exchange is over in both directions. After an early answer the request may still be on its way, as slowly as its
     /// client likes: such a connection ends with it.
-    fn put(&self, upstream: &str, sender: SendRequest<Stream>) {
+    fn put(&self, upstream: &str, sender: SendRequest<Stream>, keep: Duration) {
         if let Ok(mut idle) = self.idle.lock() {
             let list = idle.entry(upstream.into()).or_default();
-            if list.len() < IDLE_MAX && sender.is_ready() {
-                list.push(sender);
-            }
+            list.push((sender, Instant::now() + keep));
+            prune(list);
+            list.truncate(IDLE_MAX);
         }
     }
 }
 
-/// Connects to the first address of an upstream that accepts.
+/// Drops what can be of no use.
+fn prune(list: &mut Idle) {
+    let now = Instant::now();
+    list.retain(|(sender, until)| *until > now && sender.is_ready());
+}
+
+/// For how long an upstream's connection may be kept: for less than it says, so that no request meets its end.
+fn keep(headers: &HeaderMap) -> Duration {
+    let said = headers.get("keep-alive").and_then(|v| v.to_str().ok()).and_then(|v| {
+        let timeout = v.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+        timeout.parse().ok()
+    });
+    said.map_or(IDLE_AGE, |seconds: u32| IDLE_AGE.min(Duration::from_secs(seconds.saturating_sub(1).into())))
+}
+
+/// Connects to an address of an upstream. The next is tried when those before have failed, or have said nothing for a while.
 async fn connect(upstream: &str) -> Option<TcpStream> {
-    for address in upstream.split(',') {
-        if let Ok(stream) = TcpStream::connect(address).await {
+    let mut attempts = JoinSet::new();
+    for name in upstream.split(',') {
+        for address in lookup_host(name).await.into_iter().flatten() {
+            attempts.spawn(TcpStream::connect(address));
+            if let Ok(Some(Ok(Ok(stream)))) = timeout(NEXT, attempts.join_next()).await {
+                return Some(stream);
+            }
+        }
+    }
+    while let Some(ended) = attempts.join_next().await {
+        if let Ok(Ok(stream)) = ended {
             return Some(stream);
         }
     }
     None
+}
+
+/// Whether a connection ended without an answer. One that cannot be read is an answer.
+fn is_closed(error: &hyper::Error) -> bool {
+    use std::error::Error;
+    error.is_incomplete_message() || error.source().is_some_and(|s| s.is::<std::io::Error>())
 }
 
 fn failure(error: &hyper::Error) -> StatusCode {
@@ -236,6 +278,7 @@ fn is_claim(name: &str) -> bool {
 }
 
 fn outgoing(
+    proxy: &Proxy,
     parts: &Parts,
     stream: Stream,
     client: &Client,
@@ -251,7 +294,23 @@ fn outgoing(
     if let Some(host) = host(parts).and_then(|h| HeaderValue::from_str(h).ok()) {
         headers.insert(header::HOST, host.clone());
         headers.insert("x-forwarded-host", host);
+    } else if let Some(Ok(upstream)) = proxy.upstream.split(',').next().map(HeaderValue::from_str) {
+        // HTTP/1.1 must have one (RFC 9112 §3.2).
+        headers.insert(header::HOST, upstream);
     }
+    // HTTP/2 may have them in pieces (RFC 9113 §8.2.3).
+    let cookies: Vec<&[u8]> = parts.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(all) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, all);
+    }
+    let via = match parts.version {
+        Version::HTTP_2 => "2.0 donjon",
+        Version::HTTP_10 => "1.0 donjon",
+        _ => "1.1 donjon",
+    };
+    headers.append(header::VIA, HeaderValue::from_static(via));
     if let Ok(client) = HeaderValue::from_str(&client.peer.ip().to_canonical().to_string()) {
         headers.insert("x-forwarded-for", client);
     }
@@ -284,9 +343,10 @@ fn incoming(
     promise: Arc<Exchange>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
+    let keep = keep(&head.headers);
     strip(&mut head.headers);
     head.version = Version::default();
-    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender };
+    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender, keep };
     let stream = Stream {
         body: Some(Upload::response(body)),
         left: u64::MAX,
@@ -461,8 +521,8 @@ pub struct Stream {
 impl Stream {
     /// The connection is free for another request.
     fn give_back(&mut self) {
-        if let Some(Back { server, upstream, sender }) = self.back.take() {
-            server.upstreams.put(&upstream, sender);
+        if let Some(Back { server, upstream, sender, keep }) = self.back.take() {
+            server.upstreams.put(&upstream, sender, keep);
         }
     }
 
@@ -479,6 +539,7 @@ struct Back {
     server: Arc<Server>,
     upstream: String,
     sender: SendRequest<Stream>,
+    keep: Duration,
 }
 
 /// A body of known length is not asked for its end.
@@ -516,6 +577,10 @@ impl Body for Stream {
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, |d| d.len() as u64);
+                // Nobody asks for what is after them.
+                if frame.is_trailers() {
+                    this.give_back();
+                }
                 if let Some(moved) = &this.moved {
                     moved.add(len);
                 }
@@ -587,6 +652,54 @@ mod tests {
         }
         for path in ["/", "/a...b", "/...", "/%252e%252e/", "/a.b/.c"] {
             assert!(!has_dots(path), "{path}");
+        }
+    }
+
+    /// A connection to an upstream that never says anything, and its other end.
+    async fn silent() -> (SendRequest<Stream>, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(1024);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        sender.ready().await.unwrap();
+        (sender, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_connections_grow_old() {
+        let upstreams = Upstreams::default();
+        let kept = || upstreams.idle.lock().unwrap()["up"].len();
+        let (old, _old) = silent().await;
+        let (short, _short) = silent().await;
+        upstreams.put("up", old, IDLE_AGE);
+        upstreams.put("up", short, Duration::from_secs(2));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let (new, _new) = silent().await;
+        upstreams.put("up", new, IDLE_AGE);
+        assert_eq!(kept(), 2, "one has gone without being asked for");
+        tokio::time::advance(IDLE_AGE - Duration::from_secs(3)).await;
+        assert!(upstreams.take("up").is_some(), "the new one");
+        assert!(upstreams.take("up").is_none(), "the old one is too old");
+        assert_eq!(kept(), 0);
+        let (none, _none) = silent().await;
+        upstreams.put("up", none, Duration::ZERO);
+        assert_eq!(kept(), 0);
+    }
+
+    #[test]
+    fn how_long_connections_are_kept() {
+        for (value, seconds) in [
+            (None, 30),
+            (Some("timeout=5"), 4),
+            (Some("timeout=5, max=100"), 4),
+            (Some("max=100, timeout=20"), 19),
+            (Some("timeout=1"), 0),
+            (Some("timeout=0"), 0),
+            (Some("timeout=3600"), 30),
+            (Some("timeout=x"), 30),
+            (Some("max=1"), 30),
+        ] {
+            let value = value.map(|v| (HeaderName::from_static("keep-alive"), HeaderValue::from_static(v)));
+            assert_eq!(keep(&value.into_iter().collect()).as_secs(), seconds);
         }
     }
 

@@ -51,14 +51,18 @@ pub fn target(site: &Site, request: &Parts, scheme: Scheme) -> Result<Target, Bo
         return Err(status(StatusCode::URI_TOO_LONG).into());
     }
     let (host, mut fields) = (host(request), request.headers.get_all(header::HOST).iter());
-    let needs_field = request.version == hyper::Version::HTTP_11;
-    if (fields.next().is_none() && needs_field) || fields.next().is_some() || !host.is_none_or(is_host) {
+    let good = match fields.next() {
+        Some(field) => field.to_str().is_ok_and(is_host) && fields.next().is_none(),
+        None => request.version != hyper::Version::HTTP_11,
+    };
+    if !good || !host.is_none_or(is_host) {
         return Err(status(StatusCode::BAD_REQUEST).into());
     }
     if uri.path() == "*" && request.method == Method::OPTIONS {
         return Err(with(empty(StatusCode::NO_CONTENT), header::ALLOW, METHODS).into());
     }
-    if request.method == Method::CONNECT {
+    // Neither is for an upstream: an answer to TRACE shows what was asked, cookies and passwords included.
+    if request.method == Method::CONNECT || request.method == Method::TRACE {
         return Err(with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, METHODS).into());
     }
     let Some(path) = normalise(uri.path()) else { return Err(status(StatusCode::BAD_REQUEST).into()) };

@@ -47,6 +47,21 @@ pub struct Server {
     pub stop: watch::Receiver<bool>,
 }
 
+impl Server {
+    /// Whether this client's requests are logged.
+    fn logs(&self, client: &Client) -> bool {
+        self.site.config.log && client.purpose != Purpose::Metrics
+    }
+
+    /// Counts and logs an answer without a body to what has not become a request.
+    pub fn refused(&self, client: &Client, status: u16) {
+        self.metrics.response(status, 0);
+        if self.logs(client) {
+            Entry { peer: client.peer, request: None, status, bytes: Some(0), took: Duration::ZERO }.write();
+        }
+    }
+}
+
 /// What a listener is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -190,17 +205,14 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         // As many as hyper allows in HTTP/1.
         _ if parts.headers.keys_len() > 100 => respond::status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         Purpose::Metrics => metrics(&server, parts.uri.path()),
-        Purpose::Site(scheme) => {
-            let response = site(&server, &parts, body, &client, scheme).await;
-            if server.site.config.log {
-                let bytes = response.body().size_hint().exact();
-                let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
-                let (peer, status) = (client.peer, response.status().as_u16());
-                Entry { peer, request: &parts, status, bytes, took: start.elapsed() }.write();
-            }
-            response
-        }
+        Purpose::Site(scheme) => site(&server, &parts, body, &client, scheme).await,
     };
+    if server.logs(&client) {
+        let bytes = response.body().size_hint().exact();
+        let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
+        let (peer, status) = (client.peer, response.status().as_u16());
+        Entry { peer, request: Some(&parts), status, bytes, took: start.elapsed() }.write();
+    }
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.

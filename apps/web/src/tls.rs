@@ -247,15 +247,20 @@ fn load(c: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, Stri
     Ok(CertifiedKey::new(chain, key))
 }
 
-/// Certificates by server name; the first is the default.
+/// Certificates by server name; the first that a client can use is the default.
 #[derive(Debug)]
 struct Names(Vec<(Vec<String>, Arc<CertifiedKey>)>);
 
 impl ResolvesServerCert for Names {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let wanted = hello.server_name();
-        let fits = |names: &[String]| wanted.is_some_and(|w| names.iter().any(|n| covers(n, w)));
-        let found = self.0.iter().find(|(names, _)| fits(names)).or(self.0.first());
+        let wanted = hello.server_name().unwrap_or("");
+        // Of equals, the first is the least.
+        let found = self.0.iter().min_by_key(|(names, key)| {
+            let exact = names.iter().any(|n| n.eq_ignore_ascii_case(wanted));
+            let fits = exact || names.iter().any(|n| covers(n, wanted));
+            let usable = key.key.choose_scheme(hello.signature_schemes()).is_some();
+            (!fits, !usable, !exact)
+        });
         found.map(|(_, key)| key.clone())
     }
 }

@@ -1,13 +1,13 @@
 //! Forwarding, with an upstream that notes what it gets.
 
 use crate::harness::{Server, free_address};
-use crate::http2::{self, END_HEADERS, HEADERS};
+use crate::http2::{self, END_HEADERS, END_STREAM, HEADERS};
 use donjon_web_format::{Config, Limits, Proxy, Rule};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What an upstream has seen: connections, and requests with head and body.
 #[derive(Default)]
@@ -17,6 +17,11 @@ struct Seen {
 }
 
 impl Seen {
+    /// How many requests began like this.
+    fn count(&self, start: &str) -> usize {
+        self.requests.lock().unwrap().iter().filter(|(head, _)| head.starts_with(start)).count()
+    }
+
     fn last(&self) -> (String, Vec<u8>) {
         self.requests.lock().unwrap().last().unwrap().clone()
     }
@@ -99,6 +104,10 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
             say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
             None
         }
+        // Closes it without an answer.
+        "/api/dies" => None,
+        "/api/short-lived" => say("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1, max=9\r\nContent-Length: 2\r\n\r\nok"),
+        "/api/trailers" => say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"),
         "/api/nonsense" => say("hello?\r\n\r\n"),
         "/api/cut" => {
             say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")?;
@@ -167,6 +176,89 @@ fn requests_and_headers() {
     assert!(seen.last().0.starts_with("get /api/unknown?q=1 http/1.1"));
 }
 
+/// RFC 9113 §8.2.3: HTTP/2 may have a field for each cookie, HTTP/1.1 has one for all.
+#[test]
+fn cookies_are_one_field() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let mut client = http2::open(&server);
+    // `cookie` is 32 in HPACK's static table: 15 and 17.
+    let cookie = |value: &str| [&[0x0f, 17, value.len() as u8], value.as_bytes()].concat();
+    let block = [http2::request("/api/echo"), cookie("a=1"), cookie("b=2"), cookie("c=\"\"")].concat();
+    client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &block));
+    assert_eq!(http2::status(&mut client, 1), 200);
+    let (head, _) = seen.last();
+    assert!(head.contains("\r\ncookie: a=1; b=2; c=\"\"\r\n"), "{head}");
+    assert_eq!(head.matches("cookie").count(), 1, "{head}");
+}
+
+/// HTTP/1.1 has a Host field, whatever the client speaks (RFC 9112 §3.2).
+#[test]
+fn a_host_is_named() {
+    let (address, seen) = upstream();
+    let nobody = free_address();
+    let proxies = vec![
+        Proxy { prefix: "/api".into(), upstream: address.to_string() },
+        Proxy { prefix: "/api/second".into(), upstream: format!("{address},{nobody}") },
+    ];
+    let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+    let mut client = http2::open(&server);
+    for (stream, path) in [(1, "/api/echo"), (3, "/api/second")] {
+        let block = http2::request(path);
+        // `:authority` is what comes last.
+        client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, stream, &block[..block.len() - 3]));
+        http2::status(&mut client, stream);
+        let (head, _) = seen.last();
+        assert!(head.starts_with(&format!("get {path} ")), "{head}");
+        assert!(head.contains(&format!("\r\nhost: {address}\r\n")), "{head}");
+        assert!(!head.contains("x-forwarded-host"), "{head}");
+    }
+    assert_eq!(server.ask("GET /api/echo HTTP/1.0\r\n\r\n").status, 200);
+    assert!(seen.last().0.contains(&format!("\r\nhost: {address}\r\n")));
+    let seen_before = seen.requests.lock().unwrap().len();
+    let mut client = server.connect();
+    client.send(b"GET /api/echo HTTP/1.1\r\nHost: caf\xc3\xa9\r\n\r\n");
+    assert_eq!(client.response(false).status, 400);
+    assert_eq!(seen.requests.lock().unwrap().len(), seen_before);
+}
+
+#[test]
+fn codings_and_methods_that_are_not_forwarded() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for coding in ["gzip, chunked", "chunked\r\nTransfer-Encoding: chunked", "gzip\r\nTransfer-Encoding: chunked"] {
+        let r = server.ask(&format!(
+            "POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: {coding}\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        ));
+        assert_eq!(r.status, 501, "{coding}");
+    }
+    let r = server.ask("TRACE /api/echo HTTP/1.1\r\nHost: h\r\nCookie: a=1\r\n\r\n");
+    assert_eq!((r.status, r.header("allow").is_some()), (405, true));
+    assert!(seen.requests.lock().unwrap().is_empty());
+    let r = server.ask("POST /api/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+    assert_eq!((r.status, r.text().as_str()), (200, "x"));
+}
+
+/// RFC 9110 §7.6.3.
+#[test]
+fn a_gateway_says_that_it_is_there() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let via = || {
+        let (head, _) = seen.last();
+        let values = head.lines().filter_map(|l| l.strip_prefix("via: "));
+        values.collect::<Vec<_>>().join(", ")
+    };
+    server.get("/api/echo");
+    assert_eq!(via(), "1.1 donjon");
+    server.ask("GET /api/echo HTTP/1.0\r\nVia: 1.1 first, 1.1 second\r\n\r\n");
+    assert_eq!(via(), "1.1 first, 1.1 second, 1.0 donjon");
+    let mut client = http2::open(&server);
+    client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &http2::request("/api/echo")));
+    assert_eq!(http2::status(&mut client, 1), 200);
+    assert_eq!(via(), "2.0 donjon");
+}
+
 /// The configuration's headers are on what comes from an upstream, unless that has set them, and on what is said in its place.
 #[test]
 fn headers_are_added() {
@@ -212,6 +304,65 @@ fn connections_are_reused_and_stale_ones_replaced() {
     for _ in 0..5 {
         assert_eq!(server.get("/api/leaves").status, 200);
     }
+}
+
+/// Whether an upstream has done something with a request and then failed, nobody can tell: it is asked once more, not once for every connection.
+#[test]
+fn requests_are_repeated_once() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    let prime = |connections: u32| {
+        let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.send("POST /api/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n");
+        }
+        let start = Instant::now();
+        while seen.connections.load(Ordering::Relaxed) < connections {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "{} connections",
+                seen.connections.load(Ordering::Relaxed)
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for client in &mut clients {
+            client.send("x");
+            assert_eq!(client.response(false).status, 200);
+        }
+    };
+    prime(10);
+    assert_eq!(server.get("/api/dies").status, 502);
+    assert_eq!(seen.count("get /api/dies "), 2);
+    assert_eq!(seen.connections.load(Ordering::Relaxed), 11, "the second is not for a connection as old as the first");
+    // An answer that cannot be read is one.
+    assert_eq!(server.get("/api/nonsense").status, 502);
+    assert_eq!(seen.count("get /api/nonsense "), 1);
+    assert_eq!(server.ask("POST /api/dies HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").status, 502);
+    assert_eq!(seen.count("post /api/dies "), 1);
+}
+
+/// An upstream that says for how long it keeps a connection is not asked on one that it is about to close.
+#[test]
+fn upstreams_say_how_long_connections_live() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for n in 1..4 {
+        assert_eq!(server.get("/api/short-lived").text(), "ok");
+        assert_eq!(seen.connections.load(Ordering::Relaxed), n);
+    }
+}
+
+#[test]
+fn trailers_do_not_cost_a_connection() {
+    let (address, seen) = upstream();
+    let server = proxied(address, Limits::default());
+    for _ in 0..3 {
+        let mut client = server.connect();
+        client.send("GET /api/trailers HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        let all = client.rest();
+        assert!(all.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&all));
+    }
+    assert_eq!(seen.connections.load(Ordering::Relaxed), 1);
 }
 
 /// A connection on which a body is still on its way is for nobody else.
@@ -459,4 +610,29 @@ fn the_first_address_that_accepts_is_used() {
     let proxies = vec![Proxy { prefix: "/api".into(), upstream: format!("{nobody},{}", free_address()) }];
     let server = Server::start(Config { proxies, ..Config::default() }, &[]);
     assert_eq!(server.get("/api/echo").status, 502);
+}
+
+/// One that does not answer holds nobody up for longer than it takes to ask the next.
+#[test]
+fn silent_addresses_are_passed_over() {
+    let (address, _) = upstream();
+    // Nobody accepts: when the backlog is full, nobody answers.
+    let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    silent.listen(0).unwrap();
+    let full = silent.local_addr().unwrap().as_socket().unwrap();
+    let mut held = vec![];
+    while let Ok(stream) = TcpStream::connect_timeout(&full, Duration::from_millis(200)) {
+        held.push(stream);
+        assert!(held.len() < 100, "the backlog has no end");
+    }
+    for list in [format!("{full},{address}"), format!("{full},{},{address}", free_address())] {
+        let proxies = vec![Proxy { prefix: "/api".into(), upstream: list.clone() }];
+        let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+        assert_eq!(server.get("/api/echo").status, 200, "{list}");
+    }
+    // Nobody is waited for without end.
+    let proxies = vec![Proxy { prefix: "/api".into(), upstream: format!("{full},{}", free_address()) }];
+    let server = Server::start(Config { proxies, ..Config::default() }, &[]);
+    assert_eq!(server.get("/api/echo").status, 504);
 }

@@ -7,7 +7,6 @@ use donjon_web_format::{Certificate, Config};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 /// Certificates in a directory of their own; `None`, said loudly, if there is no openssl.
 struct Keys(PathBuf);
@@ -62,10 +61,10 @@ fn client(address: SocketAddr, args: &[&str], input: &str) -> String {
     let mut child = openssl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).unwrap();
-    // openssl leaves when its input ends; by then the answer must have come.
-    std::thread::sleep(Duration::from_millis(700));
+    // openssl leaves when its input ends, or the server has closed, which is after the answer.
+    let output = child.wait_with_output().unwrap();
     drop(stdin);
-    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
@@ -142,4 +141,41 @@ fn a_key_that_does_not_fit_is_refused() {
     let wrong = Certificate { key: keys.certificate("b.example").key, ..keys.certificate("a.example") };
     let config = Config { https: Some(free_address().port()), certificates: vec![wrong], ..Config::default() };
     assert_ne!(Server::refused(config), 0);
+}
+
+/// Of the certificates for a name, a client gets one whose key it can use; one that names the host rather than a wildcard.
+#[test]
+fn certificates_that_a_client_can_use() {
+    let Some(keys) = Keys::new("choice", &["a.example", "rsa.example", "wild.example"]) else { return };
+    let address = free_address();
+    let named = |host: &str, names: &str| Certificate { names: names.into(), ..keys.certificate(host) };
+    let certificates = vec![
+        named("wild.example", "*.example"),
+        named("a.example", "a.example, other.example"),
+        named("rsa.example", "a.example"),
+    ];
+    let config = Config { https: Some(address.port()), certificates, ..Config::default() };
+    let _server = Server::start(config, &[("/index.html", b"home")]);
+    let get = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    let ecdsa = &["-sigalgs", "ECDSA+SHA256"][..];
+    let rsa = &["-sigalgs", "RSA-PSS+SHA256:RSA+SHA256"][..];
+    for (host, kind, wanted) in [
+        ("a.example", ecdsa, "a.example"),
+        ("A.example", ecdsa, "a.example"),
+        ("a.example", rsa, "rsa.example"),
+        ("b.example", ecdsa, "wild.example"),
+        ("other.example", ecdsa, "a.example"),
+        // None is for these: the first that can be used.
+        ("elsewhere", ecdsa, "wild.example"),
+        ("elsewhere", rsa, "rsa.example"),
+    ] {
+        for version in ["-tls1_2", "-tls1_3"] {
+            let said = client(address, &[&[version, "-servername", host], kind].concat(), get).replace("CN=", "CN = ");
+            assert!(said.contains("home"), "{host} {kind:?} {version}: {said}");
+            assert!(said.contains(&format!("CN = {wanted}")), "{host} {kind:?} {version}: {said}");
+        }
+    }
+    // A certificate for another name is no better than none.
+    let said = client(address, &[&["-servername", "other.example"], rsa].concat(), get);
+    assert!(!said.contains("home"), "{said}");
 }
