@@ -11,6 +11,7 @@ use donjon_web_format::matches;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
+use std::sync::Arc;
 
 /// Over which kind of port a request came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,7 +91,7 @@ fn is_host(host: &str) -> bool {
 }
 
 /// Answers from the site's content.
-pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Content> {
+pub fn content(site: &Arc<Site>, request: &Parts, target: &Target) -> Response<Content> {
     if target.path == "/healthz" && site.file(target.root, "/healthz").is_none() {
         return plain(StatusCode::OK, "ok\n");
     }
@@ -106,14 +107,15 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
             return file(site, request, page, StatusCode::OK);
         }
         if site.config.listing {
-            let names = site.list(root, path);
-            if !names.is_empty() || path == "/" {
-                return listing(path, &names);
+            if site.has(root, path) || path == "/" {
+                let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", Bytes::new());
+                *response.body_mut() = Content::listing(crate::listing::page(site, root, path));
+                return response;
             }
         }
     } else if let Some(page) = site.file(root, path) {
         return file(site, request, page, StatusCode::OK);
-    } else if !site.list(root, &format!("{path}/")).is_empty() {
+    } else if site.has(root, &format!("{path}/")) {
         let mut to = encode(&format!("{path}/"));
         if let Some(query) = request.uri.query() {
             to = format!("{to}?{query}");
@@ -307,35 +309,6 @@ fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant
         Some(range) => with(response, header::CONTENT_RANGE, &range),
         None => response,
     }
-}
-
-fn listing(path: &str, names: &[String]) -> Response<Content> {
-    let title = escape(path);
-    let mut page = format!("<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><ul>\n");
-    if path != "/" {
-        page.push_str("<li><a href=\"../\">../</a>\n");
-    }
-    for name in names {
-        // "./" keeps a name with a colon from being read as a scheme.
-        page.push_str(&format!("<li><a href=\"./{}\">{}</a>\n", escape(&encode(name)), escape(name)));
-    }
-    page.push_str("</ul>\n");
-    typed(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(page))
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

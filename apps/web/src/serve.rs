@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 /// The server's shared state.
 pub struct Server {
     /// What is served.
-    pub site: Site,
+    pub site: Arc<Site>,
     /// Memory.
     pub budget: Budget,
     /// Counters.
@@ -145,21 +145,27 @@ pub struct Client {
 }
 
 /// A request in progress: from its head to the end of its response's body.
-pub struct Busy(Arc<State>, Arc<Server>, Option<Promise>);
+pub struct Busy(Arc<State>, Arc<Server>, [Option<Promise>; 2]);
 
 impl Busy {
     fn new(server: &Arc<Server>, state: &Arc<State>) -> Busy {
         state.begin();
         server.metrics.active.fetch_add(1, Relaxed);
-        Busy(state.clone(), server.clone(), None)
+        Busy(state.clone(), server.clone(), [None, None])
     }
 
     /// Whether there is memory for a request over HTTP/2, which may wait for as long as its client wants; over HTTP/1 its connection has it.
     fn fits(&mut self, version: Version) -> bool {
         if version == Version::HTTP_2 {
-            self.2 = Promise::now(&self.1, For::Request, budget::STREAM);
+            self.2[0] = Promise::now(&self.1, For::Request, budget::STREAM);
         }
-        version != Version::HTTP_2 || self.2.is_some()
+        version != Version::HTTP_2 || self.2[0].is_some()
+    }
+
+    /// Whether there is memory for a body that is made while it is sent.
+    fn fits_growing(&mut self) -> bool {
+        self.2[1] = Promise::now(&self.1, For::Http2, budget::LISTING);
+        self.2[1].is_some()
     }
 }
 
@@ -181,7 +187,7 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         _ if !fits => respond::unavailable(),
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => {
-            let response = site(&server, &parts, body, &client, scheme).await;
+            let response = site(&server, &parts, body, &client, scheme, &mut busy).await;
             if server.site.config.log {
                 let bytes = response.body().size_hint().exact();
                 let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
@@ -194,7 +200,9 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
-        response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+        if !response.body().grows() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+        }
         *response.body_mut() = Content::default();
     }
     if client.state.unread() {
@@ -227,6 +235,7 @@ async fn site(
     body: Upload,
     client: &Client,
     scheme: Scheme,
+    busy: &mut Busy,
 ) -> Response<Content> {
     let site = &server.site;
     let target = match respond::target(site, parts, scheme) {
@@ -262,6 +271,9 @@ async fn site(
     }
     let _ = (body, client);
     let mut response = respond::content(site, parts, &target);
+    if response.body().grows() && !busy.fits_growing() {
+        response = respond::unavailable();
+    }
     respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
     response
 }

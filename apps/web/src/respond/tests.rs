@@ -3,11 +3,11 @@ use crate::site::tests::site;
 use donjon_web_format::{Config, Rule};
 use hyper::Request;
 
-fn get(site: &Site, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+fn get(site: &Arc<Site>, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
     ask(site, "GET", path, headers)
 }
 
-fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+fn ask(site: &Arc<Site>, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
     let mut request = Request::builder().method(method).uri(path).header("host", "h");
     for (name, value) in headers {
         request = request.header(*name, *value);

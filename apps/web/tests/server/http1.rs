@@ -22,6 +22,37 @@ fn get_and_head_agree() {
     assert_eq!(server.get("/big").body, [7; 300_000]);
 }
 
+/// The page of a large directory is made while it is sent, so that those who do not read it cost little.
+#[test]
+fn large_listings() {
+    let names: Vec<String> = (0..5000).map(|n| format!("/d/{n:04}{}", "'".repeat(240))).collect();
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    files.push(("/small/x", b""));
+    let server = Server::start(Config { listing: true, ..Config::default() }, &files);
+    let before = server.resident();
+    let mut crowd: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    for client in &mut crowd {
+        client.send("HEAD /d/ HTTP/1.1\r\nHost: h\r\n\r\nGET /d/ HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    for client in &mut crowd {
+        assert_eq!(client.response(true).status, 200);
+        client.stream.peek(&mut [0]).unwrap();
+    }
+    // Each page has 12 MB, which is more than the system holds.
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 20 << 20, "{grown} bytes");
+    server.assert_alive();
+    assert_eq!(server.ask("HEAD /d/ HTTP/1.1\r\nHost: h\r\n\r\n").header("content-length"), None);
+    let page = crowd.pop().unwrap().response(false).text();
+    let line = |name: &String| format!("<li><a href=\"./{0}\">{0}</a>\n", name[3..].replace('\'', "&#39;"));
+    let head = "<!doctype html><meta charset=utf-8><title>/d/</title><h1>/d/</h1><ul>\n<li><a href=\"../\">../</a>\n";
+    assert!(page == head.to_string() + &names.iter().map(line).collect::<String>() + "</ul>\n", "{page}");
+    // Without chunks, it ends with the connection.
+    let old = server.ask("GET /d/ HTTP/1.0\r\n\r\n");
+    assert!(old.header("transfer-encoding").is_none() && old.text() == page);
+    assert!(server.get("/small/").header("content-length").is_some());
+}
+
 #[test]
 fn conditions_and_ranges() {
     let server = Server::start(Config::default(), &[("/f", b"0123456789")]);
