@@ -241,13 +241,14 @@ async fn site(
     let target = match respond::target(site, parts, scheme) {
         Ok(target) => target,
         Err(mut response) => {
-            respond::dress(site, scheme, Origin::Site, "", &mut response);
+            let path = crate::path::normalise(parts.uri.path()).unwrap_or_default();
+            respond::dress(site, scheme, Origin::Site, &path, &mut response);
             return *response;
         }
     };
     #[cfg(feature = "auth")]
     if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await {
-        respond::dress(site, scheme, Origin::Site, "", &mut response);
+        respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
         return *response;
     }
     #[cfg(feature = "proxy")]

@@ -1,7 +1,7 @@
 //! HTTP/1.1 over the wire: what RFC 9110 and 9112 promise to clients, and what is refused.
 
 use crate::harness::Server;
-use donjon_web_format::Config;
+use donjon_web_format::{Config, Host, Rule};
 
 #[test]
 fn get_and_head_agree() {
@@ -262,4 +262,28 @@ fn ambiguous_requests() {
         );
     }
     server.assert_alive();
+}
+
+/// Headers for a pattern are also on what is answered without a look at the content.
+#[test]
+fn headers_of_refusals() {
+    let headers = vec![Rule { pattern: "/a*".into(), name: "x-frame-options".into(), value: "DENY".into() }];
+    let hosts = vec![Host { name: "h".into(), root: 0 }];
+    let config = Config { headers, hosts, redirect: Some(443), ..Config::default() };
+    let server = Server::start(config.clone(), &[]);
+    let check = |server: &Server, request: &str, status: u16| {
+        let r = server.ask(request);
+        assert_eq!((r.status, r.header("x-frame-options")), (status, Some("DENY")), "{request}");
+    };
+    check(&server, "GET //a HTTP/1.1\r\nHost: h\r\n\r\n", 308);
+    check(&server, "GET /a HTTP/1.1\r\nHost: other\r\n\r\n", 421);
+    check(&server, "GET /a HTTP/1.1\r\n\r\n", 400);
+    assert_eq!(server.get("/b").header("x-frame-options"), None);
+    #[cfg(feature = "auth")]
+    {
+        let (pattern, realm, user) = ("*".into(), "r".into(), "u".into());
+        let area = donjon_web_format::Auth { pattern, realm, user, rounds: 1, salt: "00".into(), key: "00".repeat(32) };
+        let server = Server::start(Config { auth: vec![area], redirect: None, ..config }, &[]);
+        check(&server, "GET /a HTTP/1.1\r\nHost: h\r\n\r\n", 401);
+    }
 }
