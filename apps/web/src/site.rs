@@ -32,10 +32,8 @@ pub struct Variant {
 pub struct Page {
     /// Content-Type.
     pub content_type: HeaderValue,
-    /// Seconds since 1970.
-    pub mtime: u64,
-    /// The same as Last-Modified.
-    pub modified: HeaderValue,
+    /// When it was changed, if that is known: seconds since 1970, and the same as Last-Modified.
+    pub modified: Option<(u64, HeaderValue)>,
     /// As it is.
     pub plain: Variant,
     /// Brotli.
@@ -87,8 +85,7 @@ impl Site {
             };
             let page = Page {
                 content_type: value(r.content_type)?,
-                mtime: r.mtime,
-                modified: value(&http_date(r.mtime))?,
+                modified: if r.mtime == 0 { None } else { Some((r.mtime, value(&http_date(r.mtime))?)) },
                 plain: variant(r.plain)?,
                 brotli: r.brotli.map(variant).transpose()?,
                 gzip: r.gzip.map(variant).transpose()?,
