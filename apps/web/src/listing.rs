@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// From this length on, a piece is sent, bytes.
-pub const PIECE: usize = 8 * 1024;
+const PIECE: usize = 8 * 1024;
 /// A line more fits beside it: of a name's at most 255 bytes each becomes at most 5 in the reference and 6 in the text.
 const ROOM: usize = PIECE + 3 * 1024;
 
