@@ -317,7 +317,7 @@ pub struct Resource<'a> {
     pub path: &'a str,
     /// Content-Type.
     pub content_type: &'a str,
-    /// Modification time, seconds since 1970.
+    /// Modification time, seconds since 1970; 0 if it says nothing.
     pub mtime: u64,
     /// The content as it is.
     pub plain: Variant<'a>,

@@ -1,5 +1,6 @@
 //! Response bodies.
 
+use crate::listing::Listing;
 use crate::serve::Busy;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -15,6 +16,8 @@ const PIECE: usize = 64 * 1024;
 #[derive(Default)]
 pub struct Content {
     pieces: VecDeque<Bytes>,
+    /// What comes after the pieces.
+    more: Option<Box<Listing>>,
     busy: Option<Busy>,
     #[cfg(feature = "proxy")]
     stream: Option<crate::proxy::Stream>,
@@ -26,6 +29,16 @@ impl Content {
         let mut content = Content::default();
         content.pieces.extend(pieces.into_iter().filter(|p| !p.is_empty()));
         content
+    }
+
+    /// A directory's page: its beginning, and what makes the rest.
+    pub fn listing((first, more): (Bytes, Option<Box<Listing>>)) -> Content {
+        Content { more, ..Content::new([first]) }
+    }
+
+    /// Whether some of it is still to be made.
+    pub fn grows(&self) -> bool {
+        self.more.is_some()
     }
 
     /// A body that an upstream sends.
@@ -47,7 +60,7 @@ impl Content {
         false
     }
 
-    /// Length of the pieces, bytes.
+    /// Length of the pieces, bytes: of all, unless it [grows](Content::grows) or is a stream.
     pub fn len(&self) -> u64 {
         self.pieces.iter().map(|p| p.len() as u64).sum()
     }
@@ -72,6 +85,15 @@ impl Body for Content {
         if let Some(stream) = &mut self.stream {
             return Pin::new(stream).poll_frame(_cx);
         }
+        if self.pieces.is_empty()
+            && let Some(listing) = &mut self.more
+        {
+            let (piece, more) = listing.next();
+            if !more {
+                self.more = None;
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         Poll::Ready(self.pieces.front_mut().map(|piece| piece.split_to(piece.len().min(PIECE))).map(|piece| {
             if self.pieces.front().is_some_and(Bytes::is_empty) {
                 self.pieces.pop_front();
@@ -85,7 +107,7 @@ impl Body for Content {
         if let Some(stream) = &self.stream {
             return stream.is_end_stream();
         }
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.more.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -93,6 +115,6 @@ impl Body for Content {
         if let Some(stream) = &self.stream {
             return stream.size_hint();
         }
-        SizeHint::with_exact(self.len())
+        if self.more.is_some() { SizeHint::default() } else { SizeHint::with_exact(self.len()) }
     }
 }

@@ -35,6 +35,8 @@ const READ: u64 = 1024;
 pub const HTTP2: u64 = 48 * 1024;
 /// What a request over HTTP/2 may grow by while it waits for its client: over HTTP/1 that is the connection.
 pub const STREAM: u64 = 4 * 1024;
+/// What the page of a large directory may grow by while it is sent: pieces that wait for the client, `header_bytes` and one more.
+pub const LISTING: u64 = 40 * 1024;
 /// What an exchange with an upstream may grow by: what is read from the upstream and waits for the client in two places; with a body, also what is
 /// written to the upstream, and HTTP/2's window.
 #[cfg(feature = "proxy")]
@@ -66,7 +68,7 @@ pub enum For {
     Request,
     /// A connection.
     Connection,
-    /// HTTP/2 on it.
+    /// HTTP/2 on it, or the page of a large directory.
     Http2,
     /// An exchange with an upstream.
     #[cfg(feature = "proxy")]

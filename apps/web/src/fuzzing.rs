@@ -62,7 +62,7 @@ fn server() -> (Runtime, Arc<Server>, watch::Sender<bool>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let (stop, stopped) = watch::channel(false);
     let server = Server {
-        site: site(),
+        site: Arc::new(site()),
         budget: crate::budget::Budget::unbounded(),
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),

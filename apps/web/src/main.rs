@@ -12,6 +12,7 @@ mod connection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gather;
+mod listing;
 mod log;
 mod metrics;
 mod negotiate;
@@ -67,7 +68,7 @@ async fn run(site: site::Site, budget: Budget) -> Result<(), String> {
         gatekeeper: Default::default(),
         #[cfg(feature = "proxy")]
         upstreams: Default::default(),
-        site,
+        site: Arc::new(site),
         budget,
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(connections as usize)),

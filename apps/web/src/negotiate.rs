@@ -16,37 +16,28 @@ pub enum Precondition {
 }
 
 /// Evaluates If-Match, If-Unmodified-Since, If-None-Match and If-Modified-Since in the order of RFC 9110 §13.2.2.
-/// `tag` is the entity tag with its quotes; `mtime` in seconds since 1970.
-pub fn precondition(headers: &HeaderMap, tag: &HeaderValue, mtime: u64) -> Precondition {
-    if let Some(list) = text(headers, header::IF_MATCH) {
-        if !any_tag(&list, tag, false) {
-            return Precondition::Failed;
-        }
-    } else if let Some(since) = date(headers, header::IF_UNMODIFIED_SINCE)
-        && mtime > since
-    {
-        return Precondition::Failed;
+/// `tag` is the entity tag with its quotes; `mtime` in seconds since 1970, if it is known.
+pub fn precondition(headers: &HeaderMap, tag: &HeaderValue, mtime: Option<u64>) -> Precondition {
+    // Whether it was changed later.
+    let changed = |name| Some(mtime? > date(headers, name)?);
+    match any_tag(headers, header::IF_MATCH, tag, false) {
+        Some(false) => return Precondition::Failed,
+        None if changed(header::IF_UNMODIFIED_SINCE) == Some(true) => return Precondition::Failed,
+        _ => {}
     }
-    if let Some(list) = text(headers, header::IF_NONE_MATCH) {
-        if any_tag(&list, tag, true) {
-            return Precondition::NotModified;
-        }
-    } else if let Some(since) = date(headers, header::IF_MODIFIED_SINCE)
-        && mtime <= since
-    {
-        return Precondition::NotModified;
+    match any_tag(headers, header::IF_NONE_MATCH, tag, true) {
+        Some(true) => Precondition::NotModified,
+        None if changed(header::IF_MODIFIED_SINCE) == Some(false) => Precondition::NotModified,
+        _ => Precondition::Go,
     }
-    Precondition::Go
 }
 
-/// Whether a Range header is to be honoured, given If-Range.
-pub fn range_applies(headers: &HeaderMap, tag: &HeaderValue, mtime: u64) -> bool {
-    match text(headers, header::IF_RANGE) {
-        None => true,
-        Some(value) if value.starts_with('"') => value.trim() == tag,
-        Some(value) if value.starts_with("W/") => false,
-        Some(_) => date(headers, header::IF_RANGE) == Some(mtime),
-    }
+/// Whether a Range header is to be honoured, given If-Range. `mtime` is `None` where a date does not tell enough.
+pub fn range_applies(headers: &HeaderMap, tag: &HeaderValue, mtime: Option<u64>) -> bool {
+    // A date is no tag, nor the other way round.
+    headers.get(header::IF_RANGE).is_none_or(|value| {
+        value.as_bytes().trim_ascii() == tag || (mtime.is_some() && date(headers, header::IF_RANGE) == mtime)
+    })
 }
 
 /// Whether the client takes `coding` ("br", "gzip"), with its weight in thousandths.
@@ -105,13 +96,16 @@ fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
-fn any_tag(list: &str, tag: &HeaderValue, weak: bool) -> bool {
+/// Whether one of a header's tags is this; `None` without the header. They are bytes (RFC 9110 §8.8.3).
+fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &HeaderValue, weak: bool) -> Option<bool> {
+    let values = headers.get_all(name);
+    values.iter().next()?;
     // Our tags contain no comma, so splitting at commas cannot cut a tag that would match.
-    list.split(',').any(|item| {
-        let item = item.trim();
-        let item = if weak { item.strip_prefix("W/").unwrap_or(item) } else { item };
-        item == "*" || item == tag
-    })
+    Some(values.iter().flat_map(|list| list.as_bytes().split(|b| *b == b',')).any(|item| {
+        let item = item.trim_ascii();
+        let item = if weak { item.strip_prefix(b"W/").unwrap_or(item) } else { item };
+        item == b"*" || item == tag.as_bytes()
+    }))
 }
 
 #[cfg(test)]
@@ -143,11 +137,30 @@ mod tests {
             (vec![(header::IF_UNMODIFIED_SINCE, &new)], Go),
         ] {
             assert_eq!(
-                precondition(&headers(&list), &HeaderValue::from_static("\"x\""), 1_500_000_000),
+                precondition(&headers(&list), &HeaderValue::from_static("\"x\""), Some(1_500_000_000)),
                 want,
                 "{list:?}"
             );
         }
+    }
+
+    /// A header that is there and has nothing of ours is not one that is absent, nor is a time that nobody knows an old one.
+    #[test]
+    fn strange_tags_and_no_time() {
+        let tag = HeaderValue::from_static("\"x\"");
+        let new = http_date(1_600_000_000);
+        let ask = |name: &HeaderName, value: &[u8], time| {
+            let mut headers = headers(&[(header::IF_MODIFIED_SINCE, &new)]);
+            headers.insert(name, HeaderValue::from_bytes(value).unwrap());
+            precondition(&headers, &tag, time)
+        };
+        let time = Some(1_500_000_000);
+        assert_eq!(ask(&header::IF_MATCH, b"\"\xe9\"", time), Precondition::Failed);
+        assert_eq!(ask(&header::IF_NONE_MATCH, b"\"\xe9\"", time), Precondition::Go);
+        assert_eq!(ask(&header::IF_NONE_MATCH, b"\"\xe9\", \"x\"", time), Precondition::NotModified);
+        assert_eq!(ask(&header::ACCEPT, b"", time), Precondition::NotModified);
+        assert_eq!(ask(&header::ACCEPT, b"", None), Precondition::Go);
+        assert_eq!(ask(&header::IF_UNMODIFIED_SINCE, http_date(1).as_bytes(), None), Precondition::Go);
     }
 
     #[test]
@@ -155,9 +168,18 @@ mod tests {
         let (date, tag) = (http_date(1_500_000_000), HeaderValue::from_static("\"x\""));
         for (value, want) in [("\"x\"", true), ("\"y\"", false), ("W/\"x\"", false), (&*date, true), ("rubbish", false)]
         {
-            assert_eq!(range_applies(&headers(&[(header::IF_RANGE, value)]), &tag, 1_500_000_000), want, "{value}");
+            assert_eq!(
+                range_applies(&headers(&[(header::IF_RANGE, value)]), &tag, Some(1_500_000_000)),
+                want,
+                "{value}"
+            );
         }
-        assert!(range_applies(&HeaderMap::new(), &tag, 0));
+        assert!(range_applies(&HeaderMap::new(), &tag, None));
+        for value in [&*date, "rubbish"] {
+            assert!(!range_applies(&headers(&[(header::IF_RANGE, value)]), &tag, None), "{value}");
+        }
+        let unreadable = HeaderMap::from_iter([(header::IF_RANGE, HeaderValue::from_bytes(b"\"\xe9\"").unwrap())]);
+        assert!(!range_applies(&unreadable, &tag, Some(1_500_000_000)));
     }
 
     #[test]

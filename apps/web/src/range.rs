@@ -23,12 +23,17 @@ pub fn parse(value: &str, len: u64) -> Ranges {
         return Ranges::Whole;
     }
     let mut parts: Vec<Range<u64>> = vec![];
-    for spec in set.split(',') {
-        let Some((first, last)) = spec.trim().split_once('-') else { return Ranges::Whole };
+    let mut any = false;
+    // Empty elements do not count (RFC 9110 §5.6.1).
+    for spec in set.split(',').map(str::trim).filter(|spec| !spec.is_empty()) {
+        any = true;
+        let Some((first, last)) = spec.split_once('-') else { return Ranges::Whole };
         let range = match (number(first), number(last)) {
             (Some(first), Some(last)) if last < first => return Ranges::Whole,
             (Some(first), Some(last)) => first..len.min(last.saturating_add(1)),
             (Some(first), None) if last.is_empty() => first..len,
+            // The last bytes of nothing are there, but Content-Range cannot say so (RFC 9110 §14.1.2).
+            (None, Some(1..)) if first.is_empty() && len == 0 => return Ranges::Whole,
             (None, Some(suffix)) if first.is_empty() => len.saturating_sub(suffix)..len,
             _ => return Ranges::Whole,
         };
@@ -40,7 +45,7 @@ pub fn parse(value: &str, len: u64) -> Ranges {
         }
     }
     // Overlapping parts make a small request cost more than the whole: refuse to play along.
-    if parts.iter().map(|r| r.end - r.start).sum::<u64>() > len {
+    if !any || parts.iter().map(|r| r.end - r.start).sum::<u64>() > len {
         return Ranges::Whole;
     }
     if parts.is_empty() { Ranges::Unsatisfiable } else { Ranges::Parts(parts) }
@@ -77,6 +82,10 @@ mod tests {
             ("bytes=a-b", Ranges::Whole),
             ("bytes=+1-2", Ranges::Whole),
             ("bytes=", Ranges::Whole),
+            ("bytes=,", Ranges::Whole),
+            ("bytes=0-5,", parts(&[0..6])),
+            ("bytes=, 0-5, ,7-7", parts(&[0..6, 7..8])),
+            ("bytes=100-,", Ranges::Unsatisfiable),
             ("items=0-1", Ranges::Whole),
             ("bytes=0-99,0-99", Ranges::Whole),
         ] {
@@ -85,5 +94,7 @@ mod tests {
         let many = (0..20).map(|i| format!("{i}-{i}")).collect::<Vec<_>>().join(",");
         assert_eq!(parse(&format!("bytes={many}"), 100), Ranges::Whole);
         assert_eq!(parse("bytes=0-", 0), Ranges::Unsatisfiable);
+        assert_eq!(parse("bytes=-0", 0), Ranges::Unsatisfiable);
+        assert_eq!(parse("bytes=-3", 0), Ranges::Whole);
     }
 }

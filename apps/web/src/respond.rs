@@ -11,6 +11,7 @@ use donjon_web_format::matches;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
+use std::sync::Arc;
 
 /// Over which kind of port a request came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,9 +95,9 @@ fn is_host(host: &str) -> bool {
 }
 
 /// Answers from the site's content.
-pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Content> {
+pub fn content(site: &Arc<Site>, request: &Parts, target: &Target) -> Response<Content> {
     if target.path == "/healthz" && site.file(target.root, "/healthz").is_none() {
-        return plain(StatusCode::OK, "ok\n");
+        return with(plain(StatusCode::OK, "ok\n"), header::CACHE_CONTROL, "no-store");
     }
     if request.method == Method::OPTIONS {
         return with(empty(StatusCode::NO_CONTENT), header::ALLOW, METHODS);
@@ -107,17 +108,16 @@ pub fn content(site: &Site, request: &Parts, target: &Target) -> Response<Conten
     let (root, path) = (target.root, target.path.as_str());
     if path.ends_with('/') {
         if let Some(page) = site.file(root, &format!("{path}index.html")) {
-            return file(site, request, page, StatusCode::OK);
+            return file(site, request, page, typed_as(site, path, page), StatusCode::OK);
         }
-        if site.config.listing {
-            let names = site.list(root, path);
-            if !names.is_empty() || path == "/" {
-                return listing(path, &names);
-            }
+        if site.config.listing && (site.has(root, path) || path == "/") {
+            let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", Bytes::new());
+            *response.body_mut() = Content::listing(crate::listing::page(site, root, path));
+            return response;
         }
     } else if let Some(page) = site.file(root, path) {
-        return file(site, request, page, StatusCode::OK);
-    } else if !site.list(root, &format!("{path}/")).is_empty() {
+        return file(site, request, page, typed_as(site, path, page), StatusCode::OK);
+    } else if site.has(root, &format!("{path}/")) {
         let mut to = encode(&format!("{path}/"));
         if let Some(query) = request.uri.query() {
             to = format!("{to}?{query}");
@@ -134,14 +134,19 @@ pub fn dress(site: &Site, scheme: Scheme, origin: Origin, path: &str, response: 
     let (theirs, success) = match origin {
         Origin::Site => {
             headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
-            (vec![], status.is_success() || status == StatusCode::NOT_MODIFIED)
+            // What says already how long it may be kept is no file.
+            let success = status.is_success() || status == StatusCode::NOT_MODIFIED;
+            (vec![], success && !headers.contains_key(header::CACHE_CONTROL))
         }
         #[cfg(feature = "proxy")]
         Origin::Upstream => (headers.keys().cloned().collect::<Vec<HeaderName>>(), false),
     };
     for rule in site.rules.iter().filter(|r| (success || !r.success) && matches(&r.pattern, path)) {
         let (name, value) = rule.header.clone();
-        if !theirs.contains(&name) {
+        if name == header::VARY && origin == Origin::Site {
+            // In addition to what we have looked at.
+            headers.append(name, value);
+        } else if !theirs.contains(&name) && (name != header::CONTENT_TYPE || origin != Origin::Site) {
             headers.insert(name, value);
         }
     }
@@ -206,20 +211,33 @@ fn to_https(request: &Parts, host: Option<&str>, port: u16) -> Response<Content>
 fn missing(site: &Site, request: &Parts, root: u32) -> Response<Content> {
     let html = text(&request.headers, header::ACCEPT)
         .is_some_and(|a| a.as_bytes().windows(9).any(|part| part == b"text/html"));
-    if let Some(page) = site.config.spa.as_ref().filter(|_| html).and_then(|p| site.file(root, p)) {
-        return file(site, request, page, StatusCode::OK);
+    let page = |path: &Option<String>| path.as_ref().and_then(|p| site.file(root, p));
+    let mut response = if let Some(page) = page(&site.config.spa).filter(|_| html) {
+        file(site, request, page, &page.content_type, StatusCode::OK)
+    } else if let Some(page) = page(&site.config.not_found) {
+        file(site, request, page, &page.content_type, StatusCode::NOT_FOUND)
+    } else {
+        status(StatusCode::NOT_FOUND)
+    };
+    if site.config.spa.is_some() {
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     }
-    match site.config.not_found.as_ref().and_then(|p| site.file(root, p)) {
-        Some(page) => file(site, request, page, StatusCode::NOT_FOUND),
-        None => status(StatusCode::NOT_FOUND),
-    }
+    response
 }
 
-fn file(site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response<Content> {
+/// A page's type at this path, which the configuration may set.
+fn typed_as<'a>(site: &'a Site, path: &str, page: &'a Page) -> &'a HeaderValue {
+    let rule = site.rules.iter().rfind(|r| r.header.0 == header::CONTENT_TYPE && matches(&r.pattern, path));
+    rule.map_or(&page.content_type, |r| &r.header.1)
+}
+
+fn file(site: &Site, request: &Parts, page: &Page, content_type: &HeaderValue, code: StatusCode) -> Response<Content> {
     let (variant, coding) = choose(request, page);
     let Ok(content) = site.content(variant) else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
     let ok = code == StatusCode::OK;
-    let met = if ok { precondition(&request.headers, &variant.tag, page.mtime) } else { Precondition::Go };
+    let varies = page.brotli.is_some() || page.gzip.is_some();
+    let time = page.modified.as_ref().map(|(time, _)| *time);
+    let met = if ok { precondition(&request.headers, &variant.tag, time) } else { Precondition::Go };
     let mut response = match met {
         Precondition::Failed => return status(StatusCode::PRECONDITION_FAILED),
         Precondition::NotModified => empty(StatusCode::NOT_MODIFIED),
@@ -229,28 +247,31 @@ fn file(site: &Site, request: &Parts, page: &Page, code: StatusCode) -> Response
                 .get(header::RANGE)
                 .and_then(|v| v.to_str().ok())
                 .filter(|_| ok && request.method == Method::GET)
-                .filter(|_| range_applies(&request.headers, &variant.tag, page.mtime))
+                // All variants have the same date, so it does not tell of which a client has a part.
+                .filter(|_| range_applies(&request.headers, &variant.tag, time.filter(|_| !varies)))
                 .map_or(Ranges::Whole, |v| parse(v, variant.len));
             match ranges {
                 Ranges::Unsatisfiable => {
                     let all = format!("bytes */{}", variant.len);
                     return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
                 }
-                Ranges::Whole => whole(code, content, &page.content_type),
-                Ranges::Parts(parts) => partial(&content, &parts, page, variant),
+                Ranges::Whole => whole(code, content, content_type),
+                Ranges::Parts(parts) => partial(&content, &parts, content_type, variant),
             }
         }
     };
     let headers = response.headers_mut();
     if ok {
         headers.insert(header::ETAG, variant.tag.clone());
-        headers.insert(header::LAST_MODIFIED, page.modified.clone());
+        if let Some((_, date)) = &page.modified {
+            headers.insert(header::LAST_MODIFIED, date.clone());
+        }
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     }
     if let Some(coding) = coding {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
     }
-    if page.brotli.is_some() || page.gzip.is_some() {
+    if varies {
         headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
     response
@@ -272,12 +293,14 @@ fn choose<'a>(request: &Parts, page: &'a Page) -> (&'a Variant, Option<&'static 
     }
     let brotli = page.brotli.as_ref().and_then(|v| Some((accepts(&request.headers, "br")?, v, "br")));
     let gzip = page.gzip.as_ref().and_then(|v| Some((accepts(&request.headers, "gzip")?, v, "gzip")));
-    // The heavier weight wins, then the smaller file.
+    let identity = accepts(&request.headers, "identity").unwrap_or(0);
+    // The heavier weight wins, then the smaller file; the file as it is if the client likes it more than either.
     let best = [brotli, gzip].into_iter().flatten().max_by_key(|(weight, v, _)| (*weight, core::cmp::Reverse(v.len)));
+    let best = best.filter(|(weight, ..)| *weight >= identity);
     best.map_or((&page.plain, None), |(_, variant, coding)| (variant, Some(coding)))
 }
 
-fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant) -> Response<Content> {
+fn partial(content: &Bytes, parts: &[Range<u64>], page_type: &HeaderValue, variant: &Variant) -> Response<Content> {
     let slice = |r: &Range<u64>| content.slice(r.start as usize..r.end as usize);
     let field = |r: &Range<u64>| format!("bytes {}-{}/{}", r.start, r.end - 1, variant.len);
     let (pieces, content_type, range) = match parts {
@@ -289,7 +312,7 @@ fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant
             for r in several {
                 pieces.push(Bytes::from(format!(
                     "\r\n--{boundary}\r\ncontent-type: {}\r\ncontent-range: {}\r\n\r\n",
-                    page.content_type.to_str().unwrap_or_default(),
+                    page_type.to_str().unwrap_or_default(),
                     field(r)
                 )));
                 pieces.push(slice(r));
@@ -303,7 +326,7 @@ fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant
     response = match content_type {
         Some(several) => with(response, header::CONTENT_TYPE, &several),
         None => {
-            response.headers_mut().insert(header::CONTENT_TYPE, page.content_type.clone());
+            response.headers_mut().insert(header::CONTENT_TYPE, page_type.clone());
             response
         }
     };
@@ -311,35 +334,6 @@ fn partial(content: &Bytes, parts: &[Range<u64>], page: &Page, variant: &Variant
         Some(range) => with(response, header::CONTENT_RANGE, &range),
         None => response,
     }
-}
-
-fn listing(path: &str, names: &[String]) -> Response<Content> {
-    let title = escape(path);
-    let mut page = format!("<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><ul>\n");
-    if path != "/" {
-        page.push_str("<li><a href=\"../\">../</a>\n");
-    }
-    for name in names {
-        // "./" keeps a name with a colon from being read as a scheme.
-        page.push_str(&format!("<li><a href=\"./{}\">{}</a>\n", escape(&encode(name)), escape(name)));
-    }
-    page.push_str("</ul>\n");
-    typed(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(page))
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 /// The server's shared state.
 pub struct Server {
     /// What is served.
-    pub site: Site,
+    pub site: Arc<Site>,
     /// Memory.
     pub budget: Budget,
     /// Counters.
@@ -168,21 +168,27 @@ pub struct Client {
 }
 
 /// A request in progress: from its head to the end of its response's body.
-pub struct Busy(Arc<State>, Arc<Server>, Option<Promise>);
+pub struct Busy(Arc<State>, Arc<Server>, [Option<Promise>; 2]);
 
 impl Busy {
     fn new(server: &Arc<Server>, state: &Arc<State>) -> Busy {
         state.begin();
         server.metrics.active.fetch_add(1, Relaxed);
-        Busy(state.clone(), server.clone(), None)
+        Busy(state.clone(), server.clone(), [None, None])
     }
 
     /// Whether there is memory for a request over HTTP/2, which may wait for as long as its client wants; over HTTP/1 its connection has it.
     fn fits(&mut self, version: Version) -> bool {
         if version == Version::HTTP_2 {
-            self.2 = Promise::now(&self.1, For::Request, budget::STREAM);
+            self.2[0] = Promise::now(&self.1, For::Request, budget::STREAM);
         }
-        version != Version::HTTP_2 || self.2.is_some()
+        version != Version::HTTP_2 || self.2[0].is_some()
+    }
+
+    /// Whether there is memory for a body that is made while it is sent.
+    fn fits_growing(&mut self) -> bool {
+        self.2[1] = Promise::now(&self.1, For::Http2, budget::LISTING);
+        self.2[1].is_some()
     }
 }
 
@@ -205,7 +211,7 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         // As many as hyper allows in HTTP/1.
         _ if parts.headers.keys_len() > 100 => respond::status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         Purpose::Metrics => metrics(&server, parts.uri.path()),
-        Purpose::Site(scheme) => site(&server, &parts, body, &client, scheme).await,
+        Purpose::Site(scheme) => site(&server, &parts, body, &client, scheme, &mut busy).await,
     };
     if server.logs(&client) {
         let bytes = response.body().size_hint().exact();
@@ -216,7 +222,9 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
-        response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+        if !response.body().grows() {
+            response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+        }
         *response.body_mut() = Content::default();
     }
     if client.state.unread() {
@@ -249,18 +257,20 @@ async fn site(
     body: Upload,
     client: &Client,
     scheme: Scheme,
+    busy: &mut Busy,
 ) -> Response<Content> {
     let site = &server.site;
     let target = match respond::target(site, parts, scheme) {
         Ok(target) => target,
         Err(mut response) => {
-            respond::dress(site, scheme, Origin::Site, "", &mut response);
+            let path = crate::path::normalise(parts.uri.path()).unwrap_or_default();
+            respond::dress(site, scheme, Origin::Site, &path, &mut response);
             return *response;
         }
     };
     #[cfg(feature = "auth")]
     if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await {
-        respond::dress(site, scheme, Origin::Site, "", &mut response);
+        respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
         return *response;
     }
     #[cfg(feature = "proxy")]
@@ -284,6 +294,9 @@ async fn site(
     }
     let _ = (body, client);
     let mut response = respond::content(site, parts, &target);
+    if response.body().grows() && !busy.fits_growing() {
+        response = respond::unavailable();
+    }
     respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
     response
 }

@@ -32,10 +32,8 @@ pub struct Variant {
 pub struct Page {
     /// Content-Type.
     pub content_type: HeaderValue,
-    /// Seconds since 1970.
-    pub mtime: u64,
-    /// The same as Last-Modified.
-    pub modified: HeaderValue,
+    /// When it was changed, if that is known: seconds since 1970, and the same as Last-Modified.
+    pub modified: Option<(u64, HeaderValue)>,
     /// As it is.
     pub plain: Variant,
     /// Brotli.
@@ -87,8 +85,7 @@ impl Site {
             };
             let page = Page {
                 content_type: value(r.content_type)?,
-                mtime: r.mtime,
-                modified: value(&http_date(r.mtime))?,
+                modified: if r.mtime == 0 { None } else { Some((r.mtime, value(&http_date(r.mtime))?)) },
                 plain: variant(r.plain)?,
                 brotli: r.brotli.map(variant).transpose()?,
                 gzip: r.gzip.map(variant).transpose()?,
@@ -126,23 +123,26 @@ impl Site {
         Some(&self.files[at].1)
     }
 
-    /// Names of files and directories (these end with `/`) directly below `directory`, which ends with `/`.
-    /// Empty if there is no such directory.
-    pub fn list(&self, root: u32, directory: &str) -> Vec<String> {
-        let start = self.files.partition_point(|((r, p), _)| (*r, p.as_str()) < (root, directory));
-        let mut names: Vec<String> = vec![];
-        for ((r, path), _) in &self.files[start..] {
-            let Some(rest) = path.strip_prefix(directory).filter(|_| *r == root) else { break };
-            let name = match rest.find('/') {
-                Some(end) => &rest[..=end],
-                None => rest,
-            };
-            // Almost always the last place: only names that continue with what sorts before `/` are out of order.
-            if let Err(at) = names.binary_search_by(|n| n.as_str().cmp(name)) {
-                names.insert(at, name.into());
-            }
-        }
-        names
+    /// Whether there is anything in `directory`, which ends with `/`.
+    pub fn has(&self, root: u32, directory: &str) -> bool {
+        self.entry(root, directory, self.first(root, directory)).is_some()
+    }
+
+    /// The place of the first name in `directory`, which ends with `/`.
+    pub fn first(&self, root: u32, directory: &str) -> usize {
+        self.files.partition_point(|((r, p), _)| (*r, p.as_str()) < (root, directory))
+    }
+
+    /// The name at a place of `directory`, of a file or a directory in it (these end with `/`), and the next one's place. Names are in the order of
+    /// their bytes.
+    pub fn entry(&self, root: u32, directory: &str, at: usize) -> Option<(&str, usize)> {
+        let ((r, path), _) = self.files.get(at)?;
+        let rest = path.strip_prefix(directory).filter(|_| *r == root)?;
+        let Some(slash) = rest.bytes().position(|b| b == b'/') else { return Some((rest, at + 1)) };
+        // What is in one directory is in one place.
+        let below = &path[..=directory.len() + slash];
+        let all = self.files[at..].partition_point(|((r, p), _)| *r == root && p.starts_with(below));
+        Some((&rest[..=slash], at + all))
     }
 
     /// The content of one of the site's variants, mapped or, if it is small, from the heap.
@@ -186,10 +186,11 @@ fn below(base: &Path, path: &str) -> PathBuf {
 pub mod tests {
     use super::*;
     use donjon_web_format::{Host, Variant as V, index_line};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Writes a prepared site to a fresh directory: `files` are path and content, root 0.
-    pub fn site(config: &Config, files: &[(&str, &[u8])]) -> Site {
+    pub fn site(config: &Config, files: &[(&str, &[u8])]) -> Arc<Site> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("donjon-web-test-{}-{n}", std::process::id()));
@@ -219,19 +220,41 @@ pub mod tests {
         }
         put(CONFIG_PATH, config.to_text().unwrap().as_bytes());
         put(INDEX_PATH, index.as_bytes());
-        Site::load(&dir).unwrap()
+        Arc::new(Site::load(&dir).unwrap())
     }
 
     #[test]
     fn lookup_list_and_content() {
         let big = vec![7; 10_000];
-        let s = site(&Config::default(), &[("/index.html", b"hi"), ("/a/b.txt", &big), ("/a/c/d", b""), ("/a-b", b"")]);
+        let s = site(
+            &Config::default(),
+            &[
+                ("/index.html", b"hi"),
+                ("/a/b.txt", &big),
+                ("/a/c/d", b""),
+                ("/a-b", b""),
+                ("/a/c/e", b""),
+                ("/a0", b""),
+            ],
+        );
         assert_eq!(s.content(&s.file(0, "/a/b.txt").unwrap().plain).unwrap(), big);
         assert!(s.file(0, "/a").is_none());
         assert!(s.file(1, "/index.html").is_none());
-        assert_eq!(s.list(0, "/"), ["a-b", "a/", "index.html"]);
-        assert_eq!(s.list(0, "/a/"), ["b.txt", "c/"]);
-        assert!(s.list(0, "/x/").is_empty());
+        let list = |directory| {
+            let mut names = vec![];
+            let mut at = s.first(0, directory);
+            while let Some((name, next)) = s.entry(0, directory, at) {
+                names.push(name);
+                at = next;
+            }
+            assert_eq!(s.has(0, directory), !names.is_empty(), "{directory}");
+            names
+        };
+        assert_eq!(list("/"), ["a-b", "a/", "a0", "index.html"]);
+        assert_eq!(list("/a/"), ["b.txt", "c/"]);
+        assert_eq!(list("/a/c/"), ["d", "e"]);
+        assert!(list("/x/").is_empty() && list("/b/").is_empty() && list("/a-b/").is_empty());
+        assert!(!s.has(1, "/") && s.has(0, "/"));
     }
 
     /// The heap does not grow with the number of small files.

@@ -14,9 +14,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-/// Modification time without a reproducible one: see [`prepare`].
-const ALWAYS: u64 = 315_532_800;
-
 /// Where the content is if the options do not say.
 const ROOT: &str = "public";
 
@@ -71,8 +68,7 @@ impl Prepared {
 /// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one; in any case, they are
 /// in files without names in the directory `scratch` as long as the result lives. Nothing is held in memory that grows with the content.
 ///
-/// Modification times come from SOURCE_DATE_EPOCH if that is set, else from the files: with it, the same content gives the
-/// same image.
+/// If SOURCE_DATE_EPOCH is set, there are no modification times: with it, the same content gives the same image.
 pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
     let mut list = vec![];
@@ -272,7 +268,7 @@ fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>, spo
         root,
         path,
         content_type: &content_type,
-        mtime: mtime(file).map_err(io)?,
+        mtime: mtime(file, std::env::var("SOURCE_DATE_EPOCH").ok()).map_err(io)?,
         plain: Variant { file: &plain_file, etag: &tag, len },
         brotli: packed.brotli.as_ref().map(|(_, len)| Variant { file: &brotli_file, etag: &brotli_tag, len: *len }),
         gzip: packed.gzip.as_ref().map(|(_, len)| Variant { file: &gzip_file, etag: &gzip_tag, len: *len }),
@@ -316,12 +312,14 @@ fn read(file: &Path) -> std::io::Result<Seen> {
     }
 }
 
-fn mtime(file: &Path) -> std::io::Result<u64> {
-    if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|v| v.parse().ok()) {
-        return Ok(epoch);
+/// When a file was changed. With SOURCE_DATE_EPOCH that says nothing (0): of one date for all, in every build, a client that asks whether a page was
+/// changed since would be told that it was not.
+fn mtime(file: &Path, epoch: Option<String>) -> std::io::Result<u64> {
+    if epoch.is_some_and(|epoch| epoch.parse::<u64>().is_ok()) {
+        return Ok(0);
     }
     let modified = fs::metadata(file)?.modified()?;
-    Ok(modified.duration_since(std::time::UNIX_EPOCH).map_or(ALWAYS, |d| d.as_secs()))
+    Ok(modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
 
 fn content_type(path: &str, utf8: bool) -> String {
@@ -441,6 +439,15 @@ mod tests {
             said.len() == 1 && said[0].contains("`api.example`") && said[0].contains("port 8080 of any"),
             "{said:?}"
         );
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn times_that_say_nothing() {
+        let dir = scratch("times");
+        let time = |epoch: Option<&str>| mtime(&dir.join("public"), epoch.map(String::from)).unwrap();
+        assert!(time(None) > 1_500_000_000 && time(Some("yesterday")) == time(None));
+        assert_eq!(time(Some("1700000000")), 0);
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -23,6 +23,7 @@ crate::under_engines! {
     upstream_that_does_not_read: ProcessUser;
     small_frames_to_an_upstream_that_does_not_read: ProcessUser;
     answers_of_an_upstream_that_nobody_reads: ProcessUser;
+    large_listings: ProcessUser;
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -266,6 +267,29 @@ fn answers_of_an_upstream_that_nobody_reads(engine: Engine) {
     // All that can be on its way is.
     thread::sleep(Duration::from_secs(3));
     expect_served(guest, crowd);
+}
+
+/// The pages of a large directory, by clients that do not read them: each has 6 MB.
+fn large_listings(engine: Engine) {
+    let name = format!("exhaustion-listing-{engine:?}");
+    let dir = super::scratch().join(&name).join("content");
+    let large = dir.join("large");
+    std::fs::create_dir_all(&large).unwrap();
+    for n in 0..30_000 {
+        std::fs::write(large.join(format!("{n:05}{}", "n".repeat(85))), b"").unwrap();
+    }
+    std::fs::write(dir.join("text.txt"), super::text()).unwrap();
+    std::fs::write(dir.join("index.html"), b"").unwrap();
+    let image = super::pack(&name, &[dir.display().to_string(), "--listing".into()]);
+    let guest = Guest::builder(&image, engine).port(80).start_http("/healthz");
+    let whole = guest.get("/large/").unwrap();
+    assert_eq!((whole.status, whole.text().matches("<li>").count()), (200, 30_001), "{}", guest.log());
+    // One after the other, also where HTTP/2 has a stream for each.
+    let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    words.extend((0..128).flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * n, &head("GET", "/large/"))));
+    let mut crowds = vec![crowd(&guest, 300, b"GET /large/ HTTP/1.1\r\nhost: test\r\n\r\n")];
+    crowds.push(crowd(&guest, 100, &words));
+    expect_served(guest, crowds);
 }
 
 /// A request over HTTP/2 that has a body for as long as the server opens windows.

@@ -3,11 +3,11 @@ use crate::site::tests::site;
 use donjon_web_format::{Config, Rule};
 use hyper::Request;
 
-fn get(site: &Site, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+fn get(site: &Arc<Site>, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
     ask(site, "GET", path, headers)
 }
 
-fn ask(site: &Site, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
+fn ask(site: &Arc<Site>, method: &str, path: &str, headers: &[(&str, &str)]) -> Response<Content> {
     let mut request = Request::builder().method(method).uri(path).header("host", "h");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -92,6 +92,28 @@ fn codings() {
         ("", "accept-encoding", "\"plain\"")
     );
     assert_eq!(head(&get(&s, "/g", &[("accept-encoding", "br")]), "vary"), "");
+    // A client may like it best as it is.
+    for (accepted, coding) in [
+        ("br;q=0.1, identity;q=1", ""),
+        ("br;q=0.1, *", ""),
+        ("br;q=0.1", "br"),
+        ("br, identity", "br"),
+        ("*", "br"),
+        ("br, identity;q=0", "br"),
+        ("gzip, identity;q=0", ""),
+    ] {
+        assert_eq!(
+            head(&get(&s, "/f.txt", &[("accept-encoding", accepted)]), "content-encoding"),
+            coding,
+            "{accepted}"
+        );
+    }
+    // A part of one variant is not continued with the other, whose date is the same.
+    let date = crate::negotiate::http_date(1_500_000_000);
+    for (path, status) in [("/f.txt", 200), ("/g", 206)] {
+        let r = get(&s, path, &[("range", "bytes=0-0"), ("if-range", &date)]);
+        assert_eq!((r.status().as_u16(), head(&r, "last-modified")), (status, &*date), "{path}");
+    }
     // A part is one of what is encoded; several parts are of what is not.
     let r = get(&s, "/f.txt", &[("accept-encoding", "br"), ("range", "bytes=1-2")]);
     assert_eq!((head(&r, "content-encoding"), head(&r, "content-range")), ("br", "bytes 1-2/6"));
@@ -117,14 +139,50 @@ fn rules_pages_and_listing() {
     let s = site(&config, &[("/404.html", b"gone"), ("/app.html", b"app"), ("/d/<a>.txt", b"")]);
     let r = get(&s, "/x", &[]);
     assert_eq!((r.status().as_u16(), head(&r, "x-frame-options"), head(&r, "etag")), (404, "DENY", ""));
+    assert_eq!(head(&r, "vary"), "accept");
     assert_eq!(body(r), b"gone");
     let r = get(&s, "/x", &[("accept", "text/html")]);
-    assert_eq!(r.status(), 200);
+    assert_eq!((r.status().as_u16(), head(&r, "vary")), (200, "accept"));
     assert_eq!(body(r), b"app");
     let r = get(&s, "/d/%3Ca%3E.txt", &[]);
     assert_eq!(head(&r, "cache-control"), "max-age=60");
     let page = String::from_utf8(body(get(&s, "/d/", &[]))).unwrap();
     assert!(page.contains("<a href=\"./%3Ca%3E.txt\">&lt;a&gt;.txt</a>"), "{page}");
+}
+
+/// A rule for a header does not replace what a message needs.
+#[test]
+fn rules_keep_messages_whole() {
+    let rule = |p: &str, n: &str, v: &str| Rule { pattern: p.into(), name: n.into(), value: v.into() };
+    let config = Config {
+        not_found: Some("/404.html".into()),
+        headers: vec![rule("*", "vary", "origin"), rule("*.txt", "content-type", "text/x")],
+        cache: vec![rule("*", "cache-control", "max-age=60")],
+        ..Config::default()
+    };
+    let s = site(&config, &[("/f.txt", b"0123456789"), ("/404.html", b"gone"), ("/g", b"x")]);
+    let vary =
+        |r: &Response<Content>| r.headers().get_all("vary").iter().map(|v| v.as_bytes().to_vec()).collect::<Vec<_>>();
+    let r = get(&s, "/f.txt", &[("accept-encoding", "br")]);
+    assert_eq!(vary(&r), [&b"accept-encoding"[..], b"origin"]);
+    assert_eq!(vary(&get(&s, "/g", &[])), [b"origin"]);
+    for (path, range, status, content_type) in [
+        ("/f.txt", "", 200, "text/x"),
+        ("/f.txt", "bytes=1-2", 206, "text/x"),
+        ("/f.txt", "bytes=1-2,4-5", 206, "multipart/byteranges; boundary=donjonplain"),
+        ("/f.txt", "bytes=10-", 416, "text/plain; charset=utf-8"),
+        ("/none.txt", "", 404, "text/plain"),
+        ("/g", "", 200, "text/plain"),
+    ] {
+        let r = get(&s, path, &[("range", range)]);
+        assert_eq!((r.status().as_u16(), head(&r, "content-type")), (status, content_type), "{path} {range}");
+        let parts = String::from_utf8(body(r)).unwrap().matches("content-type: text/x\r\n").count();
+        assert_eq!(parts, if range.contains(',') { 2 } else { 0 }, "{path} {range}");
+    }
+    assert_eq!(head(&get(&s, "/f.txt", &[("if-match", "\"other\"")]), "content-type"), "text/plain; charset=utf-8");
+    // Whether the server is well is not for a cache.
+    assert_eq!(head(&get(&s, "/healthz", &[]), "cache-control"), "no-store");
+    assert_eq!(head(&get(&s, "/g", &[]), "cache-control"), "max-age=60");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! HTTP/1.1 over the wire: what RFC 9110 and 9112 promise to clients, and what is refused.
 
 use crate::harness::Server;
-use donjon_web_format::Config;
+use donjon_web_format::{Config, Host, Rule};
 
 #[test]
 fn get_and_head_agree() {
@@ -20,6 +20,37 @@ fn get_and_head_agree() {
     }
     assert!(server.get("/d/").text().contains("&lt;b&gt;.txt"));
     assert_eq!(server.get("/big").body, [7; 300_000]);
+}
+
+/// The page of a large directory is made while it is sent, so that those who do not read it cost little.
+#[test]
+fn large_listings() {
+    let names: Vec<String> = (0..5000).map(|n| format!("/d/{n:04}{}", "'".repeat(240))).collect();
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    files.push(("/small/x", b""));
+    let server = Server::start(Config { listing: true, ..Config::default() }, &files);
+    let before = server.resident();
+    let mut crowd: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    for client in &mut crowd {
+        client.send("HEAD /d/ HTTP/1.1\r\nHost: h\r\n\r\nGET /d/ HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    for client in &mut crowd {
+        assert_eq!(client.response(true).status, 200);
+        client.stream.peek(&mut [0]).unwrap();
+    }
+    // Each page has 12 MB, which is more than the system holds.
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 20 << 20, "{grown} bytes");
+    server.assert_alive();
+    assert_eq!(server.ask("HEAD /d/ HTTP/1.1\r\nHost: h\r\n\r\n").header("content-length"), None);
+    let page = crowd.pop().unwrap().response(false).text();
+    let line = |name: &String| format!("<li><a href=\"./{0}\">{0}</a>\n", name[3..].replace('\'', "&#39;"));
+    let head = "<!doctype html><meta charset=utf-8><title>/d/</title><h1>/d/</h1><ul>\n<li><a href=\"../\">../</a>\n";
+    assert!(page == head.to_string() + &names.iter().map(line).collect::<String>() + "</ul>\n", "{page}");
+    // Without chunks, it ends with the connection.
+    let old = server.ask("GET /d/ HTTP/1.0\r\n\r\n");
+    assert!(old.header("transfer-encoding").is_none() && old.text() == page);
+    assert!(server.get("/small/").header("content-length").is_some());
 }
 
 #[test]
@@ -231,4 +262,28 @@ fn ambiguous_requests() {
         );
     }
     server.assert_alive();
+}
+
+/// Headers for a pattern are also on what is answered without a look at the content.
+#[test]
+fn headers_of_refusals() {
+    let headers = vec![Rule { pattern: "/a*".into(), name: "x-frame-options".into(), value: "DENY".into() }];
+    let hosts = vec![Host { name: "h".into(), root: 0 }];
+    let config = Config { headers, hosts, redirect: Some(443), ..Config::default() };
+    let server = Server::start(config.clone(), &[]);
+    let check = |server: &Server, request: &str, status: u16| {
+        let r = server.ask(request);
+        assert_eq!((r.status, r.header("x-frame-options")), (status, Some("DENY")), "{request}");
+    };
+    check(&server, "GET //a HTTP/1.1\r\nHost: h\r\n\r\n", 308);
+    check(&server, "GET /a HTTP/1.1\r\nHost: other\r\n\r\n", 421);
+    check(&server, "GET /a HTTP/1.1\r\n\r\n", 400);
+    assert_eq!(server.get("/b").header("x-frame-options"), None);
+    #[cfg(feature = "auth")]
+    {
+        let (pattern, realm, user) = ("*".into(), "r".into(), "u".into());
+        let area = donjon_web_format::Auth { pattern, realm, user, rounds: 1, salt: "00".into(), key: "00".repeat(32) };
+        let server = Server::start(Config { auth: vec![area], redirect: None, ..config }, &[]);
+        check(&server, "GET /a HTTP/1.1\r\nHost: h\r\n\r\n", 401);
+    }
 }
