@@ -1,7 +1,7 @@
 //! Reads the content of a site and makes its index and compressed variants.
 
 use crate::certificate::Checked;
-use crate::compress::{Compressor, Content, Spool};
+use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
 use donjon_image::bundle::Source;
@@ -265,22 +265,24 @@ fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>, spo
     let (plain_file, brotli_file, gzip_file) =
         (format!("/site/{root}{path}"), format!("/br/{root}{path}"), format!("/gz/{root}{path}"));
     let tag = hex(&hash.as_bytes()[..10]);
-    let (brotli_tag, gzip_tag) = (format!("{tag}-br"), format!("{tag}-gz"));
-    let content = Content { path: file, content_type: &content_type, len, hash: &hash.to_hex() };
-    let packed = compressor.compress(&content, spool).map_err(io)?;
+    let content = Content { path: file, content_type: &content_type, len, hash };
+    let Compressed { brotli, gzip } = compressor.compress(&content, spool)?;
+    // A strong tag is for these very bytes (RFC 9110 §8.8.1).
+    let tag_of = |packed: &Option<Packed>| packed.as_ref().map(|p| hex(&p.hash.as_bytes()[..10])).unwrap_or_default();
+    let (brotli_tag, gzip_tag) = (tag_of(&brotli), tag_of(&gzip));
     let line = index_line(&Resource {
         root,
         path,
         content_type: &content_type,
         mtime: mtime(file).map_err(io)?,
         plain: Variant { file: &plain_file, etag: &tag, len },
-        brotli: packed.brotli.as_ref().map(|(_, len)| Variant { file: &brotli_file, etag: &brotli_tag, len: *len }),
-        gzip: packed.gzip.as_ref().map(|(_, len)| Variant { file: &gzip_file, etag: &gzip_tag, len: *len }),
+        brotli: brotli.as_ref().map(|p| Variant { file: &brotli_file, etag: &brotli_tag, len: p.len }),
+        gzip: gzip.as_ref().map(|p| Variant { file: &gzip_file, etag: &gzip_tag, len: p.len }),
     });
     let line = line.map_err(|_| Error::Name(file.into(), "has a name that cannot be served"))?;
-    let mut files = vec![(plain_file, Source::Path(file.into()))];
-    files.extend(packed.brotli.map(|(source, _)| (brotli_file, source)));
-    files.extend(packed.gzip.map(|(source, _)| (gzip_file, source)));
+    let mut files = vec![(plain_file, Source::Exactly(file.into(), len, hash.into()))];
+    files.extend(brotli.map(|p| (brotli_file, p.source)));
+    files.extend(gzip.map(|p| (gzip_file, p.source)));
     Ok(Made { line, bytes: len, files })
 }
 
@@ -371,7 +373,20 @@ mod tests {
         assert!(all[1].brotli.unwrap().len < all[1].plain.len / 10 && all[1].gzip.is_some());
         assert_eq!((all[2].content_type, all[2].brotli), ("image/png", None));
         assert!(p.features().is_empty() && p.resources == 3);
-        assert!(!donjon_image::bundle::bundle_sources(p.files).unwrap().is_empty());
+        let tags: Vec<_> = [Some(all[1].plain), all[1].brotli, all[1].gzip].map(|v| v.unwrap().etag).into();
+        let of = |v: Variant<'_>| {
+            let mut bytes = vec![];
+            p.files.iter().find(|(path, _)| path == v.file).unwrap().1.write_to(&mut bytes).unwrap();
+            hex(&blake3::hash(&bytes).as_bytes()[..10])
+        };
+        assert_eq!(tags, [of(all[1].plain), of(all[1].brotli.unwrap()), of(all[1].gzip.unwrap())]);
+
+        // What the index says of a file is what is packed.
+        let bundle = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap();
+        assert!(!bundle.to_bytes().unwrap().is_empty());
+        fs::write(dir.join("public/index.html"), "<p>HELLO</p>\n".repeat(100)).unwrap();
+        let changed = bundle.to_bytes().map(|b| b.len()).unwrap_err().to_string();
+        assert!(changed.contains("index.html has changed"), "{changed}");
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -25,6 +25,9 @@ pub enum Error {
     /// A file could not be read.
     #[error("cannot read {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
+    /// A file has other bytes than when it was first read.
+    #[error("{0} has changed while it was read")]
+    Changed(PathBuf),
     /// There is no place for what is made on the way.
     #[error("cannot write to {0}: {1}")]
     Scratch(PathBuf, #[source] io::Error),
@@ -55,6 +58,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::NoDirectory(_) => Some("name the directory that has the content: `donjon serve DIR`"),
+            Error::Changed(_) => Some("run it again when nobody writes there"),
             Error::Exposed(_) => Some("move it out of the directory: it is a secret"),
             Error::Certificate(..) => Some(
                 "a certificate is a PEM file with the chain, the server's own first; its key is a PEM file without password",
