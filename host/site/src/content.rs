@@ -570,10 +570,17 @@ mod tests {
         assert_eq!(Options::load(&dir).unwrap(), None);
         fs::write(dir.join("Donjon.toml"), "memory = \"32M\"\n").unwrap();
         assert_eq!(Options::load(&dir).unwrap(), None);
-        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"*.css\" = \"max-age=9\"\n";
+        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"/*\" = \"no-cache\"\n\"*.css\" = \"max-age=9\"\n";
         fs::write(dir.join("Donjon.toml"), text).unwrap();
         let o = Options::load(&dir).unwrap().unwrap();
-        assert_eq!((o.hsts, o.tls[0].key.as_ref(), o.cache["*.css"].as_str()), (Some(60), None, "max-age=9"));
+        assert_eq!((o.hsts, o.tls[0].key.as_ref()), (Some(60), None));
+        let cache = |o: &Options| o.cache.iter().map(|(path, value)| format!("{path}={value}")).collect::<Vec<_>>();
+        assert_eq!(cache(&o), ["/*=no-cache", "*.css=max-age=9"], "as written, for the last that matches holds");
+        assert_eq!(o.config(&dir, vec![]).unwrap().cache[1].pattern, "*.css");
+        let inline =
+            "[web]\ncache = { z = \"1\", b = \"2\", a = \"3\" }\n[[web.headers]]\nname = \"x\"\nvalue = \"y\"\n";
+        fs::write(dir.join("Donjon.toml"), inline).unwrap();
+        assert_eq!(cache(&Options::load(&dir).unwrap().unwrap()), ["z=1", "b=2", "a=3"]);
         assert!(prepare(&dir, &o, None, &dir).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
         fs::write(dir.join("Donjon.toml"), "[web]\nhtps = 1\n").unwrap();
         let problem = Options::load(&dir).unwrap_err().to_string();

@@ -37,8 +37,9 @@ pub struct Options {
     pub spa: Option<String>,
     /// Extra headers.
     pub headers: Vec<Rule>,
-    /// Cache-Control by pattern.
-    pub cache: BTreeMap<String, String>,
+    /// Cache-Control by pattern, in the order in which it was written: of the patterns that match, the last holds.
+    #[serde(deserialize_with = "as_written")]
+    pub cache: Vec<(String, String)>,
     /// Areas with a password.
     pub auth: Vec<Auth>,
     /// Virtual hosts: name to directory. `*` is for all other names.
@@ -131,6 +132,14 @@ pub struct Proxy {
 
 fn all() -> String {
     "*".into()
+}
+
+/// A table in the order of the text, which a map would lose.
+fn as_written<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    let table = BTreeMap::<toml::Spanned<String>, String>::deserialize(from)?;
+    let mut pairs: Vec<_> = table.into_iter().collect();
+    pairs.sort_by_key(|(key, _)| key.span().start);
+    Ok(pairs.into_iter().map(|(key, value)| (key.into_inner(), value)).collect())
 }
 
 /// PBKDF2 rounds: a compromise between an attacker who has the image and a first request on a small machine.
