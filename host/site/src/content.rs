@@ -329,7 +329,8 @@ fn mtime(file: &Path) -> std::io::Result<u64> {
 fn content_type(path: &str, utf8: bool) -> String {
     let unknown = if utf8 { "text/plain" } else { "application/octet-stream" };
     let guess = mime_guess::from_path(path).first_raw().unwrap_or(unknown);
-    if guess.starts_with("text/") || matches!(guess, "application/javascript" | "application/json") {
+    // What is in another encoding may say so itself.
+    if utf8 && (guess.starts_with("text/") || matches!(guess, "application/javascript" | "application/json")) {
         format!("{guess}; charset=utf-8")
     } else {
         guess.into()
@@ -491,6 +492,14 @@ mod tests {
             fs::write(&file, bytes).unwrap();
             let seen = read(&file).unwrap();
             assert_eq!((seen.len, seen.hash, seen.utf8), (bytes.len() as u64, blake3::hash(bytes), utf8));
+        }
+        for (name, in_utf8, else_as) in [
+            ("/a.html", "text/html; charset=utf-8", "text/html"),
+            ("/a.json", "application/json; charset=utf-8", "application/json"),
+            ("/a.png", "image/png", "image/png"),
+            ("/a", "text/plain; charset=utf-8", "application/octet-stream"),
+        ] {
+            assert_eq!([content_type(name, true), content_type(name, false)], [in_utf8, else_as]);
         }
         fs::remove_dir_all(dir).unwrap();
     }
