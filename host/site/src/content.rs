@@ -5,7 +5,7 @@ use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
 use donjon_image::bundle::Source;
-use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line};
+use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line, matches};
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -116,6 +116,12 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         let (name, port) = proxy.upstream.rsplit_once(':').unwrap_or_default();
         warnings.push(format!("`{name}` is a name, so the image may connect to port {port} of any address; `pin` limits it to those of today"));
     }
+    for area in config.auth.iter().filter(|a| !protects(&a.pattern, &config, &list)) {
+        warnings.push(format!(
+            "auth: `{}` is for no file of the site and for nothing that is forwarded, so it protects nothing: `/admin/*` is for a directory, case counts, and a pattern is for decoded paths (a space, not %20)",
+            area.pattern
+        ));
+    }
     for page in [&config.not_found, &config.spa].into_iter().flatten() {
         if !list.iter().any(|(_, path, _)| path == page) {
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
@@ -174,6 +180,22 @@ fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether there is anything in an area. (What is to be served for paths that do not exist can be had without a password.)
+fn protects(pattern: &str, config: &Config, list: &[(u32, String, PathBuf)]) -> bool {
+    // As the server has it: `/admin/*` is for `/admin`, too.
+    let covers = |path: &str| matches(pattern, path) || pattern.strip_suffix("/*").is_some_and(|d| matches(d, path));
+    let directories = |path: &str| path.match_indices('/').any(|(at, _)| covers(&path[..=at]));
+    let head = pattern.split('*').next().unwrap_or_default();
+    let forwards = |prefix: &str| {
+        let prefix = prefix.trim_end_matches('/');
+        let below = head.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        below || pattern != head && prefix.starts_with(head)
+    };
+    covers("/healthz")
+        || config.proxies.iter().any(|p| forwards(&p.prefix))
+        || list.iter().any(|(_, path, _)| covers(path) || directories(path))
 }
 
 /// Content roots, and the virtual hosts that they belong to.
@@ -395,6 +417,15 @@ mod tests {
         Proxy { path: path.into(), to: upstream.into(), pin: false }
     }
 
+    fn area(pattern: &str) -> Auth {
+        let password = Some("x".into());
+        Auth { path: pattern.into(), realm: None, user: "u".into(), password, password_file: None }
+    }
+
+    fn host(name: &str) -> std::collections::BTreeMap<String, PathBuf> {
+        [(name.to_owned(), "public".into())].into()
+    }
+
     #[test]
     fn options_are_checked() {
         let dir = scratch("options");
@@ -422,19 +453,27 @@ mod tests {
             (|o| o.proxy = vec![to("/a", "[::1]:1")], "the image itself"),
             (|o| o.proxy = vec![to("/a", "http://10.0.0.1:80")], "not ADDRESS:PORT"),
             (|o| o.proxy = vec![Proxy { pin: true, ..to("/a", "no-such-name.invalid:80") }], "cannot find"),
-            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
+            (|o| o.proxy = vec![to("/glob/*", "a:1")], "`/glob/*` would match nothing"),
+            (|o| o.proxy = vec![to("/a//b", "a:1")], "`/a//b` would match nothing"),
+            (|o| o.proxy = vec![to("/a/../b", "a:1")], "`/a/../b` would match nothing"),
+            (|o| o.proxy = vec![to("/my%20api", "a:1")], "`/my%20api` would match nothing"),
+            (|o| o.hosts = host("*.w.example"), "`*.w.example` is not the name of a host"),
+            (|o| o.hosts = host("b\u{fc}cher.example"), "`b\u{fc}cher.example` is not the name of a host"),
+            (|o| o.hosts = host("p.example:8080"), "`p.example:8080` is not the name of a host"),
+            (|o| o.hosts = host("p.example."), "`p.example.` is not the name of a host"),
+            (|o| o.hosts = host(""), "`` is not the name of a host"),
             (
-                |o| {
-                    o.auth = vec![Auth {
-                        path: "*".into(),
-                        realm: None,
-                        user: "".into(),
-                        password: Some("x".into()),
-                        password_file: None,
-                    }]
-                },
-                "needs a user",
+                |o| o.hosts = [host("a.example"), host("A.example")].into_iter().flatten().collect(),
+                "`a.example` is there twice",
             ),
+            (|o| o.auth = vec![area("admin/*")], "auth: the pattern `admin/*` matches no path"),
+            (|o| o.cache = vec![("a.css".into(), "x".into())], "cache: the pattern `a.css` matches no path"),
+            (
+                |o| o.headers = vec![Rule { path: ".html".into(), name: "a".into(), value: "b".into() }],
+                "header: the pattern `.html` matches no path",
+            ),
+            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
+            (|o| o.auth = vec![Auth { user: "".into(), ..area("*") }], "needs a user"),
         ] {
             let got = problem(f);
             assert!(got.contains(want), "{got} / {want}");
@@ -457,6 +496,41 @@ mod tests {
             said.len() == 1 && said[0].contains("`api.example`") && said[0].contains("port 8080 of any"),
             "{said:?}"
         );
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn areas_that_protect_nothing_are_said() {
+        let dir = scratch("areas");
+        fs::create_dir(dir.join("public/my files")).unwrap();
+        fs::write(dir.join("public/my files/x.pdf"), "x").unwrap();
+        let areas = [
+            ("*", true),
+            ("*.png", true),
+            ("/sub/*", true),
+            ("/sub/pic.png/*", true),
+            ("/my files/", true),
+            ("/healthz", true),
+            ("/api/*", true),
+            ("/api*", true),
+            ("/api/x", true),
+            ("/a*/x", true),
+            ("/Sub/*", false),
+            ("/sub", false),
+            ("/my%20files/*", false),
+            ("/apis/*", false),
+            ("/apis", false),
+        ];
+        let options = Options {
+            auth: areas.iter().map(|(pattern, _)| area(pattern)).collect(),
+            proxy: vec![to("/api/", "10.0.0.5:80")],
+            ..Options::default()
+        };
+        let said = prepare(&dir, &options, None, &dir).unwrap().warnings;
+        for (pattern, protects) in areas {
+            let of_it = said.iter().filter(|w| w.starts_with(&format!("auth: `{pattern}` is for no file"))).count();
+            assert_eq!(of_it, usize::from(!protects), "{pattern}: {said:?}");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -66,6 +66,12 @@ impl Error {
             Error::Option { option: "proxy", .. } => Some(
                 "an upstream is ADDRESS:PORT, such as --proxy /api=10.0.0.5:8080; a service of this host is 10.0.2.2",
             ),
+            Error::Option { option: "auth", .. } => Some(
+                "an area is USER:FILE for all paths, or PATTERN=USER:FILE for some, such as '/admin/*=alice:pw.txt'",
+            ),
+            Error::Option { option: "hosts", .. } => Some(
+                "a name is ASCII (`xn--...` for others) and has no port and no dot at its end; `*` alone is for all other names",
+            ),
             Error::Option { option: "header", .. } => Some(
                 "a header is 'NAME: VALUE', or 'PATTERN=NAME: VALUE' for some paths, such as '*.html=X-Frame-Options: DENY'",
             ),
