@@ -190,6 +190,8 @@ fn what_is_wrong_is_said_before_anything_starts() {
         (&["--header", "A: b\u{1}"], 65, "control characters"),
         (&["--not-found", "/404.html"], 65, "the site has no /404.html"),
         (&["--auth", &format!("me:{nowhere}")], 66, "cannot read"),
+        (&["--auth", &format!("admin/*=me:{nowhere}")], 65, "must start with / or *"),
+        (&["--proxy", "/glob/*=10.0.0.5:80"], 65, "would match nothing"),
         (&["--redirect"], 65, "nothing to redirect to"),
         (&["--secret", &format!("x={key}")], 2, "does not ask for a secret `x`"),
         (&["-p", &port], 71, "cannot publish"),
@@ -211,6 +213,9 @@ fn what_may_not_be_meant_is_said() {
     std::fs::write(&cert, params.self_signed(&made_key).unwrap().pem()).unwrap();
     std::fs::write(&key, made_key.serialize_pem()).unwrap();
     let host = format!("--host=other.test={}", text(&public));
+    let password = dir.join("pw");
+    std::fs::write(&password, "secret\n").unwrap();
+    let area = format!("--auth=/Admin/*=me:{}", text(&password));
     let output = donjon(&[
         "build",
         "--web",
@@ -221,13 +226,16 @@ fn what_may_not_be_meant_is_said() {
         &host,
         "--proxy",
         "/a=up.test:81",
+        &area,
         "-o",
         text(&image),
         "--json",
     ]);
     let [said, talk] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b).into_owned());
     assert!(output.status.success(), "{talk}");
-    for want in ["its certificate has expired", "virtual host `other.test`", "port 81 of any address"] {
+    for want in
+        ["its certificate has expired", "virtual host `other.test`", "port 81 of any address", "`/Admin/*` is for no"]
+    {
         let warned = talk.lines().any(|l| l.starts_with("donjon: warning: ") && l.contains(want));
         assert!(warned && said.contains(want), "{want}: {said}{talk}");
     }
@@ -412,6 +420,11 @@ fn many_files_have_the_memory_that_their_index_takes() {
     let said = String::from_utf8_lossy(&built.stderr).into_owned() + &String::from_utf8_lossy(&built.stdout);
     assert!(built.status.success() && said.contains(" MiB of memory"), "{said}");
     serves(&image);
+    // With too little when it is started, which is said before it is.
+    let refused = donjon(&["serve", text(&dir), "--memory", "64M"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(65), "{said}");
+    assert!(said.contains("`--memory` is 67,108,864 bytes, and the server's index of 100,002 files"), "{said}");
     // With too little, which is what every image has by default.
     toml("memory = \"64M\"\n");
     let refused = build();

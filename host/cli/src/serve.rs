@@ -13,6 +13,9 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let place = cache.clone().unwrap_or_else(env::temp_dir);
     let mut site = Site::load(args.dir.as_deref(), &args.site, cache.as_deref(), &place)?;
     site.compress = args.compress.unwrap_or(site.compress);
+    if let Some(memory) = args.engine.memory {
+        site.holds("--memory", memory, |mib| format!("`--memory {mib}M`"))?;
+    }
     let image = place.join(format!("{}-{}.img", site.name, site.key()));
     let made = site.write(&image)?;
     let publish = publish(args, &site);

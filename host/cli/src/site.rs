@@ -91,21 +91,28 @@ impl Site {
         let Some(memory) = self.config.memory else {
             return Ok(DEFAULT_MEMORY.max((index + DEFAULT_MEMORY / 2).next_multiple_of(MIB)));
         };
+        self.holds("memory", memory, |mib| format!("`memory = \"{mib}M\"` in Donjon.toml"))?;
+        Ok(memory)
+    }
+
+    /// Whether the index fits into so much memory, bytes, which the user gives as `option`; `enough` says how to give so many MiB.
+    pub fn holds(&self, option: &str, memory: u64, enough: fn(u64) -> String) -> Result<(), Failure> {
+        let index = self.prepared.index_memory();
         let least = (index + SERVER_MEMORY).next_multiple_of(MIB);
         // A small site is not judged: how little it gets by with depends on what it is for.
-        if index > MIB && memory < least {
-            let files = ui::bytes(self.prepared.resources as u64);
-            return Err(Failure::new(
-                code::DATA,
-                format!(
-                    "`memory` is {} bytes, and the server's index of {files} files takes about {}",
-                    ui::bytes(memory),
-                    ui::bytes(index)
-                ),
-                format!("`memory = \"{}M\"` in Donjon.toml, or nothing, which is then enough", least / MIB),
-            ));
+        if index <= MIB || memory >= least {
+            return Ok(());
         }
-        Ok(memory)
+        let files = ui::bytes(self.prepared.resources as u64);
+        Err(Failure::new(
+            code::DATA,
+            format!(
+                "`{option}` is {} bytes, and the server's index of {files} files takes about {}",
+                ui::bytes(memory),
+                ui::bytes(index)
+            ),
+            format!("{}, or nothing, which is then enough", enough(least / MIB)),
+        ))
     }
 
     /// What the image may do: what its options need, and what Donjon.toml adds.

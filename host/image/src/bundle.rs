@@ -53,7 +53,7 @@ pub enum BundleError {
     /// A file could not be read.
     #[error("cannot read {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
-    /// A file has another length than when the bundle was laid out.
+    /// A file has another length than when the bundle was laid out, or another content than it must have.
     #[error("{0} has changed while it was packed")]
     Changed(PathBuf),
     /// The bundle could not be written.
@@ -92,6 +92,8 @@ pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Resu
 pub enum Source {
     /// A file of the host.
     Path(PathBuf),
+    /// A file of the host that something else in the bundle describes: it must have this length and this hash (BLAKE3).
+    Exactly(PathBuf, u64, [u8; blake3::OUT_LEN]),
     /// These bytes.
     Bytes(Vec<u8>),
     /// A part of an open file, which must be in it.
@@ -101,7 +103,7 @@ pub enum Source {
 impl Source {
     fn name(&self) -> PathBuf {
         match self {
-            Source::Path(path) => path.clone(),
+            Source::Path(path) | Source::Exactly(path, ..) => path.clone(),
             Source::Bytes(_) | Source::Part(..) => "generated content".into(),
         }
     }
@@ -114,6 +116,7 @@ impl Source {
     fn len(&self) -> Result<u64, BundleError> {
         match self {
             Source::Path(path) => fs::metadata(path).map(|m| m.len()).map_err(|e| BundleError::Io(path.clone(), e)),
+            Source::Exactly(_, len, _) => Ok(*len),
             Source::Bytes(bytes) => Ok(bytes.len() as u64),
             Source::Part(_, range) => Ok(range.end.saturating_sub(range.start)),
         }
@@ -123,12 +126,11 @@ impl Source {
     fn copy_to(&self, len: u64, out: &mut impl Write) -> Result<(), BundleError> {
         match self {
             Source::Bytes(bytes) => out.write_all(bytes).map_err(BundleError::Write),
-            Source::Path(path) => {
-                let io = |e| BundleError::Io(path.clone(), e);
-                let file = File::open(path).map_err(io)?;
-                copy(&file, 0..len, out, path)?;
-                let now = file.metadata().map_err(io)?.len();
-                if now == len { Ok(()) } else { Err(BundleError::Changed(path.clone())) }
+            Source::Path(path) => whole(path, len, out),
+            Source::Exactly(path, _, hash) => {
+                let mut hashed = Hashed { out, hasher: blake3::Hasher::new() };
+                whole(path, len, &mut hashed)?;
+                if hashed.hasher.finalize() == *hash { Ok(()) } else { Err(BundleError::Changed(path.clone())) }
             }
             Source::Part(file, range) => copy(file, range.clone(), out, &self.name()),
         }
@@ -323,6 +325,15 @@ impl Layout {
     }
 }
 
+/// Copies a file that must have `len` bytes.
+fn whole(path: &Path, len: u64, out: &mut impl Write) -> Result<(), BundleError> {
+    let io = |e| BundleError::Io(path.into(), e);
+    let file = File::open(path).map_err(io)?;
+    copy(&file, 0..len, out, path)?;
+    let now = file.metadata().map_err(io)?.len();
+    if now == len { Ok(()) } else { Err(BundleError::Changed(path.into())) }
+}
+
 /// Copies a part of a file that must be there.
 fn copy(file: &File, range: Range<u64>, out: &mut impl Write, name: &Path) -> Result<(), BundleError> {
     let mut chunk = vec![0; CHUNK.min(range.end.saturating_sub(range.start)) as usize];
@@ -339,6 +350,24 @@ fn copy(file: &File, range: Range<u64>, out: &mut impl Write, name: &Path) -> Re
         at += part.len() as u64;
     }
     Ok(())
+}
+
+/// Hashes what is written through it.
+pub(crate) struct Hashed<'a, W> {
+    pub out: &'a mut W,
+    pub hasher: blake3::Hasher,
+}
+
+impl<W: Write> Write for Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// A guest path without its leading `/`, and without what could lead out of a directory.
@@ -431,6 +460,18 @@ mod tests {
         for other in [vec![7; 4999], vec![7; 5001]] {
             fs::write(&path, other).unwrap();
             assert!(matches!(layout.to_bytes(), Err(BundleError::Changed(p)) if p == path));
+        }
+        // Of what is known in advance, neither the length nor a byte may be another.
+        let exactly = Source::Exactly(path.clone(), 5000, blake3::hash(&[7; 5000]).into());
+        let layout = bundle_sources([("/p".into(), exactly)]).unwrap();
+        for (now, same) in
+            [(vec![7; 5000], true), (vec![8; 5000], false), (vec![7; 4999], false), (vec![7; 5001], false)]
+        {
+            fs::write(&path, now).unwrap();
+            match layout.to_bytes() {
+                Ok(bytes) => assert!(same && Bundle::parse(&bytes).unwrap().lookup("p").unwrap().data == [7; 5000]),
+                Err(e) => assert!(!same && matches!(e, BundleError::Changed(p) if p == path)),
+            }
         }
         fs::remove_dir_all(dir).unwrap();
     }

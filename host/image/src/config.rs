@@ -190,8 +190,11 @@ impl Config {
         if let Some(key) = table.keys().find(|k| !KEYS.contains(&k.as_str())) {
             return Err(ConfigError::Key { path: path.into(), key: key.clone(), suggestion: similar(key) });
         }
-        let raw: Raw = toml::from_str(text).map_err(syntax)?;
         let value = |key, message: String| ConfigError::Value { path: path.into(), key, message };
+        if table.get("env").is_some_and(|env| !env.is_table()) {
+            return Err(value("env", "expected a table, such as env = { LOG = \"info\" }".into()));
+        }
+        let raw: Raw = toml::from_str(text).map_err(syntax)?;
         let size = |key, s: Size| match s {
             Size::Bytes(n) => Ok(n),
             Size::Text(t) => parse_size(&t).map_err(|m| value(key, m)),
@@ -434,6 +437,7 @@ mod tests {
         assert!(error("memory = \"1K\"").contains("between 1M and 1T"));
         assert!(error("egress = [\"example.org\"]").contains("`egress`"));
         assert!(error("optimize = \"fast\"").contains("fast"));
+        assert!(error("env = [\"A=b\"]").contains("`env`: expected a table, such as env = { LOG = \"info\" }"));
         assert!(error("memory = ").contains("line 1"));
     }
 

@@ -26,7 +26,7 @@ use object::{
 };
 
 use crate::{
-    bundle::{BundleError, Layout},
+    bundle::{BundleError, Hashed, Layout},
     manifest::Manifest,
     shim::Shim,
     unwind,
@@ -152,24 +152,6 @@ impl Packed<'_> {
         let mut out = io::Cursor::new(Vec::new());
         self.write_to(&mut out)?;
         Ok(out.into_inner())
-    }
-}
-
-/// Hashes what is written through it.
-struct Hashed<'a, W> {
-    out: &'a mut W,
-    hasher: blake3::Hasher,
-}
-
-impl<W: Write> Write for Hashed<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }
 

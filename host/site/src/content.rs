@@ -1,11 +1,11 @@
 //! Reads the content of a site and makes its index and compressed variants.
 
 use crate::certificate::Checked;
-use crate::compress::{Compressor, Content, Spool};
+use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
 use donjon_image::bundle::Source;
-use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line};
+use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line, matches};
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -112,6 +112,12 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
         let (name, port) = proxy.upstream.rsplit_once(':').unwrap_or_default();
         warnings.push(format!("`{name}` is a name, so the image may connect to port {port} of any address; `pin` limits it to those of today"));
     }
+    for area in config.auth.iter().filter(|a| !protects(&a.pattern, &config, &list)) {
+        warnings.push(format!(
+            "auth: `{}` is for no file of the site and for nothing that is forwarded, so it protects nothing: `/admin/*` is for a directory, case counts, and a pattern is for decoded paths (a space, not %20)",
+            area.pattern
+        ));
+    }
     for page in [&config.not_found, &config.spa].into_iter().flatten() {
         if !list.iter().any(|(_, path, _)| path == page) {
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
@@ -170,6 +176,22 @@ fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether there is anything in an area. (What is to be served for paths that do not exist can be had without a password.)
+fn protects(pattern: &str, config: &Config, list: &[(u32, String, PathBuf)]) -> bool {
+    // As the server has it: `/admin/*` is for `/admin`, too.
+    let covers = |path: &str| matches(pattern, path) || pattern.strip_suffix("/*").is_some_and(|d| matches(d, path));
+    let directories = |path: &str| path.match_indices('/').any(|(at, _)| covers(&path[..=at]));
+    let head = pattern.split('*').next().unwrap_or_default();
+    let forwards = |prefix: &str| {
+        let prefix = prefix.trim_end_matches('/');
+        let below = head.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        below || pattern != head && prefix.starts_with(head)
+    };
+    covers("/healthz")
+        || config.proxies.iter().any(|p| forwards(&p.prefix))
+        || list.iter().any(|(_, path, _)| covers(path) || directories(path))
 }
 
 /// Content roots, and the virtual hosts that they belong to.
@@ -261,22 +283,24 @@ fn resource(root: u32, path: &str, file: &Path, compressor: &Compressor<'_>, spo
     let (plain_file, brotli_file, gzip_file) =
         (format!("/site/{root}{path}"), format!("/br/{root}{path}"), format!("/gz/{root}{path}"));
     let tag = hex(&hash.as_bytes()[..10]);
-    let (brotli_tag, gzip_tag) = (format!("{tag}-br"), format!("{tag}-gz"));
-    let content = Content { path: file, content_type: &content_type, len, hash: &hash.to_hex() };
-    let packed = compressor.compress(&content, spool).map_err(io)?;
+    let content = Content { path: file, content_type: &content_type, len, hash };
+    let Compressed { brotli, gzip } = compressor.compress(&content, spool)?;
+    // A strong tag is for these very bytes (RFC 9110 §8.8.1).
+    let tag_of = |packed: &Option<Packed>| packed.as_ref().map(|p| hex(&p.hash.as_bytes()[..10])).unwrap_or_default();
+    let (brotli_tag, gzip_tag) = (tag_of(&brotli), tag_of(&gzip));
     let line = index_line(&Resource {
         root,
         path,
         content_type: &content_type,
         mtime: mtime(file, std::env::var("SOURCE_DATE_EPOCH").ok()).map_err(io)?,
         plain: Variant { file: &plain_file, etag: &tag, len },
-        brotli: packed.brotli.as_ref().map(|(_, len)| Variant { file: &brotli_file, etag: &brotli_tag, len: *len }),
-        gzip: packed.gzip.as_ref().map(|(_, len)| Variant { file: &gzip_file, etag: &gzip_tag, len: *len }),
+        brotli: brotli.as_ref().map(|p| Variant { file: &brotli_file, etag: &brotli_tag, len: p.len }),
+        gzip: gzip.as_ref().map(|p| Variant { file: &gzip_file, etag: &gzip_tag, len: p.len }),
     });
     let line = line.map_err(|_| Error::Name(file.into(), "has a name that cannot be served"))?;
-    let mut files = vec![(plain_file, Source::Path(file.into()))];
-    files.extend(packed.brotli.map(|(source, _)| (brotli_file, source)));
-    files.extend(packed.gzip.map(|(source, _)| (gzip_file, source)));
+    let mut files = vec![(plain_file, Source::Exactly(file.into(), len, hash.into()))];
+    files.extend(brotli.map(|p| (brotli_file, p.source)));
+    files.extend(gzip.map(|p| (gzip_file, p.source)));
     Ok(Made { line, bytes: len, files })
 }
 
@@ -325,7 +349,8 @@ fn mtime(file: &Path, epoch: Option<String>) -> std::io::Result<u64> {
 fn content_type(path: &str, utf8: bool) -> String {
     let unknown = if utf8 { "text/plain" } else { "application/octet-stream" };
     let guess = mime_guess::from_path(path).first_raw().unwrap_or(unknown);
-    if guess.starts_with("text/") || matches!(guess, "application/javascript" | "application/json") {
+    // What is in another encoding may say so itself.
+    if utf8 && (guess.starts_with("text/") || matches!(guess, "application/javascript" | "application/json")) {
         format!("{guess}; charset=utf-8")
     } else {
         guess.into()
@@ -369,12 +394,34 @@ mod tests {
         assert!(all[1].brotli.unwrap().len < all[1].plain.len / 10 && all[1].gzip.is_some());
         assert_eq!((all[2].content_type, all[2].brotli), ("image/png", None));
         assert!(p.features().is_empty() && p.resources == 3);
-        assert!(!donjon_image::bundle::bundle_sources(p.files).unwrap().is_empty());
+        let tags: Vec<_> = [Some(all[1].plain), all[1].brotli, all[1].gzip].map(|v| v.unwrap().etag).into();
+        let of = |v: Variant<'_>| {
+            let mut bytes = vec![];
+            p.files.iter().find(|(path, _)| path == v.file).unwrap().1.write_to(&mut bytes).unwrap();
+            hex(&blake3::hash(&bytes).as_bytes()[..10])
+        };
+        assert_eq!(tags, [of(all[1].plain), of(all[1].brotli.unwrap()), of(all[1].gzip.unwrap())]);
+
+        // What the index says of a file is what is packed.
+        let bundle = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap();
+        assert!(!bundle.to_bytes().unwrap().is_empty());
+        fs::write(dir.join("public/index.html"), "<p>HELLO</p>\n".repeat(100)).unwrap();
+        let changed = bundle.to_bytes().map(|b| b.len()).unwrap_err().to_string();
+        assert!(changed.contains("index.html has changed"), "{changed}");
         fs::remove_dir_all(dir).unwrap();
     }
 
     fn to(path: &str, upstream: &str) -> Proxy {
         Proxy { path: path.into(), to: upstream.into(), pin: false }
+    }
+
+    fn area(pattern: &str) -> Auth {
+        let password = Some("x".into());
+        Auth { path: pattern.into(), realm: None, user: "u".into(), password, password_file: None }
+    }
+
+    fn host(name: &str) -> std::collections::BTreeMap<String, PathBuf> {
+        [(name.to_owned(), "public".into())].into()
     }
 
     #[test]
@@ -404,19 +451,27 @@ mod tests {
             (|o| o.proxy = vec![to("/a", "[::1]:1")], "the image itself"),
             (|o| o.proxy = vec![to("/a", "http://10.0.0.1:80")], "not ADDRESS:PORT"),
             (|o| o.proxy = vec![Proxy { pin: true, ..to("/a", "no-such-name.invalid:80") }], "cannot find"),
-            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
+            (|o| o.proxy = vec![to("/glob/*", "a:1")], "`/glob/*` would match nothing"),
+            (|o| o.proxy = vec![to("/a//b", "a:1")], "`/a//b` would match nothing"),
+            (|o| o.proxy = vec![to("/a/../b", "a:1")], "`/a/../b` would match nothing"),
+            (|o| o.proxy = vec![to("/my%20api", "a:1")], "`/my%20api` would match nothing"),
+            (|o| o.hosts = host("*.w.example"), "`*.w.example` is not the name of a host"),
+            (|o| o.hosts = host("b\u{fc}cher.example"), "`b\u{fc}cher.example` is not the name of a host"),
+            (|o| o.hosts = host("p.example:8080"), "`p.example:8080` is not the name of a host"),
+            (|o| o.hosts = host("p.example."), "`p.example.` is not the name of a host"),
+            (|o| o.hosts = host(""), "`` is not the name of a host"),
             (
-                |o| {
-                    o.auth = vec![Auth {
-                        path: "*".into(),
-                        realm: None,
-                        user: "".into(),
-                        password: Some("x".into()),
-                        password_file: None,
-                    }]
-                },
-                "needs a user",
+                |o| o.hosts = [host("a.example"), host("A.example")].into_iter().flatten().collect(),
+                "`a.example` is there twice",
             ),
+            (|o| o.auth = vec![area("admin/*")], "auth: the pattern `admin/*` matches no path"),
+            (|o| o.cache = vec![("a.css".into(), "x".into())], "cache: the pattern `a.css` matches no path"),
+            (
+                |o| o.headers = vec![Rule { path: ".html".into(), name: "a".into(), value: "b".into() }],
+                "header: the pattern `.html` matches no path",
+            ),
+            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
+            (|o| o.auth = vec![Auth { user: "".into(), ..area("*") }], "needs a user"),
         ] {
             let got = problem(f);
             assert!(got.contains(want), "{got} / {want}");
@@ -448,6 +503,40 @@ mod tests {
         let time = |epoch: Option<&str>| mtime(&dir.join("public"), epoch.map(String::from)).unwrap();
         assert!(time(None) > 1_500_000_000 && time(Some("yesterday")) == time(None));
         assert_eq!(time(Some("1700000000")), 0);
+    }
+
+    #[test]
+    fn areas_that_protect_nothing_are_said() {
+        let dir = scratch("areas");
+        fs::create_dir(dir.join("public/my files")).unwrap();
+        fs::write(dir.join("public/my files/x.pdf"), "x").unwrap();
+        let areas = [
+            ("*", true),
+            ("*.png", true),
+            ("/sub/*", true),
+            ("/sub/pic.png/*", true),
+            ("/my files/", true),
+            ("/healthz", true),
+            ("/api/*", true),
+            ("/api*", true),
+            ("/api/x", true),
+            ("/a*/x", true),
+            ("/Sub/*", false),
+            ("/sub", false),
+            ("/my%20files/*", false),
+            ("/apis/*", false),
+            ("/apis", false),
+        ];
+        let options = Options {
+            auth: areas.iter().map(|(pattern, _)| area(pattern)).collect(),
+            proxy: vec![to("/api/", "10.0.0.5:80")],
+            ..Options::default()
+        };
+        let said = prepare(&dir, &options, None, &dir).unwrap().warnings;
+        for (pattern, protects) in areas {
+            let of_it = said.iter().filter(|w| w.starts_with(&format!("auth: `{pattern}` is for no file"))).count();
+            assert_eq!(of_it, usize::from(!protects), "{pattern}: {said:?}");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -483,6 +572,14 @@ mod tests {
             fs::write(&file, bytes).unwrap();
             let seen = read(&file).unwrap();
             assert_eq!((seen.len, seen.hash, seen.utf8), (bytes.len() as u64, blake3::hash(bytes), utf8));
+        }
+        for (name, in_utf8, else_as) in [
+            ("/a.html", "text/html; charset=utf-8", "text/html"),
+            ("/a.json", "application/json; charset=utf-8", "application/json"),
+            ("/a.png", "image/png", "image/png"),
+            ("/a", "text/plain; charset=utf-8", "application/octet-stream"),
+        ] {
+            assert_eq!([content_type(name, true), content_type(name, false)], [in_utf8, else_as]);
         }
         fs::remove_dir_all(dir).unwrap();
     }
@@ -562,10 +659,17 @@ mod tests {
         assert_eq!(Options::load(&dir).unwrap(), None);
         fs::write(dir.join("Donjon.toml"), "memory = \"32M\"\n").unwrap();
         assert_eq!(Options::load(&dir).unwrap(), None);
-        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"*.css\" = \"max-age=9\"\n";
+        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"/*\" = \"no-cache\"\n\"*.css\" = \"max-age=9\"\n";
         fs::write(dir.join("Donjon.toml"), text).unwrap();
         let o = Options::load(&dir).unwrap().unwrap();
-        assert_eq!((o.hsts, o.tls[0].key.as_ref(), o.cache["*.css"].as_str()), (Some(60), None, "max-age=9"));
+        assert_eq!((o.hsts, o.tls[0].key.as_ref()), (Some(60), None));
+        let cache = |o: &Options| o.cache.iter().map(|(path, value)| format!("{path}={value}")).collect::<Vec<_>>();
+        assert_eq!(cache(&o), ["/*=no-cache", "*.css=max-age=9"], "as written, for the last that matches holds");
+        assert_eq!(o.config(&dir, vec![]).unwrap().cache[1].pattern, "*.css");
+        let inline =
+            "[web]\ncache = { z = \"1\", b = \"2\", a = \"3\" }\n[[web.headers]]\nname = \"x\"\nvalue = \"y\"\n";
+        fs::write(dir.join("Donjon.toml"), inline).unwrap();
+        assert_eq!(cache(&Options::load(&dir).unwrap().unwrap()), ["z=1", "b=2", "a=3"]);
         assert!(prepare(&dir, &o, None, &dir).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
         fs::write(dir.join("Donjon.toml"), "[web]\nhtps = 1\n").unwrap();
         let problem = Options::load(&dir).unwrap_err().to_string();

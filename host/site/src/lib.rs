@@ -25,6 +25,9 @@ pub enum Error {
     /// A file could not be read.
     #[error("cannot read {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
+    /// A file has other bytes than when it was first read.
+    #[error("{0} has changed while it was read")]
+    Changed(PathBuf),
     /// There is no place for what is made on the way.
     #[error("cannot write to {0}: {1}")]
     Scratch(PathBuf, #[source] io::Error),
@@ -55,12 +58,19 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::NoDirectory(_) => Some("name the directory that has the content: `donjon serve DIR`"),
+            Error::Changed(_) => Some("run it again when nobody writes there"),
             Error::Exposed(_) => Some("move it out of the directory: it is a secret"),
             Error::Certificate(..) => Some(
                 "a certificate is a PEM file with the chain, the server's own first; its key is a PEM file without password",
             ),
             Error::Option { option: "proxy", .. } => Some(
                 "an upstream is ADDRESS:PORT, such as --proxy /api=10.0.0.5:8080; a service of this host is 10.0.2.2",
+            ),
+            Error::Option { option: "auth", .. } => Some(
+                "an area is USER:FILE for all paths, or PATTERN=USER:FILE for some, such as '/admin/*=alice:pw.txt'",
+            ),
+            Error::Option { option: "hosts", .. } => Some(
+                "a name is ASCII (`xn--...` for others) and has no port and no dot at its end; `*` alone is for all other names",
             ),
             Error::Option { option: "header", .. } => Some(
                 "a header is 'NAME: VALUE', or 'PATTERN=NAME: VALUE' for some paths, such as '*.html=X-Frame-Options: DENY'",

@@ -37,8 +37,9 @@ pub struct Options {
     pub spa: Option<String>,
     /// Extra headers.
     pub headers: Vec<Rule>,
-    /// Cache-Control by pattern.
-    pub cache: BTreeMap<String, String>,
+    /// Cache-Control by pattern, in the order in which it was written: of the patterns that match, the last holds.
+    #[serde(deserialize_with = "as_written")]
+    pub cache: Vec<(String, String)>,
     /// Areas with a password.
     pub auth: Vec<Auth>,
     /// Virtual hosts: name to directory. `*` is for all other names.
@@ -133,6 +134,14 @@ fn all() -> String {
     "*".into()
 }
 
+/// A table in the order of the text, which a map would lose.
+fn as_written<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<(String, String)>, D::Error> {
+    let table = BTreeMap::<toml::Spanned<String>, String>::deserialize(from)?;
+    let mut pairs: Vec<_> = table.into_iter().collect();
+    pairs.sort_by_key(|(key, _)| key.span().start);
+    Ok(pairs.into_iter().map(|(key, value)| (key.into_inner(), value)).collect())
+}
+
 /// PBKDF2 rounds: a compromise between an attacker who has the image and a first request on a small machine.
 const ROUNDS: u32 = 200_000;
 
@@ -180,6 +189,12 @@ impl Options {
         }
         if self.upstream_seconds == Some(0) {
             return option("upstream_seconds", "0 would leave an upstream no time at all");
+        }
+        for (i, host) in hosts.iter().enumerate() {
+            host_name(&host.name)?;
+            if hosts[..i].iter().any(|h| h.name == host.name) {
+                return option("hosts", &format!("`{}` is there twice", host.name));
+            }
         }
         let limits = format::Limits::default();
         Ok(format::Config {
@@ -257,6 +272,28 @@ fn page(option: &'static str, path: &Option<String>) -> Result<Option<String>, E
     }
 }
 
+/// Whether a request's `Host`, without its port, can be this name (in lower case): all else would never match.
+fn host_name(name: &str) -> Result<(), Error> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let sound = match name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => name == "*" || !name.is_empty() && name.bytes().all(plain) && !name.ends_with('.'),
+    };
+    if sound {
+        return Ok(());
+    }
+    Err(Error::Option { option: "hosts", problem: format!("`{name}` is not the name of a host as clients send it") })
+}
+
+/// A pattern that begins with anything else matches no path.
+fn pattern(option: &'static str, pattern: &str) -> Result<String, Error> {
+    if pattern.starts_with(['/', '*']) {
+        return Ok(pattern.into());
+    }
+    let problem = format!("the pattern `{pattern}` matches no path: it must start with / or *");
+    Err(Error::Option { option, problem })
+}
+
 fn header(r: &Rule) -> Result<format::Rule, Error> {
     rule(&r.path, &r.name, &r.value, "header")
 }
@@ -274,10 +311,11 @@ fn rule(path: &str, name: &str, value: &str, option: &'static str) -> Result<for
     if OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
         return Err(Error::Option { option, problem: format!("`{name}` is set by the server") });
     }
-    Ok(format::Rule { pattern: path.into(), name: name.to_ascii_lowercase(), value: value.into() })
+    Ok(format::Rule { pattern: pattern(option, path)?, name: name.to_ascii_lowercase(), value: value.into() })
 }
 
 fn auth(base: &Path, a: &Auth) -> Result<format::Auth, Error> {
+    let pattern = pattern("auth", &a.path)?;
     let password = match (&a.password, &a.password_file) {
         (Some(password), None) => password.clone(),
         (None, Some(file)) => {
@@ -296,7 +334,7 @@ fn auth(base: &Path, a: &Auth) -> Result<format::Auth, Error> {
     let mut key = [0; 32];
     pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password.as_bytes(), &salt, ROUNDS, &mut key);
     Ok(format::Auth {
-        pattern: a.path.clone(),
+        pattern,
         realm: a.realm.clone().unwrap_or("Restricted".into()),
         user: a.user.clone(),
         rounds: ROUNDS,
@@ -314,6 +352,11 @@ fn proxy(p: &Proxy, look_up: &dyn Fn(&str) -> io::Result<Vec<SocketAddr>>) -> Re
     let bad = |problem| Err(Error::Option { option: "proxy", problem });
     if !p.path.starts_with('/') {
         return bad(format!("the path `{}` must start with /", p.path));
+    }
+    if !is_prefix(&p.path) {
+        let problem =
+            "is for what begins with it, as it is when it is decoded: without `*`, `?`, `#`, `%20`, `//`, `.` and `..`";
+        return bad(format!("the path `{}` would match nothing: a path {problem}", p.path));
     }
     let Some((host, port)) = p.to.rsplit_once(':') else { return bad(format!("`{}` is not ADDRESS:PORT", p.to)) };
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
@@ -346,6 +389,15 @@ fn proxy(p: &Proxy, look_up: &dyn Fn(&str) -> io::Result<Vec<SocketAddr>>) -> Re
         upstream = found.join(",");
     }
     Ok(format::Proxy { prefix: p.path.clone(), upstream })
+}
+
+/// Whether a request's path, decoded and without `.`, `..` and empty components, can begin with this.
+fn is_prefix(path: &str) -> bool {
+    let inner = path.strip_suffix('/').unwrap_or(path);
+    let encoded = |b: &[u8]| b[0] == b'%' && b[1..].iter().all(u8::is_ascii_hexdigit);
+    !path.contains(['*', '?', '#', '\\'])
+        && !path.as_bytes().windows(3).any(encoded)
+        && inner.split('/').skip(1).all(|component| !matches!(component, "" | "." | ".."))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
