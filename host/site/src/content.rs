@@ -16,6 +16,10 @@ use std::time::SystemTime;
 
 /// Where the content is if the options do not say.
 const ROOT: &str = "public";
+/// Most files of a site.
+const FILES_MAX: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
+/// Most bytes of them: more than an image may have.
+const BYTES_MAX: u64 = 3 << 30;
 
 /// Most threads that read and compress: each takes up to 50 MB for a file of some megabytes.
 const WORKERS: usize = 8;
@@ -71,12 +75,12 @@ impl Prepared {
 /// If SOURCE_DATE_EPOCH is set, there are no modification times: with it, the same content gives the same image.
 pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
-    let mut list = vec![];
+    let (mut list, mut bytes) = (vec![], 0);
     for (number, root) in roots.iter().enumerate() {
         let real = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| Error::NoDirectory(root.clone()))?;
         exposed(base, options, &real)?;
         let mut files = vec![];
-        walk(&real, &real, "", &mut files, 0)?;
+        walk(&real, &real, "", &mut (&mut files, &mut bytes), 0)?;
         files.sort();
         list.extend(files.into_iter().map(|(path, file)| (number as u32, path, file)));
     }
@@ -211,7 +215,10 @@ fn roots(base: &Path, options: &Options) -> (Vec<PathBuf>, Vec<Host>) {
     (roots, hosts)
 }
 
-fn walk(top: &Path, dir: &Path, site: &str, out: &mut Vec<(String, PathBuf)>, depth: u32) -> Result<(), Error> {
+/// Files with their paths in the site, and how many bytes they have together, others before them counted in.
+type Found<'a> = (&'a mut Vec<(String, PathBuf)>, &'a mut u64);
+
+fn walk(top: &Path, dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> Result<(), Error> {
     let io = |e| Error::Io(dir.into(), e);
     if depth > 64 {
         return Err(Error::Name(dir.into(), "is nested too deeply"));
@@ -236,7 +243,15 @@ fn walk(top: &Path, dir: &Path, site: &str, out: &mut Vec<(String, PathBuf)>, de
         if kind.is_dir() {
             walk(top, &real, &below, out, depth + 1)?;
         } else if kind.is_file() {
-            out.push((below, real));
+            out.0.push((below, real));
+            *out.1 = out.1.saturating_add(kind.len());
+            // Before anything is read: few links make many files, and a file may have more bytes than it has on the disk.
+            if out.0.len() > FILES_MAX {
+                return Err(Error::TooMuch(top.into(), "a million files"));
+            }
+            if *out.1 > BYTES_MAX {
+                return Err(Error::TooMuch(top.into(), "3 GiB, which an image cannot have"));
+            }
         } else {
             return Err(Error::Name(path, "is neither a file nor a directory"));
         }
@@ -581,6 +596,31 @@ mod tests {
         ] {
             assert_eq!([content_type(name, true), content_type(name, false)], [in_utf8, else_as]);
         }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn content_has_an_end() {
+        let dir = scratch("much");
+        let refused = || {
+            let error = prepare(&dir, &Options::default(), None, &dir).err().unwrap();
+            assert!(matches!(error, Error::TooMuch(..)) && error.hint().is_some(), "{error}");
+        };
+        // It occupies nothing on the disk.
+        let sparse = dir.join("public/sparse.bin");
+        fs::File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+        refused();
+        fs::remove_file(sparse).unwrap();
+        // Each has two links to the next: twice as many files in each.
+        let level = |n: usize| dir.join(format!("public/level{n}"));
+        for n in 0..40 {
+            fs::create_dir(level(n)).unwrap();
+        }
+        for (n, link) in (0..39).flat_map(|n| [(n, "a"), (n, "b")]) {
+            std::os::unix::fs::symlink(level(n + 1), level(n).join(link)).unwrap();
+        }
+        fs::write(level(39).join("file"), "x").unwrap();
+        refused();
         fs::remove_dir_all(dir).unwrap();
     }
 

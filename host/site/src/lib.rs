@@ -34,6 +34,9 @@ pub enum Error {
     /// A link or name that cannot be served.
     #[error("{0}: {1}")]
     Name(PathBuf, &'static str),
+    /// More content than an image can have.
+    #[error("{0} has more than {1}")]
+    TooMuch(PathBuf, &'static str),
     /// A file that is served although it must not be.
     #[error("{0} is in the directory that would be served to everybody")]
     Exposed(PathBuf),
@@ -58,6 +61,9 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::NoDirectory(_) => Some("name the directory that has the content: `donjon serve DIR`"),
+            Error::TooMuch(..) => Some(
+                "links to directories are followed, and what is in them counts each time; files whose names begin with a dot are left out",
+            ),
             Error::Changed(_) => Some("run it again when nobody writes there"),
             Error::Exposed(_) => Some("move it out of the directory: it is a secret"),
             Error::Certificate(..) => Some(
