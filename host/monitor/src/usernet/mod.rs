@@ -428,8 +428,10 @@ impl UserNet {
         let (mut any, mut bytes) = (false, 0);
         for _ in 0..FRAMES_PER_TURN {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
-            let Some((header, frame)) = self.device.receive() else { break };
-            (any, bytes) = (true, bytes + frame.len());
+            let Some(packet) = self.device.receive() else { break };
+            any = true;
+            let Some((header, frame)) = packet else { continue };
+            bytes += frame.len();
             match self.filter.outbound(header, frame.into()) {
                 // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
                 Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),

@@ -167,3 +167,14 @@ fn a_silent_client_does_not_outlive_the_guests_connection() {
     wired.send(&mine(1002, 0, RST));
     assert_eq!(wired.net.sources.len(), others, "nobody holds it any more");
 }
+
+#[test]
+fn packets_that_are_no_frames_count() {
+    let Wired { mut net, guest, reactor } = Wired::new(&RunOptions::default(), &Manifest::default());
+    let short = |guest: &OwnedFd| rustix::net::send(guest, b"x", rustix::net::SendFlags::NOSIGNAL).is_ok();
+    let sent = (0..1000).take_while(|_| short(&guest)).count();
+    assert!(sent > FRAMES_PER_TURN, "{sent}");
+    assert!(net.receive_frames(&reactor));
+    let left = std::iter::from_fn(|| net.device.receive().map(|packet| assert!(packet.is_none()))).count();
+    assert_eq!(left, sent - FRAMES_PER_TURN);
+}
