@@ -354,9 +354,7 @@ impl UserNet {
     /// After all events of a round: timers, connections that had more to do, and what the stack wants to send.
     pub fn work(&mut self, reactor: &Reactor) {
         let now = self.now();
-        for number in std::mem::take(&mut self.todo) {
-            self.flow_work(number, true, reactor);
-        }
+        self.next_turn(true, reactor);
         if self.later.iter().any(|(at, _)| *at <= now) {
             let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
             self.later = later;
@@ -389,9 +387,7 @@ impl UserNet {
             if self.todo.is_empty() {
                 break;
             }
-            for number in std::mem::take(&mut self.todo) {
-                self.flow_work(number, false, reactor);
-            }
+            self.next_turn(false, reactor);
         }
     }
 
@@ -674,26 +670,43 @@ impl UserNet {
                         Err(_) => return self.end_flow(number, Verdict::Reset),
                     }
                 }
-                match verdict {
-                    Verdict::More => self.todo.push(number),
-                    Verdict::Later => {
-                        let at = self.now() + STARVED;
-                        self.later.push((at, number));
-                    }
-                    _ => {}
-                }
+                self.list(number, verdict);
             }
             Verdict::Done | Verdict::Reset => self.end_flow(number, verdict),
         }
     }
 
+    /// Notes that a connection is to be looked at again; once, however many events there are meanwhile.
+    fn list(&mut self, number: u64, verdict: Verdict) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        match verdict {
+            Verdict::More if !std::mem::replace(&mut flow.in_todo, true) => self.todo.push(number),
+            Verdict::Later if !std::mem::replace(&mut flow.in_later, true) => {
+                let at = self.now() + STARVED;
+                self.later.push((at, number));
+            }
+            _ => {}
+        }
+    }
+
+    /// The turn of connections that had more to do.
+    fn next_turn(&mut self, readable: bool, reactor: &Reactor) {
+        for number in std::mem::take(&mut self.todo) {
+            if let Some(Source::Flow(flow)) = self.sources.get_mut(number) {
+                flow.in_todo = false;
+            }
+            self.flow_work(number, readable, reactor);
+        }
+    }
+
     /// The time of an entry of `later` has come.
     fn again(&mut self, number: u64, reactor: &Reactor) {
-        match self.sources.get_mut(number) {
-            Some(Source::Flow(flow)) if matches!(flow.phase, Phase::DialGuest { again: Some(_), .. }) => {
-                self.dial_guest(number);
-            }
-            _ => self.flow_work(number, true, reactor),
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        flow.in_later = false;
+        if matches!(flow.phase, Phase::DialGuest { again: Some(_), .. }) {
+            self.dial_guest(number);
+        } else {
+            self.flow_work(number, true, reactor);
         }
     }
 

@@ -168,6 +168,24 @@ fn a_silent_client_does_not_outlive_the_guests_connection() {
     assert_eq!(wired.net.sources.len(), others, "nobody holds it any more");
 }
 
+/// Options and manifest of a guest that serves port 80.
+fn serving() -> (RunOptions, Manifest) {
+    let publish = "127.0.0.1:0:80".parse().unwrap();
+    let options = RunOptions { publish: vec![publish], ..RunOptions::default() };
+    (options, Manifest { listen: vec![Port { protocol: Protocol::Tcp, port: 80 }], ..Manifest::default() })
+}
+
+impl Wired {
+    /// A client of the published port, and the number of its connection.
+    fn client(&mut self) -> (TcpStream, u64) {
+        let address = rustix::net::getsockname(&self.net.tcp_listeners[0].socket).unwrap();
+        let client = TcpStream::connect(SocketAddr::try_from(address).unwrap()).unwrap();
+        self.receive();
+        let number = self.net.sources.iter().find_map(|(n, s)| matches!(s, Source::Flow(_)).then_some(n));
+        (client, number.unwrap())
+    }
+}
+
 #[test]
 fn packets_that_are_no_frames_count() {
     let Wired { mut net, guest, reactor } = Wired::new(&RunOptions::default(), &Manifest::default());
@@ -177,4 +195,24 @@ fn packets_that_are_no_frames_count() {
     assert!(net.receive_frames(&reactor));
     let left = std::iter::from_fn(|| net.device.receive().map(|packet| assert!(packet.is_none()))).count();
     assert_eq!(left, sent - FRAMES_PER_TURN);
+}
+
+#[test]
+fn a_connection_is_listed_once() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let (_client, number) = wired.client();
+    let Wired { net, reactor, .. } = &mut wired;
+    for _ in 0..2 {
+        for _ in 0..1000 {
+            net.list(number, Verdict::Later);
+            net.list(number, Verdict::More);
+        }
+        assert_eq!((net.later.len(), net.todo.len()), (1, 1));
+        // Its time comes, and it may wait again.
+        net.next_turn(true, reactor);
+        net.later.clear();
+        net.again(number, reactor);
+        assert_eq!((net.later.len(), net.todo.len()), (0, 0));
+    }
 }
