@@ -27,7 +27,8 @@ impl Offload {
 pub struct Limits {
     /// Most sockets of all kinds, connections included.
     pub sockets: u32,
-    /// Bytes that all send and receive queues together may hold.
+    /// Bytes that all connections together may hold, their queues included. As it fills, each may queue and is sent less; queues leave the last sixteenth to
+    /// new connections and to the little that each may queue in any case.
     pub memory: usize,
     /// Most half-open connections (a few dozen bytes each), over all listeners.
     pub half_open: u32,

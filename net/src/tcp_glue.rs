@@ -456,7 +456,8 @@ impl Stack {
     /// Draws the consequences of whatever happened to a connection, and queues it for sending.
     pub(crate) fn settle(&mut self, slot: u32) {
         self.after_emit(slot);
-        if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(c), .. }) if c.wants_to_send()) {
+        let cx = cx!(self);
+        if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(c), .. }) if c.wants_to_send(&cx)) {
             self.mark_ready(slot);
         }
     }

@@ -256,3 +256,64 @@ fn a_crowd_that_does_not_read_leaves_room_for_those_who_do() {
     let time = transfer(&mut sim, 0, c, s, 10_000_000, 60 * SECOND);
     assert!(time < 2 * SECOND, "{} ms", time / MS);
 }
+
+/// A crowd whose data nobody reads: it may not hold so much that others cannot connect, or have nothing to talk with.
+#[test]
+fn a_crowd_that_is_not_read_locks_nobody_out() {
+    // As a guest with 32 MB has it.
+    let limits = Limits::for_memory(32 << 20);
+    let mut sim = Sim::with(33, config(1), Config { limits, ..config(2) });
+    sim.filter = Some(no_edge_goes_back());
+    let crowd: Vec<_> = (0..300).map(|i| sim.pair(1000 + i)).collect();
+    let (mut sent, mut got) = ([0; 300], [0; 300]);
+    // Some were read at first, so that their windows have grown.
+    for (i, &(c, s)) in crowd[..20].iter().enumerate() {
+        transfer_and_back(&mut sim, c, s, 500_000);
+        (sent[i], got[i]) = (500_000, 500_000);
+    }
+    for _ in 0..100 {
+        for (i, p) in crowd.iter().enumerate() {
+            sent[i] = feed(&mut sim.stacks[0], p.0, sent[i], 1_000_000);
+        }
+        sim.run(50 * MS);
+        let used = sim.stacks[1].memory_used();
+        assert!(used < limits.memory, "{used}");
+    }
+    let used = sim.stacks[1].memory_used();
+    assert!(used > limits.memory / 4 * 3, "{used}");
+    // Others come in from both sides, and are served.
+    let (c, s) = sim.pair(80);
+    let time = transfer(&mut sim, 0, c, s, 100_000, 60 * SECOND) + transfer(&mut sim, 1, s, c, 100_000, 60 * SECOND);
+    assert!(time < 2 * SECOND, "{} ms", time / MS);
+    let l = sim.listen(0, 81, 8);
+    let c = sim.connect(1, at(1, 81));
+    let mut server = None;
+    assert!(sim.run_until(SECOND, |s| {
+        server = server.or_else(|| s.stacks[0].accept(l).ok());
+        server.is_some()
+    }));
+    transfer(&mut sim, 1, c, server.unwrap().0, 100_000, 2 * SECOND);
+    // Whoever was kept waiting gets on when somebody reads: nothing is lost.
+    for _ in 0..600 {
+        sim.run(100 * MS);
+        for (i, p) in crowd.iter().enumerate() {
+            got[i] = drain(&mut sim.stacks[1], p.1, got[i]).0;
+        }
+    }
+    assert!(got == sent, "{got:?} of {sent:?}");
+}
+
+/// Watches the windows that side 1 advertises: their right edge may not shrink (RFC 9293 §3.8.6).
+fn no_edge_goes_back() -> Filter {
+    let mut edges = std::collections::BTreeMap::new();
+    Box::new(move |side, frame| {
+        if side == 1 && frame.len() >= 54 && frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 7 == 0 {
+            let word = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+            let edge = word(42).wrapping_add((word(46) & 0xffff) << 7);
+            let last = edges.insert(word(34), edge).unwrap_or(edge);
+            // What a window that is closing does not fill of the scale's unit may be lost.
+            assert!(edge.wrapping_sub(last) as i32 > -128, "{}", describe(frame));
+        }
+        false
+    })
+}

@@ -66,8 +66,9 @@ impl Relay {
     fn outbound(&mut self) -> bool {
         let mut any = false;
         for _ in 0..FRAMES_PER_TURN {
-            let Some((header, frame)) = self.device.receive() else { break };
+            let Some(packet) = self.device.receive() else { break };
             any = true;
+            let Some((header, frame)) = packet else { continue };
             if self.filter.outbound(header, frame.into()).is_ok() {
                 // The device takes it, or it is lost, as on any network.
                 let _ = rustix::io::writev(&self.tap, &[IoSlice::new(&header.to_bytes()), IoSlice::new(frame)]);

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
@@ -19,11 +20,15 @@ impl Guest {
     }
 
     fn echo_with(options: &[&str], delay: &str) -> Guest {
+        Guest::echo_of(image(), options, delay)
+    }
+
+    fn echo_of(image: &Path, options: &[&str], delay: &str) -> Guest {
         let port = free_port();
         let publish = format!("{port}:7");
         let udp = format!("{port}:7/udp");
         let options = [&["-p", &publish, "-p", &udp], options].concat();
-        let child = launcher(image(), &options, &["echo", delay]).spawn().unwrap();
+        let child = launcher(image, &options, &["echo", delay]).spawn().unwrap();
         Guest(child, port)
     }
 
@@ -191,6 +196,31 @@ fn fill(s: &mut TcpStream) -> usize {
         }
     }
     sent
+}
+
+/// What the guest has sent to those who do not read fills no more of the stacks than leaves room for others.
+#[test]
+fn a_crowd_that_does_not_read_locks_nobody_out() {
+    // What the guest holds must not be what is short.
+    let large = write("crowd", &pack(&Spec { memory: 256 << 20, ..Spec::default() }));
+    let guest = Guest::echo_of(&large, &[], "0").ready();
+    let mut crowd: Vec<(TcpStream, usize)> = (0..500).map(|_| (guest.connect(), 0)).collect();
+    for (s, _) in &crowd {
+        s.set_nonblocking(true).unwrap();
+    }
+    for round in 0..20 {
+        for (s, sent) in &mut crowd {
+            while *sent < 600_000
+                && let Ok(n) = s.write(&[7; 20_000])
+            {
+                *sent += n;
+            }
+        }
+        let mut s = guest.connect();
+        let mut answer = [0; 5];
+        s.write_all(b"hello").and_then(|()| s.read_exact(&mut answer)).unwrap_or_else(|e| panic!("{round}: {e}"));
+        assert_eq!(&answer, b"hello");
+    }
 }
 
 #[test]

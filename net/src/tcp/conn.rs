@@ -400,7 +400,7 @@ impl Conn {
         }
         // Under pressure the room shrinks; whoever has nothing queued gets a little in any case, or it would wait for an event that never comes.
         let least = if self.send.is_empty() { 1024 } else { 0 };
-        let share = cx.allowance().saturating_sub(self.send.len()).min(cx.memory_free).max(least);
+        let share = cx.allowance().saturating_sub(self.send.len()).min(cx.spare()).max(least);
         let mut room = self.send_room();
         self.flags &= !is::PRESSED;
         if share < room {

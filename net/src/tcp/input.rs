@@ -370,18 +370,18 @@ impl Conn {
             return Verdict::Done;
         }
         let len = seg.payload.len();
+        // A super-frame does not tell how large the peer's segments are.
+        if len > usize::from(self.rcv_mss) && len <= usize::from(link_mss) {
+            self.rcv_mss = len as u16;
+        }
         let taken = if self.has(is::READ_SHUT) {
             len
         } else {
-            let mut room = cx.memory_free;
+            let mut room = self.receive_room(cx);
             if room < len {
-                // What is ahead of its turn makes room for what is not: the peer still has it (RFC 2018 §8). And a connection
-                // without anything queued always gets one segment, or everybody would wait for everybody.
+                // What is ahead of its turn makes room for what is not: the peer still has it (RFC 2018 §8).
                 room += self.ahead.held();
                 self.ahead.clear();
-                if self.recv.is_empty() {
-                    room = room.max(1460);
-                }
             }
             self.recv.push(seg.payload.get(..room).unwrap_or(seg.payload))
         };
@@ -410,7 +410,7 @@ impl Conn {
         if fin {
             self.on_fin();
         }
-        self.acknowledge(cx, len, link_mss, had_holes || fin);
+        self.acknowledge(cx, len, had_holes || fin);
         Verdict::Done
     }
 
@@ -431,11 +431,7 @@ impl Conn {
     }
 
     /// Decides when to acknowledge `len` new bytes (RFC 9293 §3.8.6.3, RFC 5681 §4.2).
-    fn acknowledge(&mut self, cx: &Cx, len: usize, link_mss: u16, at_once: bool) {
-        // A super-frame does not tell how large the peer's segments are.
-        if len > usize::from(self.rcv_mss) && len <= usize::from(link_mss) {
-            self.rcv_mss = len as u16;
-        }
+    fn acknowledge(&mut self, cx: &Cx, len: usize, at_once: bool) {
         let unacked = self.rcv_nxt.wrapping_sub(self.last_ack);
         let full = len >= usize::from(self.rcv_mss);
         if self.has(is::QUICK_ACK) {

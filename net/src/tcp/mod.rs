@@ -79,7 +79,7 @@ pub(crate) fn later(a: u32, b: u32) -> u32 {
 /// What a connection sees of the world around it.
 pub(crate) struct Cx<'a> {
     pub now: u64,
-    /// Bytes left of the memory budget.
+    /// Bytes left of the memory budget. Most questions are for [`Cx::spare`].
     pub memory_free: usize,
     pub limits: &'a crate::Limits,
     /// See [`crate::Config::lasting`].
@@ -87,7 +87,13 @@ pub(crate) struct Cx<'a> {
 }
 
 impl Cx<'_> {
-    /// Bytes that one connection may have queued, by how much memory is left: the first ones may take much, but a crowd of peers that do not
+    /// Bytes left for what connections have queued: the last sixteenth of the memory is for new connections, and for the little that each
+    /// gets in any case, so that a crowd locks nobody out.
+    pub fn spare(&self) -> usize {
+        self.memory_free.saturating_sub(self.limits.memory / 16)
+    }
+
+    /// Bytes that one connection may have queued each way, by how much memory is left: the first ones may take much, but a crowd that does not
     /// read leaves enough for those that do.
     pub fn allowance(&self) -> usize {
         let all = self.limits.memory;

@@ -46,7 +46,7 @@ impl Conn {
                     }
                     self.flags &= !is::PROBE;
                 }
-                if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due()) {
+                if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due(cx)) {
                     let ack = Plan { seq: self.bare_seq(), len: 0, flags: 0, again: false };
                     if self.transmit(cx, path, sink, &ack) == Sent::Full {
                         return Emit::Full;
@@ -64,12 +64,12 @@ impl Conn {
     }
 
     /// Whether `emit` may have something to do. Cheap, and never wrong when it says no.
-    pub fn wants_to_send(&self) -> bool {
+    pub fn wants_to_send(&self, cx: &Cx) -> bool {
         let control = u32::from(self.has(is::FIN_QUEUED));
         self.has(is::ACK_NOW | is::FORCE | is::PROBE | is::RECOVERY | is::TAIL_PROBE)
             || self.snd_nxt != self.data_end().wrapping_add(control)
             || (self.outstanding() && self.rto_at == NEVER)
-            || self.window_update_due()
+            || self.window_update_due(cx)
     }
 
     /// The sequence number of a segment without data: beyond all that was sent, also after a timeout, or a peer that has it all ignores the segment
@@ -236,11 +236,11 @@ impl Conn {
 
     /// Window to advertise, as the field's value; updates the advertised edge.
     fn advertise(&mut self, cx: &Cx, syn: bool) -> u16 {
-        let limit = self.rcv_limit as usize;
-        let free = limit.saturating_sub(self.recv.len()).min(cx.memory_free / 2) as u32;
+        let limit = self.window_limit(cx);
+        let free = limit.saturating_sub(self.recv.len() as u32);
         let now = self.window();
         // Never shrink; do not advertise silly increases (RFC 9293 §3.8.6.2.2).
-        let step = (self.rcv_limit / 2).min(2 * u32::from(self.rcv_mss));
+        let step = (limit / 2).min(2 * u32::from(self.rcv_mss));
         let mut window = if free >= now.saturating_add(step) || syn { free.max(now) } else { now };
         if syn {
             window = self.rcv_limit.min(WINDOW_INITIAL);
@@ -253,13 +253,26 @@ impl Conn {
         field as u16
     }
 
+    /// Bytes by which the receive queue may grow now. Under pressure it has its allowance; an empty one may take two segments in any case, or
+    /// everybody would wait for everybody.
+    pub fn receive_room(&self, cx: &Cx) -> usize {
+        let room = cx.allowance().saturating_sub(self.recv.held()).min(cx.spare());
+        let least = if self.recv.is_empty() { (2 * usize::from(self.rcv_mss)).clamp(2920, 16 << 10) } else { 0 };
+        room.max(least)
+    }
+
+    /// Bytes that the receive queue may have when the peer has filled the window that it would be told of now.
+    fn window_limit(&self, cx: &Cx) -> u32 {
+        (self.rcv_limit as usize).min(self.recv.len() + self.receive_room(cx)) as u32
+    }
+
     /// Whether the owner has read so much that the peer should know.
-    pub fn window_update_due(&self) -> bool {
+    pub fn window_update_due(&self, cx: &Cx) -> bool {
         if !self.synchronized() || self.has(is::FIN_RECEIVED) {
             return false;
         }
         // No field can tell of more.
-        let limit = self.rcv_limit.min(65_535 << self.rcv_scale);
+        let limit = self.window_limit(cx).min(65_535 << self.rcv_scale);
         let free = limit.saturating_sub(self.recv.len() as u32);
         let now = self.window();
         let more = free.saturating_sub(now);
@@ -275,7 +288,7 @@ impl Conn {
                 self.rcv_limit = self.rcv_limit.saturating_mul(2).min(cx.limits.receive_buffer.max(WINDOW_INITIAL));
             }
         }
-        self.window_update_due()
+        self.window_update_due(cx)
     }
 
     /// Writes the frame and hands it over.

@@ -60,17 +60,18 @@ impl Device {
         Ok((Device { wire, fd: ours, frame: vec![0; FRAME_MAX], full: false }, guests))
     }
 
-    /// The next frame that the guest has sent. Frames that are too short to be one are passed over.
-    pub fn receive(&mut self) -> Option<(NetHdr, &[u8])> {
+    /// The next packet that the guest has sent: a frame, or `Some(None)` if it is too short to be one. That counts too: each costs a call, and it is the guest
+    /// who says how many there are.
+    pub fn receive(&mut self) -> Option<Option<(NetHdr, &[u8])>> {
         loop {
             match rustix::io::readv(&self.fd, &mut [IoSliceMut::new(&mut self.frame)]) {
                 Ok(0) => return None,
-                Ok(n) if n < 14 => {}
-                Ok(n) if self.wire == Wire::Plain => return Some((NetHdr::default(), &self.frame[..n])),
-                Ok(n) if n < NET_HDR_LEN + 14 => {}
+                Ok(n) if n < 14 => return Some(None),
+                Ok(n) if self.wire == Wire::Plain => return Some(Some((NetHdr::default(), &self.frame[..n]))),
+                Ok(n) if n < NET_HDR_LEN + 14 => return Some(None),
                 Ok(n) => {
                     let (header, frame) = self.frame[..n].split_first_chunk::<NET_HDR_LEN>()?;
-                    return Some((NetHdr::from_bytes(*header), frame));
+                    return Some(Some((NetHdr::from_bytes(*header), frame)));
                 }
                 Err(Errno::INTR) => {}
                 Err(_) => return None,

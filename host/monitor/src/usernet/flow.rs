@@ -56,6 +56,9 @@ pub(super) struct Flow {
     /// Who has connected, for published ports.
     pub peer: Option<SocketAddr>,
     pub interest: Interest,
+    /// It is in the list of those that have more to do at once, or at a time.
+    pub in_todo: bool,
+    pub in_later: bool,
     to_host: Held,
     to_guest: Held,
     /// No more bytes come from the host.
@@ -97,6 +100,8 @@ impl Flow {
             handle: None,
             peer,
             interest,
+            in_todo: false,
+            in_later: false,
             to_host: Held::new(total),
             to_guest: Held::new(total),
             host_ended: false,

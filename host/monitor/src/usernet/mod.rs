@@ -6,6 +6,7 @@
 
 pub(crate) mod device;
 mod flow;
+mod kernel;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use donjon_abi::boot;
 use donjon_image::{Manifest, Protocol};
 use donjon_net::{
     BindOptions, Config, Domain, Error as NetError, FrameSink, Handle, Limits, NetHdr, Offload, Output, Ready as Bits,
-    RecvMode, Sent, Stack, TcpOptions,
+    Sent, Stack, TcpOptions,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -126,6 +127,7 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
         rustix::net::bind(&socket, &p.host)?;
         if p.protocol == Protocol::Tcp {
             rustix::net::listen(&socket, BACKLOG as i32)?;
+            let _ = kernel::bound_unsent(&socket);
         }
         Ok(socket)
     };
@@ -354,9 +356,7 @@ impl UserNet {
     /// After all events of a round: timers, connections that had more to do, and what the stack wants to send.
     pub fn work(&mut self, reactor: &Reactor) {
         let now = self.now();
-        for number in std::mem::take(&mut self.todo) {
-            self.flow_work(number, true, reactor);
-        }
+        self.next_turn(true, reactor);
         if self.later.iter().any(|(at, _)| *at <= now) {
             let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
             self.later = later;
@@ -389,9 +389,7 @@ impl UserNet {
             if self.todo.is_empty() {
                 break;
             }
-            for number in std::mem::take(&mut self.todo) {
-                self.flow_work(number, false, reactor);
-            }
+            self.next_turn(false, reactor);
         }
     }
 
@@ -428,8 +426,10 @@ impl UserNet {
         let (mut any, mut bytes) = (false, 0);
         for _ in 0..FRAMES_PER_TURN {
             let now = self.start.elapsed().as_nanos() as u64 + 1;
-            let Some((header, frame)) = self.device.receive() else { break };
-            (any, bytes) = (true, bytes + frame.len());
+            let Some(packet) = self.device.receive() else { break };
+            any = true;
+            let Some((header, frame)) = packet else { continue };
+            bytes += frame.len();
             match self.filter.outbound(header, frame.into()) {
                 // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
                 Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),
@@ -672,26 +672,43 @@ impl UserNet {
                         Err(_) => return self.end_flow(number, Verdict::Reset),
                     }
                 }
-                match verdict {
-                    Verdict::More => self.todo.push(number),
-                    Verdict::Later => {
-                        let at = self.now() + STARVED;
-                        self.later.push((at, number));
-                    }
-                    _ => {}
-                }
+                self.list(number, verdict);
             }
             Verdict::Done | Verdict::Reset => self.end_flow(number, verdict),
         }
     }
 
+    /// Notes that a connection is to be looked at again; once, however many events there are meanwhile.
+    fn list(&mut self, number: u64, verdict: Verdict) {
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        match verdict {
+            Verdict::More if !std::mem::replace(&mut flow.in_todo, true) => self.todo.push(number),
+            Verdict::Later if !std::mem::replace(&mut flow.in_later, true) => {
+                let at = self.now() + STARVED;
+                self.later.push((at, number));
+            }
+            _ => {}
+        }
+    }
+
+    /// The turn of connections that had more to do.
+    fn next_turn(&mut self, readable: bool, reactor: &Reactor) {
+        for number in std::mem::take(&mut self.todo) {
+            if let Some(Source::Flow(flow)) = self.sources.get_mut(number) {
+                flow.in_todo = false;
+            }
+            self.flow_work(number, readable, reactor);
+        }
+    }
+
     /// The time of an entry of `later` has come.
     fn again(&mut self, number: u64, reactor: &Reactor) {
-        match self.sources.get_mut(number) {
-            Some(Source::Flow(flow)) if matches!(flow.phase, Phase::DialGuest { again: Some(_), .. }) => {
-                self.dial_guest(number);
-            }
-            _ => self.flow_work(number, true, reactor),
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        flow.in_later = false;
+        if matches!(flow.phase, Phase::DialGuest { again: Some(_), .. }) {
+            self.dial_guest(number);
+        } else {
+            self.flow_work(number, true, reactor);
         }
     }
 
@@ -725,6 +742,7 @@ impl UserNet {
 fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(to, SocketType::STREAM)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    let _ = kernel::bound_unsent(&socket);
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e),
@@ -735,117 +753,6 @@ fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
 fn nodelay(stack: &mut Stack, handle: Handle) {
     if let Ok(options) = stack.tcp_options(handle) {
         let _ = stack.set_tcp_options(handle, TcpOptions { nodelay: true, ..options });
-    }
-}
-
-/// UDP.
-impl UserNet {
-    /// Datagrams of the guest.
-    fn datagrams(&mut self, reactor: &Reactor) {
-        while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
-            let answer = self.udp_listeners.iter().find(|(_, l)| l.port == d.from.port() && l.real(d.to).is_some());
-            if let Some((_, listener)) = answer {
-                if let Some(peer) = listener.real(d.to) {
-                    let _ = rustix::net::sendto(
-                        &listener.socket,
-                        &self.scratch[..d.copied],
-                        rustix::net::SendFlags::NOSIGNAL,
-                        &peer,
-                    );
-                }
-                continue;
-            }
-            let number = match self.pairs.get(&(d.from, d.to)) {
-                Some(number) => *number,
-                None => match self.new_pair(d.from, d.to, reactor) {
-                    Some(number) => number,
-                    None => continue,
-                },
-            };
-            let now = self.now();
-            if let Some(Source::Pair(pair)) = self.sources.get_mut(number) {
-                pair.used = now;
-                // A full socket or an unreachable peer loses the datagram, as networks do.
-                let _ = rustix::net::send(&pair.socket, &self.scratch[..d.copied], rustix::net::SendFlags::NOSIGNAL);
-            }
-        }
-    }
-
-    fn new_pair(&mut self, guest: SocketAddr, remote: SocketAddr, reactor: &Reactor) -> Option<u64> {
-        let to = self.policy.translate(UDP, remote)?;
-        if self.pairs.len() >= udp::PAIRS_MAX || self.sources.len() >= self.sources_max {
-            let oldest = self.sources.iter().filter_map(|(n, s)| match s {
-                Source::Pair(p) => Some((p.used, n)),
-                _ => None,
-            });
-            let (_, oldest) = oldest.min()?;
-            self.remove_pair(oldest);
-        }
-        let socket = socket(to, SocketType::DGRAM).ok()?;
-        rustix::net::connect(&socket, &to).ok()?;
-        let used = self.now();
-        let number = self.sources.insert_with(|_| Source::Pair(Pair { socket, guest, remote, used }));
-        self.pairs.insert((guest, remote), number);
-        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return None };
-        if reactor.add(&pair.socket, self.base + number, Interest::READ).is_err() {
-            self.remove_pair(number);
-            return None;
-        }
-        Some(number)
-    }
-
-    fn remove_pair(&mut self, number: u64) {
-        if let Some(Source::Pair(pair)) = self.sources.remove(number) {
-            self.pairs.remove(&(pair.guest, pair.remote));
-        }
-    }
-
-    fn forget_pairs(&mut self, now: u64) {
-        let ended: Vec<u64> = self
-            .sources
-            .iter()
-            .filter_map(|(n, s)| matches!(s, Source::Pair(p) if p.ends() <= now).then_some(n))
-            .collect();
-        for number in ended {
-            self.remove_pair(number);
-        }
-    }
-
-    /// Datagrams from a remote to the guest.
-    fn answers(&mut self, number: u64, _reactor: &Reactor) {
-        let now = self.now();
-        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return };
-        for _ in 0..64 {
-            match rustix::net::recv(&pair.socket, &mut *self.scratch, rustix::net::RecvFlags::empty()) {
-                Ok((n, _)) => {
-                    pair.used = now;
-                    let _ =
-                        self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(pair.guest), Some(pair.remote));
-                }
-                // An ICMP error (refused) is taken away by the call; the next may succeed.
-                Err(Errno::INTR | Errno::CONNREFUSED) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Datagrams to a published port.
-    fn published_datagrams(&mut self, index: usize) {
-        let Some((_, listener)) = self.udp_listeners.get_mut(index) else { return };
-        for _ in 0..64 {
-            let received = rustix::net::recvfrom(&listener.socket, &mut *self.scratch, rustix::net::RecvFlags::empty());
-            let (n, from) = match received {
-                Ok((n, _, Some(from))) => (n, from),
-                Ok(_) | Err(Errno::INTR | Errno::CONNREFUSED) => continue,
-                Err(_) => return,
-            };
-            let Ok(from) = SocketAddr::try_from(from) else { continue };
-            let (guest, gateway): (IpAddr, IpAddr) =
-                if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
-            let shown = listener.present(from, gateway);
-            let to = SocketAddr::new(guest, listener.port);
-            let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
-        }
     }
 }
 

@@ -4,7 +4,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use super::policy::on_link;
+use donjon_net::RecvMode;
+use rustix::io::Errno;
+use rustix::net::SocketType;
+
+use super::policy::{GATEWAY4, GATEWAY6, GUEST4, GUEST6, UDP, on_link};
+use super::{Source, UserNet, socket};
+use crate::reactor::{Interest, Reactor};
 
 /// A pair that has been silent for this long is forgotten, ns (RFC 4787 §4.3 asks for two minutes).
 pub(super) const IDLE: u64 = 120_000_000_000;
@@ -69,6 +75,117 @@ impl Published {
 pub(super) fn presented(ip: IpAddr, gateway: IpAddr) -> IpAddr {
     let ip = ip.to_canonical();
     if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || on_link(ip) { gateway } else { ip }
+}
+
+/// At work.
+impl UserNet {
+    /// Datagrams of the guest.
+    pub(super) fn datagrams(&mut self, reactor: &Reactor) {
+        while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
+            let answer = self.udp_listeners.iter().find(|(_, l)| l.port == d.from.port() && l.real(d.to).is_some());
+            if let Some((_, listener)) = answer {
+                if let Some(peer) = listener.real(d.to) {
+                    let _ = rustix::net::sendto(
+                        &listener.socket,
+                        &self.scratch[..d.copied],
+                        rustix::net::SendFlags::NOSIGNAL,
+                        &peer,
+                    );
+                }
+                continue;
+            }
+            let number = match self.pairs.get(&(d.from, d.to)) {
+                Some(number) => *number,
+                None => match self.new_pair(d.from, d.to, reactor) {
+                    Some(number) => number,
+                    None => continue,
+                },
+            };
+            let now = self.now();
+            if let Some(Source::Pair(pair)) = self.sources.get_mut(number) {
+                pair.used = now;
+                // A full socket or an unreachable peer loses the datagram, as networks do.
+                let _ = rustix::net::send(&pair.socket, &self.scratch[..d.copied], rustix::net::SendFlags::NOSIGNAL);
+            }
+        }
+    }
+
+    fn new_pair(&mut self, guest: SocketAddr, remote: SocketAddr, reactor: &Reactor) -> Option<u64> {
+        let to = self.policy.translate(UDP, remote)?;
+        if self.pairs.len() >= PAIRS_MAX || self.sources.len() >= self.sources_max {
+            let oldest = self.sources.iter().filter_map(|(n, s)| match s {
+                Source::Pair(p) => Some((p.used, n)),
+                _ => None,
+            });
+            let (_, oldest) = oldest.min()?;
+            self.remove_pair(oldest);
+        }
+        let socket = socket(to, SocketType::DGRAM).ok()?;
+        rustix::net::connect(&socket, &to).ok()?;
+        let used = self.now();
+        let number = self.sources.insert_with(|_| Source::Pair(Pair { socket, guest, remote, used }));
+        self.pairs.insert((guest, remote), number);
+        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return None };
+        if reactor.add(&pair.socket, self.base + number, Interest::READ).is_err() {
+            self.remove_pair(number);
+            return None;
+        }
+        Some(number)
+    }
+
+    fn remove_pair(&mut self, number: u64) {
+        if let Some(Source::Pair(pair)) = self.sources.remove(number) {
+            self.pairs.remove(&(pair.guest, pair.remote));
+        }
+    }
+
+    pub(super) fn forget_pairs(&mut self, now: u64) {
+        let ended: Vec<u64> = self
+            .sources
+            .iter()
+            .filter_map(|(n, s)| matches!(s, Source::Pair(p) if p.ends() <= now).then_some(n))
+            .collect();
+        for number in ended {
+            self.remove_pair(number);
+        }
+    }
+
+    /// Datagrams from a remote to the guest.
+    pub(super) fn answers(&mut self, number: u64, _reactor: &Reactor) {
+        let now = self.now();
+        let Some(Source::Pair(pair)) = self.sources.get_mut(number) else { return };
+        for _ in 0..64 {
+            match rustix::net::recv(&pair.socket, &mut *self.scratch, rustix::net::RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    pair.used = now;
+                    let _ =
+                        self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(pair.guest), Some(pair.remote));
+                }
+                // An ICMP error (refused) is taken away by the call; the next may succeed.
+                Err(Errno::INTR | Errno::CONNREFUSED) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Datagrams to a published port.
+    pub(super) fn published_datagrams(&mut self, index: usize) {
+        let Some((_, listener)) = self.udp_listeners.get_mut(index) else { return };
+        for _ in 0..64 {
+            let received = rustix::net::recvfrom(&listener.socket, &mut *self.scratch, rustix::net::RecvFlags::empty());
+            let (n, from) = match received {
+                Ok((n, _, Some(from))) => (n, from),
+                Ok(_) | Err(Errno::INTR | Errno::CONNREFUSED) => continue,
+                Err(_) => return,
+            };
+            let Ok(from) = SocketAddr::try_from(from) else { continue };
+            let (guest, gateway): (IpAddr, IpAddr) =
+                if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
+            let shown = listener.present(from, gateway);
+            let to = SocketAddr::new(guest, listener.port);
+            let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
+        }
+    }
 }
 
 #[cfg(test)]
