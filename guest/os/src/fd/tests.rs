@@ -14,6 +14,7 @@ const NONBLOCK: i32 = O_NONBLOCK;
 /// A session with memory, a first thread, and a fresh set of everything that descriptors lead to.
 pub(crate) fn start() -> host::Session {
     let s = host::session();
+    let _off = donjon_base::preempt::off();
     // What an earlier test left lives in that test's heap: forget it before the heap is made anew.
     table::reset();
     timerfd::reset();

@@ -41,6 +41,8 @@ fn limit() -> u64 {
 
 /// The directory `/tmp`.
 pub fn root() -> Rc<TmpNode> {
+    // Nobody else may make one in the meantime.
+    let _off = donjon_base::preempt::off();
     if let Some(root) = SPACE.with(|s| s.root.clone()) {
         return root;
     }
