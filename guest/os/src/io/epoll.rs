@@ -213,6 +213,8 @@ impl Interest {
                 continue;
             }
             let mut inner = self.inner.borrow_mut();
+            // Asking may have raised it (a timer that has just expired): this is what it is told with.
+            inner.unqueue(at);
             let slot = &mut inner.slots[at as usize];
             out[n] = Event { events: ready, data: slot.data };
             n += 1;
