@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fd::{self, FileRef, WeakFile};
 use crate::global::Global;
-use crate::mem::PageRun;
+use crate::mem::{PageRun, sparing};
 use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -281,7 +281,7 @@ pub fn start() -> Result<()> {
 
 /// Runs `f` on the stack. Follow with [`flush`] when it may have made work.
 pub fn with<R>(f: impl FnOnce(&mut Stack) -> R) -> Result<R> {
-    NET.with(|n| n.as_mut().map(|n| f(&mut n.stack))).ok_or(Errno::ENETDOWN)
+    NET.with(|n| n.as_mut().map(|n| sparing(|| f(&mut n.stack)))).ok_or(Errno::ENETDOWN)
 }
 
 /// Sends what is to be sent and tells the sockets what happened (loopback traffic arrives here). The first call after a look at the
@@ -295,7 +295,7 @@ pub fn flush() {
                 return false;
             }
             n.sent_at = Some(now);
-            n.output(now);
+            sparing(|| n.output(now));
             true
         }
         _ => false,
@@ -329,12 +329,14 @@ fn poll(now: u64) -> Option<u64> {
     for round in 0..ROUNDS {
         let more = NET.with(|n| {
             let Some(n) = n else { return false };
-            let (some, more) = n.input(now);
-            if some || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
-                n.output(now);
-            }
             n.sent_at = None;
-            more
+            sparing(|| {
+                let (some, more) = n.input(now);
+                if some || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
+                    n.output(now);
+                }
+                more
+            })
         });
         deliver();
         if !more {

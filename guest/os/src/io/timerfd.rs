@@ -85,11 +85,12 @@ impl Timer {
         }
         QUEUE.with(|q| q.armed.remove(&(next, self.id)));
         let interval = self.interval.get();
+        // There is room for an entry that was there before.
         match (now - next).checked_div(interval) {
             Some(periods) => {
                 let expired = periods + 1;
                 self.count.set(self.count.get().saturating_add(expired));
-                self.arm(next.saturating_add(expired.saturating_mul(interval)));
+                let _ = self.arm(next.saturating_add(expired.saturating_mul(interval)));
             }
             // Only once.
             None => {
@@ -100,11 +101,12 @@ impl Timer {
         self.watch.notify(events::READ);
     }
 
-    fn arm(self: &Rc<Self>, at: u64) {
-        self.next.set(at);
+    fn arm(self: &Rc<Self>, at: u64) -> Result<()> {
         if at != 0 {
-            QUEUE.with(|q| q.armed.insert((at, self.id), Rc::downgrade(self)));
+            QUEUE.with(|q| q.armed.insert((at, self.id), Rc::downgrade(self)))?;
         }
+        self.next.set(at);
+        Ok(())
     }
 
     fn setting(&self, now: u64) -> Setting {
@@ -156,7 +158,8 @@ pub fn set(fd: i32, flags: i32, new: Setting) -> Result<Setting> {
             // The wall clock runs beside the monotonic one at a fixed distance.
             v => now.saturating_add(v.saturating_sub(clock::realtime())).max(1),
         };
-        timer.arm(at);
+        // Only fails for one that was not armed, which then stays so.
+        timer.arm(at)?;
         timer.count.set(0);
         timer.interval.set(new.interval);
         timer.advance(now);

@@ -316,3 +316,45 @@ fn a_host_that_has_no_memory_is_an_error_and_not_an_end() {
     assert!(heap.malloc(8 << 20).is_none());
     assert!(heap.malloc(8 << 20).is_some());
 }
+
+#[test]
+fn what_the_program_has_used_up_leaves_a_reserve() {
+    let _s = host::session();
+    let mut heap = fresh(8 << 20);
+    let all = heap.available();
+    let use_up = |heap: &mut Pages| {
+        let mut got = Vec::new();
+        for size in [1 << 20, 1 << 16, 16384, 4096, 1024, 512, 256, 100, 64, 48, 32, 16] {
+            while let Some((p, _)) = heap.malloc(size) {
+                got.push(p as usize);
+            }
+        }
+        got
+    };
+    let mut program = use_up(&mut heap);
+    let reserve = heap.available();
+    assert_eq!(reserve, 64 << 10);
+    // Whatever the library OS takes and gives back, the program gets nothing of it.
+    let mut own = Vec::new();
+    for round in 0..40 {
+        own.push(heap.take_reserve(100).expect("reserve") as usize);
+        let (a, b) = (heap.take_reserve(100).expect("reserve"), heap.take_reserve(4096).expect("reserve"));
+        assert!(use_up(&mut heap).is_empty(), "round {round}");
+        heap.dealloc(a as usize).expect("live");
+        heap.dealloc(b as usize).expect("live");
+        assert!(use_up(&mut heap).is_empty(), "round {round}");
+    }
+    assert!(heap.available() >= reserve / 2, "{} left", heap.available());
+    assert!(heap.take_reserve(16385).is_none(), "large ones can fail");
+    while let Some(p) = heap.take_reserve(48) {
+        own.push(p as usize);
+    }
+    assert_eq!(heap.available(), 0);
+    // All of it comes back.
+    own.drain(..).for_each(|p| heap.dealloc(p).expect("live"));
+    program.drain(..).for_each(|p| heap.dealloc(p).expect("live"));
+    let program = use_up(&mut heap);
+    assert_eq!(heap.available(), reserve);
+    program.into_iter().for_each(|p| heap.dealloc(p).expect("live"));
+    assert!(all - heap.available() < 1 << 20, "{} of {all}", heap.available());
+}

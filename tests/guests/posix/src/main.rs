@@ -3,6 +3,7 @@
 mod bundle;
 mod files;
 mod linger;
+mod short;
 mod stop;
 mod threads;
 
@@ -19,6 +20,8 @@ fn main() {
         "files" => files::all(),
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
+        "short-of-memory" => short::ordinary_calls(),
+        "full-tables" => short::full_tables(),
         "stop" => stop::is_heard_once(),
         other => Err(format!("no such case: {other}")),
     };
