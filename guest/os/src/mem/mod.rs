@@ -198,7 +198,7 @@ pub fn map(len: usize, align: usize, charge: usize) -> Option<usize> {
 /// Nobody uses the memory any more.
 pub unsafe fn unmap(addr: usize, len: usize) -> bool {
     each(addr, len, |heap, span| {
-        if heap.span(span).cursor == CHANGED {
+        if heap.span(span).cursor & CHANGED != 0 {
             let (start, pages) = (heap.span(span).start, heap.span(span).pages);
             // SAFETY: rights are added to memory that nobody uses.
             if unsafe { gate::protect(heap.addr(start), pages as usize * PAGE, Prot::ReadWrite) }.is_err() {
@@ -212,6 +212,10 @@ pub unsafe fn unmap(addr: usize, len: usize) -> bool {
 
 /// In a mapping's `cursor`: its rights are not read-write throughout.
 const CHANGED: u16 = 1;
+/// Its content is a copy of a file's.
+const COPY: u16 = 2;
+/// The program could write to it at some time.
+const WRITABLE: u16 = 4;
 
 /// Cuts mappings at the ends of the range and calls `f` for each span in it. False if some of it is not mapped or `f` says so.
 fn each(addr: usize, len: usize, mut f: impl FnMut(&mut Pages, u32) -> bool) -> bool {
@@ -268,7 +272,7 @@ pub unsafe fn protect(addr: usize, len: usize, prot: Prot) -> Result<(), donjon_
     {
         let mut heap = HEAP.lock();
         let (span, ..) = mapping(&mut heap, addr).ok_or(donjon_abi::Error::BadAddress)?;
-        heap.span(span).cursor = CHANGED;
+        heap.span(span).cursor |= CHANGED;
     }
     // SAFETY: by contract.
     unsafe { gate::protect(addr, len, prot) }
@@ -296,12 +300,58 @@ pub unsafe fn change(addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
     let mut at = addr;
     while at < addr + len {
         let (span, _, stop) = mapping(&mut heap, at).ok_or(Errno::ENOMEM)?;
-        heap.span(span).cursor = CHANGED;
+        heap.span(span).cursor |= if prot == Prot::ReadWrite { CHANGED | WRITABLE } else { CHANGED };
         at = stop;
     }
     drop(heap);
     // SAFETY: by contract.
     unsafe { gate::protect(addr, len, prot) }.map_err(|_| Errno::ENOMEM)
+}
+
+/// Says that the new mapping at `addr` is a copy of a file's content, and whether the program can write to it.
+pub fn set_copy(addr: usize, writable: bool) {
+    let mut heap = HEAP.lock();
+    if let Some((span, ..)) = mapping(&mut heap, addr) {
+        heap.span(span).cursor |= if writable { COPY | WRITABLE } else { COPY };
+    }
+}
+
+/// What a range of mappings holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Nothing of any file.
+    Own,
+    /// Files' content, as it was when it was mapped.
+    Copy,
+    /// Files' content that may have been changed, or both kinds.
+    Mixed,
+}
+
+/// What is in whole pages of mappings.
+pub fn content(addr: usize, len: usize) -> Content {
+    let mut heap = HEAP.lock();
+    let (mut at, mut all) = (addr, None);
+    while at < addr.saturating_add(len)
+        && let Some((span, _, stop)) = mapping(&mut heap, at)
+    {
+        let here = match heap.span(span).cursor & (COPY | WRITABLE) {
+            COPY => Content::Copy,
+            f if f & COPY == 0 => Content::Own,
+            _ => Content::Mixed,
+        };
+        all = Some(if all.is_none_or(|a| a == here) { here } else { Content::Mixed });
+        at = stop;
+    }
+    all.unwrap_or(Content::Own)
+}
+
+/// Whole pages of mappings have become anonymous memory again, which `discard` has emptied. Without rights they count for nothing.
+pub fn renewed(addr: usize, len: usize, prot: Prot) {
+    // Where there is no memory for the bookkeeping it stays as it was: no more than a charge too much.
+    each(addr, len, |heap, span| {
+        heap.span(span).cursor &= !COPY;
+        prot != Prot::None || heap.recharge(span, 0)
+    });
 }
 
 /// Gives the content of whole pages back to the host: they read as zeros next.

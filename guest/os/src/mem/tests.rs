@@ -358,3 +358,47 @@ fn what_the_program_has_used_up_leaves_a_reserve() {
     program.into_iter().for_each(|p| heap.dealloc(p).expect("live"));
     assert!(all - heap.available() < 1 << 20, "{} of {all}", heap.available());
 }
+
+#[test]
+fn memory_without_rights_and_content_counts_for_nothing() {
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    let before = super::available();
+    let at = super::map(16 * 4096, 4096, 16 * 4096).expect("memory");
+    // What mmap with MAP_FIXED does in its middle.
+    super::renewed(at + 4 * 4096, 8 * 4096, Prot::None);
+    assert_eq!(super::available(), before - 8 * 4096);
+    super::renewed(at + 4 * 4096, 8 * 4096, Prot::None);
+    assert_eq!(super::available(), before - 8 * 4096);
+    // SAFETY: the mapping is this test's own.
+    unsafe {
+        super::change(at, 16 * 4096, Prot::ReadWrite).expect("memory");
+        assert_eq!(super::available(), before - 16 * 4096);
+        assert!(super::unmap(at, 16 * 4096));
+    }
+    assert_eq!(super::available(), before);
+}
+
+#[test]
+fn copies_of_files_are_told_from_the_programs_own_memory() {
+    use super::Content;
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    const LEN: usize = 4 * 4096;
+    let own = super::map(LEN, 4096, LEN).expect("memory");
+    let copy = super::map(LEN, 4096, LEN).expect("memory");
+    super::set_copy(copy, false);
+    let written = super::map(LEN, 4096, LEN).expect("memory");
+    super::set_copy(written, true);
+    assert_eq!([own, copy, written].map(|at| super::content(at, LEN)), [Content::Own, Content::Copy, Content::Mixed]);
+    // SAFETY: the mappings are this test's own.
+    unsafe { super::change(copy + 4096, 4096, Prot::ReadWrite).expect("memory") };
+    assert_eq!(super::content(copy, 4096), Content::Copy);
+    assert_eq!(super::content(copy, LEN), Content::Mixed);
+    super::renewed(copy + 4096, 4096, Prot::ReadWrite);
+    assert_eq!(super::content(copy + 4096, 4096), Content::Own);
+    assert_eq!(super::content(copy + 2 * 4096, 2 * 4096), Content::Copy);
+    assert_eq!(super::content(copy, LEN), Content::Mixed);
+}
