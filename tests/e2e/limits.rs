@@ -13,6 +13,7 @@ crate::under_engines! {
     full_tmpfs: ProcessUser QemuMicrovm;
     honest_madvise: ProcessUser QemuMicrovm QemuQ35;
     shared_mappings_of_changing_files: ProcessUser QemuMicrovm;
+    decommitted_memory: ProcessUser QemuMicrovm;
     freed_memory_is_used_again: ProcessUser QemuMicrovm;
     preemption: ProcessUser QemuMicrovm QemuQ35;
     panics_unwind: ProcessUser QemuMicrovm QemuQ35;
@@ -56,6 +57,10 @@ fn honest_madvise(engine: Engine) {
 
 fn shared_mappings_of_changing_files(engine: Engine) {
     pass(engine, "mappings", "32M");
+}
+
+fn decommitted_memory(engine: Engine) {
+    pass(engine, "decommitted", "32M");
 }
 
 fn freed_memory_is_used_again(engine: Engine) {

@@ -11,6 +11,10 @@ crate::under_engines! {
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
     linger_of_nothing_resets_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
+    the_last_thread_ends_the_program: ProcessUser QemuMicrovm;
+    an_exit_does_not_wait_for_readers: ProcessUser QemuMicrovm;
+    ordinary_calls_without_memory: ProcessUser QemuMicrovm QemuQ35;
+    full_tables_without_memory: ProcessUser QemuMicrovm;
     a_request_to_stop_is_heard_once: ProcessUser QemuMicrovm QemuQ35;
 }
 
@@ -48,6 +52,26 @@ fn linger_of_nothing_resets_a_peer_outside(engine: Engine) {
     let error = stream.read_to_end(&mut Vec::new()).map_err(|e| e.kind());
     assert_eq!(error, Err(ErrorKind::ConnectionReset), "{}", guest.log());
     guest.wait().expect_code(0);
+}
+
+fn the_last_thread_ends_the_program(engine: Engine) {
+    run(engine, "last-thread").expect_code(0).expect_text("PASS last-thread").expect_text("held in a stream");
+}
+
+fn an_exit_does_not_wait_for_readers(engine: Engine) {
+    let exit = run(engine, "exit-while-others-read");
+    exit.expect_code(0).expect_text("PASS exit-while-others-read").expect_text("held in a stream");
+}
+
+fn ordinary_calls_without_memory(engine: Engine) {
+    for memory in ["8M", "16M"] {
+        let exit = Guest::builder(&test_guest("posix"), engine).memory(memory).args(["short-of-memory"]).run();
+        exit.expect_code(0).expect_text("PASS short-of-memory");
+    }
+}
+
+fn full_tables_without_memory(engine: Engine) {
+    run(engine, "full-tables").expect_code(0).expect_text("PASS full-tables");
 }
 
 fn a_request_to_stop_is_heard_once(engine: Engine) {

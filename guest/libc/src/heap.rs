@@ -14,7 +14,7 @@ use donjon_os::{
         map::{MapSource, map_source},
         shared,
     },
-    mem,
+    mem::{self, Content},
 };
 
 fn or_enomem(p: *mut u8) -> *mut c_void {
@@ -205,6 +205,7 @@ unsafe fn map(addr: usize, len: usize, prot: c_int, flags: c_int, file: c_int, o
             mem::change(addr, len, rights)?;
             mem::discard(addr, len).map_err(|_| Errno::ENOMEM)?;
         }
+        mem::renewed(addr, len, rights);
         return Ok(addr);
     }
     if anonymous {
@@ -238,6 +239,7 @@ unsafe fn map(addr: usize, len: usize, prot: c_int, flags: c_int, file: c_int, o
             }
         }
     }
+    mem::set_copy(at, rights == Prot::ReadWrite);
     finish(at, len, rights)
 }
 
@@ -311,7 +313,7 @@ pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) ->
 }
 
 /// `madvise`: MADV_DONTNEED and MADV_FREE on anonymous mappings do their work; advice that asks for nothing is taken; everything else
-/// is EINVAL.
+/// is EINVAL. So is MADV_DONTNEED for a private mapping of a file that could be written to: it would have to read the file again.
 ///
 /// # Safety
 /// As in C.
@@ -324,9 +326,12 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
             let len = len.next_multiple_of(PAGE);
             if len == 0 {
                 Ok(0)
-            } else if shared::mapped(at, len).is_some() {
+            } else if shared::mapped(at, len).is_some() || in_bundle(at, len) || mem::content(at, len) == Content::Copy
+            {
                 // The content is the file's. For it, giving the mapping's pages back means nothing, and freeing them is an error.
                 if advice == libc::MADV_FREE { Err(Errno::EINVAL) } else { Ok(0) }
+            } else if mem::content(at, len) == Content::Mixed {
+                Err(Errno::EINVAL)
             } else if mem::is_mapped(at, len) {
                 // SAFETY: the caller gives the content up.
                 unsafe { mem::discard(at, len) }.map(|()| 0).map_err(|_| Errno::EINVAL)

@@ -254,7 +254,7 @@ pub extern "C" fn sysconf(name: c_int) -> c_long {
         libc::_SC_NPROCESSORS_CONF | libc::_SC_NPROCESSORS_ONLN => 1,
         libc::_SC_CLK_TCK => 100,
         libc::_SC_PHYS_PAGES => (boot().memory / PAGE as u64) as c_long,
-        libc::_SC_AVPHYS_PAGES => (mem::available() / PAGE) as c_long,
+        libc::_SC_AVPHYS_PAGES => (mem::left() / PAGE) as c_long,
         libc::_SC_IOV_MAX => 1024,
         libc::_SC_HOST_NAME_MAX => 64,
         libc::_SC_THREAD_STACK_MIN => thread::STACK_MIN as c_long,
@@ -423,7 +423,7 @@ pub unsafe extern "C" fn sysinfo(out: *mut libc::sysinfo) -> c_int {
     let mut s: libc::sysinfo = unsafe { core::mem::zeroed() };
     s.uptime = (sched::uptime() / 1_000_000_000) as c_long;
     s.totalram = boot().memory;
-    s.freeram = mem::available() as u64;
+    s.freeram = mem::left() as u64;
     s.procs = sched::thread_count() as u16;
     s.mem_unit = 1;
     // SAFETY: the caller's pointer is writable.

@@ -6,7 +6,7 @@
 use crate::errno::{ret_errno, ret_int};
 use alloc::vec::Vec;
 use core::ffi::{c_char, c_int, c_void};
-use donjon_base::{Lock, tls};
+use donjon_base::{Lock, preempt, tls};
 use donjon_os::{
     errno::{Errno, Result},
     mem,
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn pthread_create(out: *mut Pthread, attr: *const Attr, st
     // SAFETY: null or an initialised attribute.
     let attr = unsafe { attr.as_ref() }.copied().unwrap_or(Attr::DEFAULT);
     let detached = attr.detached == libc::PTHREAD_CREATE_DETACHED;
-    let _off = donjon_base::preempt::off();
+    let _off = preempt::off();
     ret_errno(thread::start(run, start as usize, arg as usize, attr.stack_size, detached).map(|t| {
         // SAFETY: the caller's pointer is writable.
         unsafe { *out = t.number() as usize }
@@ -65,15 +65,27 @@ fn run(start: usize, arg: usize) -> usize {
     let start: Start = unsafe { core::mem::transmute(start as *const ()) };
     // SAFETY: the program's own contract between its start routine and its argument.
     let result = unsafe { start(arg as *mut c_void) };
+    end(result)
+}
+
+/// Ends the running thread, and with the last one the process, as if that had called `exit(0)` (pthread_exit(3)).
+fn end(result: *mut c_void) -> ! {
     run_destructors();
-    result as usize
+    {
+        // No other thread may end between the question and this one's end.
+        let off = preempt::off();
+        if !sched::is_last() {
+            thread::exit(result as usize)
+        }
+        drop(off);
+    }
+    crate::process::exit(0)
 }
 
 /// `pthread_exit`. Destructors of thread-local data run; the stack is not unwound.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn pthread_exit(result: *mut c_void) -> ! {
-    run_destructors();
-    thread::exit(result as usize)
+    end(result)
 }
 
 /// `pthread_join`.

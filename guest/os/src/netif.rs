@@ -6,7 +6,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fd::{self, FileRef, WeakFile};
 use crate::global::Global;
-use crate::mem::PageRun;
+use crate::mem::{PageRun, sparing};
 use alloc::boxed::Box;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use donjon_abi::boot::{flags, net};
 use donjon_abi::{FRAME_MAX, NET_HDR_LEN, NetHdr};
 use donjon_base::gate::{self, Piece, PieceMut, RxFrame, TxFrame};
-use donjon_base::{boot, clock};
+use donjon_base::{boot, clock, preempt};
 use donjon_net::{Config, Domain, Event, FrameSink, Handle, Limits, Offload, Output, OwnAddress, Ready, Sent, Stack};
 
 /// Frames that are taken from the device at a time.
@@ -264,9 +264,13 @@ fn configure(stack: &mut Stack) {
 
 /// Starts the network, once.
 pub fn start() -> Result<()> {
+    // Nobody else may make one in the meantime: the first one's sockets would be lost.
+    let _off = preempt::off();
     if NET.with(|n| n.is_some()) {
         return Ok(());
     }
+    // Its first tables are not checked one by one.
+    fd::headroom()?;
     let net = Net::new(clock::monotonic())?;
     crate::sched::register_poller(poll)?;
     NET.with(|n| *n = Some(net));
@@ -277,12 +281,13 @@ pub fn start() -> Result<()> {
 
 /// Runs `f` on the stack. Follow with [`flush`] when it may have made work.
 pub fn with<R>(f: impl FnOnce(&mut Stack) -> R) -> Result<R> {
-    NET.with(|n| n.as_mut().map(|n| f(&mut n.stack))).ok_or(Errno::ENETDOWN)
+    NET.with(|n| n.as_mut().map(|n| sparing(|| f(&mut n.stack)))).ok_or(Errno::ENETDOWN)
 }
 
 /// Sends what is to be sent and tells the sockets what happened (loopback traffic arrives here). The first call after a look at the
 /// device does so at once; others within [`DEFER`] leave it to the next look.
 pub fn flush() {
+    let _off = preempt::off();
     let worked = NET.with(|n| match n {
         Some(n) if n.stack.wants_output() && !n.full => {
             let now = clock::monotonic();
@@ -290,7 +295,7 @@ pub fn flush() {
                 return false;
             }
             n.sent_at = Some(now);
-            n.output(now);
+            sparing(|| n.output(now));
             true
         }
         _ => false,
@@ -324,12 +329,14 @@ fn poll(now: u64) -> Option<u64> {
     for round in 0..ROUNDS {
         let more = NET.with(|n| {
             let Some(n) = n else { return false };
-            let (some, more) = n.input(now);
-            if some || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
-                n.output(now);
-            }
             n.sent_at = None;
-            more
+            sparing(|| {
+                let (some, more) = n.input(now);
+                if some || n.full || n.stack.wants_output() || n.stack.deadline().is_some_and(|d| d <= now) {
+                    n.output(now);
+                }
+                more
+            })
         });
         deliver();
         if !more {
@@ -346,6 +353,7 @@ fn poll(now: u64) -> Option<u64> {
 
 /// Passes the stack's events on to watch lists.
 fn deliver() {
+    debug_assert!(preempt::count() > 0);
     loop {
         let next = NET.with(|n| {
             let n = n.as_mut()?;
@@ -426,6 +434,7 @@ pub fn disown(handle: Handle) {
 
 /// Waits until there is a source address for `remote`, for a bounded time after the start: DHCP may be under way.
 pub fn await_address(remote: IpAddr) -> Result<()> {
+    let _off = preempt::off();
     loop {
         let (known, dynamic, deadline) = NET.with(|n| {
             let n = n.as_ref().ok_or(Errno::ENETDOWN)?;

@@ -3,6 +3,7 @@
 //! Every instance of the B-tree of `alloc` puts 4 KB of code into each image; these come to a tenth of that. An insertion in the
 //! middle moves what is behind it, which at the sizes here (directories, files in `/tmp`, armed timers) is one short `memmove`.
 
+use crate::errno::{Errno, Result as Answer};
 use alloc::vec::Vec;
 use core::borrow::Borrow;
 use core::ops::Range;
@@ -72,13 +73,19 @@ impl<K: Ord, V> Sorted<K, V> {
         self.0.get(self.find(key).map_or_else(|at| at, |at| at + 1))
     }
 
-    /// Adds an entry or replaces its value; the old one.
-    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+    /// Makes room for one more entry.
+    pub fn reserve(&mut self) -> Answer<()> {
+        self.0.try_reserve(1).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Adds an entry or replaces its value; the old one. `ENOMEM` if there is no memory for the entry.
+    pub fn insert(&mut self, key: K, value: V) -> Answer<Option<V>> {
         match self.find(&key) {
-            Ok(at) => Some(core::mem::replace(&mut self.0[at].1, value)),
+            Ok(at) => Ok(Some(core::mem::replace(&mut self.0[at].1, value))),
             Err(at) => {
+                self.reserve()?;
                 self.0.insert(at, (key, value));
-                None
+                Ok(None)
             }
         }
     }
@@ -88,7 +95,7 @@ impl<K: Ord, V> Sorted<K, V> {
         let at = match self.find(&key) {
             Ok(at) => at,
             Err(at) => {
-                self.0.try_reserve(1).ok()?;
+                self.reserve().ok()?;
                 self.0.insert(at, (key, make()?));
                 at
             }
@@ -143,7 +150,7 @@ mod tests {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let key = u64::from(seed >> 24);
             match seed >> 8 & 7 {
-                0..=2 => assert_eq!(map.insert(key, round), model.insert(key, round)),
+                0..=2 => assert_eq!(map.insert(key, round), Ok(model.insert(key, round))),
                 3 => assert_eq!(map.remove(&key), model.remove(&key)),
                 4 => assert_eq!(map.get_mut(&key), model.get_mut(&key)),
                 5 if round % 16 == 0 => assert_eq!(map.truncate(&key), model.split_off(&key).len()),
@@ -172,8 +179,8 @@ mod tests {
     #[test]
     fn keys_may_be_borrowed() {
         let mut map = Sorted::<Box<[u8]>, u8>::new();
-        map.insert((*b"b").into(), 2);
-        map.insert((*b"a").into(), 1);
+        map.insert((*b"b").into(), 2).unwrap();
+        map.insert((*b"a").into(), 1).unwrap();
         assert_eq!((map.get(&b"a"[..]), map.get(&b"c"[..])), (Some(&1), None));
         assert_eq!(map.after(&b"a"[..]).map(|(_, v)| *v), Some(2));
         assert_eq!(map.get_or_try_insert((*b"c").into(), || None), None);

@@ -159,7 +159,7 @@ impl Stream {
         } else {
             self.capacity = size;
             self.own_buffer = true;
-            EXIT_HOOK.store(flush_all as *mut (), Ordering::Relaxed);
+            EXIT_HOOK.store(flush_at_exit as *mut (), Ordering::Relaxed);
         }
     }
 
@@ -291,11 +291,24 @@ impl Lock {
         true
     }
 
-    fn acquire(&self) {
+    fn acquire(&self) -> bool {
         while !self.try_acquire() {
             // SAFETY: takes nothing.
             unsafe { sched_yield() };
         }
+        true
+    }
+
+    /// The same for `exit`, which cannot wait for a thread that waits itself: for a peer, with the lock. False if it is not free soon.
+    fn acquire_soon(&self) -> bool {
+        for _ in 0..100 {
+            if self.try_acquire() {
+                return true;
+            }
+            // SAFETY: takes nothing.
+            unsafe { sched_yield() };
+        }
+        false
     }
 
     fn release(&self) {
@@ -374,18 +387,36 @@ pub static stdout: StandardPointer = StandardPointer(STDOUT.0.get());
 #[cfg_attr(not(donjon_guest), expect(non_upper_case_globals, reason = "C name"))]
 pub static stderr: StandardPointer = StandardPointer(STDERR.0.get());
 
-/// Flushes every stream.
-extern "C" fn flush_all() -> c_int {
+/// Flushes every stream that is written to, but for those that cannot be had soon.
+extern "C" fn flush_at_exit() -> c_int {
+    flush_all(Lock::acquire_soon)
+}
+
+/// Flushes every stream that is written to and whose lock can be had.
+fn flush_all(lock: fn(&Lock) -> bool) -> c_int {
     let mut result = 0;
-    STREAMS.1.acquire();
-    // SAFETY: 1. the list is ours while locked; 2. all in it are streams.
+    // SAFETY: 1. the list is ours while locked; 2. all in it are streams; 3. each is ours while it is locked, and one look at whether it is for writing,
+    // which it is for as long as it is open, needs no lock.
     unsafe {
-        let mut each = |file| {
-            if !with(file, Stream::flush) {
+        let mut each = |file: *mut File| {
+            let file = &*file;
+            // A thread that reads may wait for long, with the lock.
+            if !(*file.stream.get()).writable {
+                return;
+            }
+            if !lock(&file.lock) {
+                result = EOF;
+                return;
+            }
+            if !(*file.stream.get()).flush() {
                 result = EOF;
             }
+            file.lock.release();
         };
         each(stdout.get());
+        if !lock(&STREAMS.1) {
+            return EOF;
+        }
         let mut file = *STREAMS.0.get();
         while !file.is_null() {
             each(file);

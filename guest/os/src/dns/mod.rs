@@ -115,10 +115,10 @@ fn file(path: &[u8]) -> Vec<u8> {
     let Ok(fd) = fs::open(At::Cwd, path, fd::O_RDONLY, 0) else { return text };
     let mut chunk = [0; 512];
     while let Ok(n @ 1..) = fd::read(fd, &mut [&mut chunk]) {
-        text.extend_from_slice(&chunk[..n]);
-        if text.len() > MAX {
+        if text.len() + n > MAX || text.try_reserve(n).is_err() {
             break;
         }
+        text.extend_from_slice(&chunk[..n]);
     }
     // It was open a moment ago; nothing depends on how closing it goes.
     let _ = fd::close(fd);

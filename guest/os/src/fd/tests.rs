@@ -14,6 +14,7 @@ const NONBLOCK: i32 = O_NONBLOCK;
 /// A session with memory, a first thread, and a fresh set of everything that descriptors lead to.
 pub(crate) fn start() -> host::Session {
     let s = host::session();
+    let _off = donjon_base::preempt::off();
     // What an earlier test left lives in that test's heap: forget it before the heap is made anew.
     table::reset();
     timerfd::reset();
@@ -180,6 +181,39 @@ fn timers_count_expirations() {
     timerfd::set(w, timerfd::ABSOLUTE, Setting { interval: 0, value: 1 }).unwrap();
     assert_eq!(get_bytes(w, 8), Ok(1u64.to_ne_bytes().to_vec()));
     assert_eq!(timerfd::set(w, 8, Setting::default()), Err(Errno::EINVAL));
+}
+
+#[test]
+fn a_timer_that_somebody_looks_at_tells_those_who_wait() {
+    use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    static WOKEN: AtomicU32 = AtomicU32::new(0);
+    fn waiter(fd: usize) {
+        let mut fds = [PollFd { fd: fd as i32, events: 1, revents: 0 }];
+        assert_eq!(poll(&mut fds, None), Ok(1));
+        WOKEN.fetch_add(1, SeqCst);
+    }
+    let _s = start();
+    WOKEN.store(0, SeqCst);
+    let ms = 1_000_000;
+    let t = timerfd::create(Clock::Monotonic, 0).unwrap();
+    timerfd::set(t, 0, Setting { interval: 0, value: ms }).unwrap();
+    spawn(waiter, t as usize);
+    crate::sched::yield_now();
+    // No poller comes in between.
+    host::machine(|m| m.now += 2 * ms);
+    assert_eq!(timerfd::get(t), Ok(Setting::default()));
+    crate::sched::yield_now();
+    assert_eq!(WOKEN.load(SeqCst), 1);
+    // One edge is one event, also if asking is what finds it.
+    let ep = epoll::create(false).unwrap();
+    timerfd::set(t, 0, Setting { interval: 0, value: ms }).unwrap();
+    add(ep, t, IN | epoll::flags::ET).unwrap();
+    crate::sched::sleep_until(clock::monotonic() + 2 * ms);
+    assert_eq!(get_bytes(t, 8), Ok(1u64.to_ne_bytes().to_vec()));
+    timerfd::set(t, 0, Setting { interval: 0, value: ms }).unwrap();
+    host::machine(|m| m.now += 2 * ms);
+    assert_eq!(wait(ep), [(t as u64, IN)]);
+    assert_eq!(wait(ep), []);
 }
 
 fn add(ep: i32, fd: i32, events: u32) -> Result<()> {

@@ -62,6 +62,7 @@ impl Watch {
 
     /// Tells everyone who waits for one of `events`.
     pub fn notify(&self, events: u32) {
+        debug_assert!(donjon_base::preempt::count() > 0, "another thread may come to the same list");
         // A list that is borrowed is one that notifies right now, further up the stack: its watchers will hear.
         let Ok(list) = self.list.try_borrow() else { return };
         for w in list.iter() {
@@ -84,6 +85,7 @@ impl Watch {
     }
 
     fn push(&self, watcher: Watcher) -> Result<()> {
+        debug_assert!(donjon_base::preempt::count() > 0, "another thread may come to the same list");
         let mut list = self.list.borrow_mut();
         if list.len() == list.capacity() {
             // One watcher is the common case (a connection in an epoll set); no slack for thousands of them.

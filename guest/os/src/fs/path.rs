@@ -172,14 +172,22 @@ fn dir_path(node: &Node) -> Result<Vec<u8>> {
         Node::Tmp(tmp) => {
             let mut names = Vec::new();
             let mut dir = tmp.clone();
+            let mut len = b"/tmp".len();
             while let Some(up) = dir.parent() {
+                // Nobody knows how deep it is; the first few need no more than there always is.
+                if names.len() >= 64 {
+                    crate::fd::headroom()?;
+                }
+                names.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
                 names.push(up.name_of(&dir).ok_or(Errno::ENOENT)?);
+                len += 1 + names.last().map_or(0, Vec::len);
                 dir = up;
             }
             if !Rc::ptr_eq(&dir, &tmpfs::root()) {
                 // Removed while it was in use.
                 return Err(Errno::ENOENT);
             }
+            path.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
             path.extend_from_slice(b"/tmp");
             for name in names.iter().rev() {
                 path.push(b'/');

@@ -41,6 +41,8 @@ fn limit() -> u64 {
 
 /// The directory `/tmp`.
 pub fn root() -> Rc<TmpNode> {
+    // Nobody else may make one in the meantime.
+    let _off = donjon_base::preempt::off();
     if let Some(root) = SPACE.with(|s| s.root.clone()) {
         return root;
     }
@@ -214,6 +216,8 @@ impl Content {
 
     fn block(&mut self, index: u64) -> Result<&mut [u8; BLOCK]> {
         let make = || {
+            // What one writes does not use up what the library OS keeps for itself.
+            crate::fd::headroom().ok()?;
             charge(BLOCK as u64).ok()?;
             let block = zeroed_block();
             if block.is_none() {
@@ -354,11 +358,11 @@ impl TmpNode {
         if self.nlink.get() == 0 {
             return Err(Errno::ENOENT);
         }
+        self.children()?.borrow_mut().insert(name.into(), node.clone())?;
         if let Kind::Dir { parent, .. } = &node.kind {
             *parent.borrow_mut() = Rc::downgrade(self);
             self.nlink.set(self.nlink.get() + 1);
         }
-        self.children()?.borrow_mut().insert(name.into(), node);
         self.touch();
         Ok(())
     }
@@ -594,6 +598,8 @@ pub fn rename(from: &Rc<TmpNode>, from_name: &[u8], to: &Rc<TmpNode>, to_name: &
             up = dir.parent();
         }
     }
+    // From here on nothing fails.
+    to.children()?.borrow_mut().reserve()?;
     if to.child(to_name).is_some() {
         to.remove(to_name)?;
     }

@@ -122,6 +122,7 @@ impl Inner {
 
     fn insert(&mut self, fd: i32, file: &FileRef, mask: u32, data: u64) -> Result<u32> {
         let index = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
+        fd::headroom()?;
         if index >= self.by_fd.len() {
             let more = index + 1 - self.by_fd.len();
             self.by_fd.try_reserve(more).map_err(|_| Errno::ENOMEM)?;
@@ -213,6 +214,8 @@ impl Interest {
                 continue;
             }
             let mut inner = self.inner.borrow_mut();
+            // Asking may have raised it (a timer that has just expired): this is what it is told with.
+            inner.unqueue(at);
             let slot = &mut inner.slots[at as usize];
             out[n] = Event { events: ready, data: slot.data };
             n += 1;

@@ -35,6 +35,7 @@ impl Ring {
         if need <= self.bytes.len() {
             return Ok(());
         }
+        crate::fd::headroom()?;
         let size = need.next_power_of_two().max(256);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| Errno::ENOMEM)?;
@@ -144,6 +145,7 @@ mod tests {
 
     #[test]
     fn keeps_order_across_wraps_and_growth() {
+        let _s = crate::fd::tests::start();
         let mut ring = Ring::new();
         let mut next_in = 0u32;
         let mut next_out = 0u32;
@@ -167,6 +169,7 @@ mod tests {
 
     #[test]
     fn peek_leaves_and_room_is_kept() {
+        let _s = crate::fd::tests::start();
         let mut ring = Ring::new();
         assert_eq!(ring.write(&[b"abc", b"def"], 5).unwrap(), 5);
         let mut out = [0; 8];

@@ -68,10 +68,7 @@ fn poll(now: u64) -> Option<u64> {
             Some(timer)
         });
         match due {
-            Some(Some(timer)) => {
-                timer.advance(now);
-                timer.watch.notify(events::READ);
-            }
+            Some(Some(timer)) => timer.advance(now),
             Some(None) => {}
             None => return QUEUE.with(|q| q.armed.first().map(|(k, _)| k.0)),
         }
@@ -79,7 +76,8 @@ fn poll(now: u64) -> Option<u64> {
 }
 
 impl Timer {
-    /// Counts what expired until `now` and arms the next expiration.
+    /// Counts what expired until `now`, tells who waits, and arms the next expiration. Whoever notices an expiry first does it: the poller comes too
+    /// late for one that somebody else has noticed.
     fn advance(self: &Rc<Self>, now: u64) {
         let next = self.next.get();
         if next == 0 || next > now {
@@ -87,11 +85,12 @@ impl Timer {
         }
         QUEUE.with(|q| q.armed.remove(&(next, self.id)));
         let interval = self.interval.get();
+        // There is room for an entry that was there before.
         match (now - next).checked_div(interval) {
             Some(periods) => {
                 let expired = periods + 1;
                 self.count.set(self.count.get().saturating_add(expired));
-                self.arm(next.saturating_add(expired.saturating_mul(interval)));
+                let _ = self.arm(next.saturating_add(expired.saturating_mul(interval)));
             }
             // Only once.
             None => {
@@ -99,13 +98,15 @@ impl Timer {
                 self.next.set(0);
             }
         }
+        self.watch.notify(events::READ);
     }
 
-    fn arm(self: &Rc<Self>, at: u64) {
-        self.next.set(at);
+    fn arm(self: &Rc<Self>, at: u64) -> Result<()> {
         if at != 0 {
-            QUEUE.with(|q| q.armed.insert((at, self.id), Rc::downgrade(self)));
+            QUEUE.with(|q| q.armed.insert((at, self.id), Rc::downgrade(self)))?;
         }
+        self.next.set(at);
+        Ok(())
     }
 
     fn setting(&self, now: u64) -> Setting {
@@ -133,11 +134,11 @@ pub fn create(clock: Clock, flags: i32) -> Result<i32> {
     fd::install(file, flags & fd::O_CLOEXEC != 0)
 }
 
-fn with_timer<T>(fd: i32, f: impl FnOnce(&Rc<Timer>) -> T) -> Result<T> {
+fn with_timer<T>(fd: i32, f: impl FnOnce(&Rc<Timer>) -> Result<T>) -> Result<T> {
     let _guard = donjon_base::preempt::off();
     let file = fd::get(fd)?;
     let object = file.obj.as_any().downcast_ref::<TimerFd>().ok_or(Errno::EINVAL)?;
-    Ok(f(&object.timer))
+    f(&object.timer)
 }
 
 /// `timerfd_settime`: the setting before.
@@ -150,8 +151,6 @@ pub fn set(fd: i32, flags: i32, new: Setting) -> Result<Setting> {
         timer.advance(now);
         let old = timer.setting(now);
         QUEUE.with(|q| q.armed.remove(&(timer.next.get(), timer.id)));
-        timer.count.set(0);
-        timer.interval.set(new.interval);
         let at = match new.value {
             0 => 0,
             v if flags & ABSOLUTE == 0 => now.saturating_add(v),
@@ -159,12 +158,12 @@ pub fn set(fd: i32, flags: i32, new: Setting) -> Result<Setting> {
             // The wall clock runs beside the monotonic one at a fixed distance.
             v => now.saturating_add(v.saturating_sub(clock::realtime())).max(1),
         };
-        timer.arm(at);
+        // Only fails for one that was not armed, which then stays so.
+        timer.arm(at)?;
+        timer.count.set(0);
+        timer.interval.set(new.interval);
         timer.advance(now);
-        if timer.count.get() > 0 {
-            timer.watch.notify(events::READ);
-        }
-        old
+        Ok(old)
     })
 }
 
@@ -173,7 +172,7 @@ pub fn get(fd: i32) -> Result<Setting> {
     with_timer(fd, |timer| {
         let now = clock::monotonic();
         timer.advance(now);
-        timer.setting(now)
+        Ok(timer.setting(now))
     })
 }
 

@@ -121,6 +121,26 @@ impl Pages {
         self.large(size, 1).or_else(|| self.let_out().then(|| self.large(size, 1))?)
     }
 
+    /// For the library OS, when `malloc` has no more: from the reserve. The program never gets one of the free slots that this leaves.
+    #[cold]
+    pub fn take_reserve(&mut self, size: usize) -> Option<*mut u8> {
+        if size > class::LARGEST {
+            return None;
+        }
+        let (class, reserved) = (class::of(size), core::mem::take(&mut self.reserved));
+        let p = if CLASSES[class].pages == 1 { self.own_slot(class) } else { self.large(size, 1).map(|(p, _)| p) };
+        self.reserved = reserved;
+        p
+    }
+
+    fn own_slot(&mut self, class: usize) -> Option<*mut u8> {
+        let span = match self.partial[class::COUNT + class] {
+            0 => self.new_span(class, Kind::Own)?,
+            span => span,
+        };
+        Some(self.slot_of(class, span))
+    }
+
     /// Allocates `size` bytes at a multiple of `align`, a power of two.
     pub fn aligned(&mut self, align: usize, size: usize) -> Option<(*mut u8, bool)> {
         if align <= 16 {
@@ -303,11 +323,8 @@ impl Pages {
     fn slot(&mut self, class: usize) -> Option<*mut u8> {
         let mut span = self.partial[class];
         if span == 0 {
-            span = self.new_span(class).or_else(|| self.let_out().then(|| self.any_span(class))?)?;
+            span = self.new_span(class, Kind::Slots).or_else(|| self.let_out().then(|| self.any_span(class))?)?;
         }
-        #[cfg(donjon_soft_heap)]
-        return Some(self.soft_slot(class, span));
-        #[cfg(not(donjon_soft_heap))]
         Some(self.slot_of(class, span))
     }
 
@@ -315,12 +332,18 @@ impl Pages {
     #[cold]
     fn any_span(&mut self, class: usize) -> Option<u32> {
         match self.partial[class] {
-            0 => self.new_span(class),
+            0 => self.new_span(class, Kind::Slots),
             span => Some(span),
         }
     }
 
-    /// A free slot of a span in the list, which has one.
+    #[cfg(donjon_soft_heap)]
+    #[inline]
+    fn slot_of(&mut self, class: usize, span: u32) -> *mut u8 {
+        self.soft_slot(class, span)
+    }
+
+    /// A free slot of a span in a list, which has one.
     #[cfg(not(donjon_soft_heap))]
     #[inline]
     fn slot_of(&mut self, class: usize, span: u32) -> *mut u8 {
@@ -346,9 +369,9 @@ impl Pages {
     }
 
     #[cold]
-    fn new_span(&mut self, class: usize) -> Option<u32> {
+    fn new_span(&mut self, class: usize, kind: Kind) -> Option<u32> {
         let c = &CLASSES[class];
-        let span = self.alloc(c.pages, 1, c.pages, Kind::Slots)?.span;
+        let span = self.alloc(c.pages, 1, c.pages, kind)?.span;
         let s = self.span(span);
         s.class = class as u8;
         s.slots = c.slots as u16;
@@ -374,11 +397,17 @@ impl Pages {
         self.free(span);
     }
 
+    /// Which list of the class the span belongs to.
+    fn list_of(&mut self, class: usize, span: u32) -> usize {
+        if self.span(span).kind == Kind::Own { class::COUNT + class } else { class }
+    }
+
     fn push_partial(&mut self, class: usize, span: u32) {
         // Behind the head: the head stays the span that is being filled.
-        let head = self.partial[class];
+        let list = self.list_of(class, span);
+        let head = self.partial[list];
         if head == 0 {
-            self.partial[class] = span;
+            self.partial[list] = span;
             let s = self.span(span);
             (s.prev, s.next) = (0, 0);
             return;
@@ -395,7 +424,8 @@ impl Pages {
     pub(super) fn unlink_partial(&mut self, class: usize, span: u32) {
         let s = *self.span(span);
         if s.prev == 0 {
-            self.partial[class] = s.next;
+            let list = self.list_of(class, span);
+            self.partial[list] = s.next;
         } else {
             self.span(s.prev).next = s.next;
         }
@@ -419,9 +449,9 @@ impl Pages {
         }
         match kind {
             #[cfg(donjon_soft_heap)]
-            Kind::Slots => Ok(Place::Slot { span, slot: 0, size: CLASSES[class].size as usize }),
+            Kind::Slots | Kind::Own => Ok(Place::Slot { span, slot: 0, size: CLASSES[class].size as usize }),
             #[cfg(not(donjon_soft_heap))]
-            Kind::Slots => {
+            Kind::Slots | Kind::Own => {
                 let c = &CLASSES[class];
                 let slot = ((offset as u64 * u64::from(c.magic)) >> 32) as usize;
                 if slot * c.size as usize != offset || slot >= c.slots as usize {

@@ -17,7 +17,8 @@ mod soft;
 pub(crate) mod tests;
 
 use crate::{errno::Errno, fatal};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::alloc::Layout;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use donjon_abi::Prot;
 use donjon_base::{Lock, PAGE, boot, gate};
 use heap::BadPointer;
@@ -39,9 +40,16 @@ pub fn init() -> bool {
     }
 }
 
-/// Bytes that can still be allocated. For decisions up front ("is there room for one more connection?").
+/// Bytes that can still be allocated, of which the program does not get the last few ([`Global`]). For decisions up front ("is there room for one
+/// more connection?").
 pub fn available() -> usize {
     HEAP.lock().available()
+}
+
+/// Bytes that the program can still allocate.
+pub fn left() -> usize {
+    let heap = HEAP.lock();
+    heap.available().saturating_sub(heap.reserved as usize * PAGE)
 }
 
 /// Bytes of memory in all, of which `available` are left.
@@ -190,7 +198,7 @@ pub fn map(len: usize, align: usize, charge: usize) -> Option<usize> {
 /// Nobody uses the memory any more.
 pub unsafe fn unmap(addr: usize, len: usize) -> bool {
     each(addr, len, |heap, span| {
-        if heap.span(span).cursor == CHANGED {
+        if heap.span(span).cursor & CHANGED != 0 {
             let (start, pages) = (heap.span(span).start, heap.span(span).pages);
             // SAFETY: rights are added to memory that nobody uses.
             if unsafe { gate::protect(heap.addr(start), pages as usize * PAGE, Prot::ReadWrite) }.is_err() {
@@ -204,6 +212,10 @@ pub unsafe fn unmap(addr: usize, len: usize) -> bool {
 
 /// In a mapping's `cursor`: its rights are not read-write throughout.
 const CHANGED: u16 = 1;
+/// Its content is a copy of a file's.
+const COPY: u16 = 2;
+/// The program could write to it at some time.
+const WRITABLE: u16 = 4;
 
 /// Cuts mappings at the ends of the range and calls `f` for each span in it. False if some of it is not mapped or `f` says so.
 fn each(addr: usize, len: usize, mut f: impl FnMut(&mut Pages, u32) -> bool) -> bool {
@@ -260,7 +272,7 @@ pub unsafe fn protect(addr: usize, len: usize, prot: Prot) -> Result<(), donjon_
     {
         let mut heap = HEAP.lock();
         let (span, ..) = mapping(&mut heap, addr).ok_or(donjon_abi::Error::BadAddress)?;
-        heap.span(span).cursor = CHANGED;
+        heap.span(span).cursor |= CHANGED;
     }
     // SAFETY: by contract.
     unsafe { gate::protect(addr, len, prot) }
@@ -288,12 +300,58 @@ pub unsafe fn change(addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
     let mut at = addr;
     while at < addr + len {
         let (span, _, stop) = mapping(&mut heap, at).ok_or(Errno::ENOMEM)?;
-        heap.span(span).cursor = CHANGED;
+        heap.span(span).cursor |= if prot == Prot::ReadWrite { CHANGED | WRITABLE } else { CHANGED };
         at = stop;
     }
     drop(heap);
     // SAFETY: by contract.
     unsafe { gate::protect(addr, len, prot) }.map_err(|_| Errno::ENOMEM)
+}
+
+/// Says that the new mapping at `addr` is a copy of a file's content, and whether the program can write to it.
+pub fn set_copy(addr: usize, writable: bool) {
+    let mut heap = HEAP.lock();
+    if let Some((span, ..)) = mapping(&mut heap, addr) {
+        heap.span(span).cursor |= if writable { COPY | WRITABLE } else { COPY };
+    }
+}
+
+/// What a range of mappings holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Nothing of any file.
+    Own,
+    /// Files' content, as it was when it was mapped.
+    Copy,
+    /// Files' content that may have been changed, or both kinds.
+    Mixed,
+}
+
+/// What is in whole pages of mappings.
+pub fn content(addr: usize, len: usize) -> Content {
+    let mut heap = HEAP.lock();
+    let (mut at, mut all) = (addr, None);
+    while at < addr.saturating_add(len)
+        && let Some((span, _, stop)) = mapping(&mut heap, at)
+    {
+        let here = match heap.span(span).cursor & (COPY | WRITABLE) {
+            COPY => Content::Copy,
+            f if f & COPY == 0 => Content::Own,
+            _ => Content::Mixed,
+        };
+        all = Some(if all.is_none_or(|a| a == here) { here } else { Content::Mixed });
+        at = stop;
+    }
+    all.unwrap_or(Content::Own)
+}
+
+/// Whole pages of mappings have become anonymous memory again, which `discard` has emptied. Without rights they count for nothing.
+pub fn renewed(addr: usize, len: usize, prot: Prot) {
+    // Where there is no memory for the bookkeeping it stays as it was: no more than a charge too much.
+    each(addr, len, |heap, span| {
+        heap.span(span).cursor &= !COPY;
+        prot != Prot::None || heap.recharge(span, 0)
+    });
 }
 
 /// Gives the content of whole pages back to the host: they read as zeros next.
@@ -359,30 +417,64 @@ impl Drop for PageRun {
     }
 }
 
-/// The guest's global allocator: the same heap as the program's.
+/// The library OS works with much memory that it can do without.
+static SPARING: AtomicBool = AtomicBool::new(false);
+/// The most that it then gets from the reserve at a time.
+const SPARE: usize = 1024;
+
+/// Runs `f`, which asks for memory that peers and not the program choose the size of, and goes on without: the reserve is not for that. Preemption is
+/// off.
+pub(crate) fn sparing<R>(f: impl FnOnce() -> R) -> R {
+    let before = SPARING.swap(true, Relaxed);
+    let result = f();
+    SPARING.store(before, Relaxed);
+    result
+}
+
+/// The guest's global allocator, which is the library OS's: the same heap as the program's, and a small reserve that only this one may use when the
+/// program has used up the rest. Most of the library OS's own allocations are small and do not live long; they cannot fail.
 #[derive(Debug)]
 pub struct Global;
+
+/// Memory that there is no more of otherwise; null if there is none in the reserve either.
+#[cold]
+#[inline(never)]
+fn reserve(layout: Layout) -> *mut u8 {
+    if layout.align() > 16 || (layout.size() > SPARE && SPARING.load(Relaxed)) {
+        return core::ptr::null_mut();
+    }
+    HEAP.lock().take_reserve(layout.size()).unwrap_or(core::ptr::null_mut())
+}
 
 // SAFETY: `malloc` and its kin give distinct allocations of the size and alignment asked for.
 unsafe impl core::alloc::GlobalAlloc for Global {
     #[inline]
-    unsafe fn alloc(&self, l: core::alloc::Layout) -> *mut u8 {
-        if l.align() <= 16 { malloc(l.size()) } else { aligned(l.align(), l.size()) }
+    unsafe fn alloc(&self, l: Layout) -> *mut u8 {
+        let p = if l.align() <= 16 { malloc(l.size()) } else { aligned(l.align(), l.size()) };
+        if p.is_null() { reserve(l) } else { p }
     }
     #[inline]
-    unsafe fn dealloc(&self, p: *mut u8, _: core::alloc::Layout) {
+    unsafe fn dealloc(&self, p: *mut u8, _: Layout) {
         // SAFETY: by the trait's contract.
         unsafe { free(p) }
     }
-    unsafe fn alloc_zeroed(&self, l: core::alloc::Layout) -> *mut u8 {
-        aligned_zeroed(l.align(), l.size())
+    unsafe fn alloc_zeroed(&self, l: Layout) -> *mut u8 {
+        let p = aligned_zeroed(l.align(), l.size());
+        if !p.is_null() {
+            return p;
+        }
+        zeroed(Some((reserve(l), false)).filter(|(p, _)| !p.is_null()), l.size())
     }
-    unsafe fn realloc(&self, p: *mut u8, l: core::alloc::Layout, size: usize) -> *mut u8 {
+    unsafe fn realloc(&self, p: *mut u8, l: Layout, size: usize) -> *mut u8 {
         if l.align() <= 16 {
             // SAFETY: by the trait's contract.
-            return unsafe { realloc(p, size) };
+            let new = unsafe { realloc(p, size) };
+            if !new.is_null() {
+                return new;
+            }
         }
-        let new = aligned(l.align(), size);
+        // SAFETY: by the trait's contract, the new layout is a layout.
+        let new = unsafe { self.alloc(Layout::from_size_align_unchecked(size, l.align())) };
         if !new.is_null() {
             // SAFETY: both allocations hold this many bytes; the old one is given up by the caller.
             unsafe {

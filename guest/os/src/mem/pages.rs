@@ -29,6 +29,8 @@ pub enum Kind {
     Free = 1,
     /// Divided into slots of a class.
     Slots = 2,
+    /// The same from the reserve: its slots are for the library OS.
+    Own = 5,
     /// One allocation of `malloc` and its kin.
     Large = 3,
     /// A mapping or a stack: not for `free`.
@@ -51,7 +53,7 @@ pub struct Span {
     pub next: u32,
     /// What it is.
     pub kind: Kind,
-    /// Size class of `Kind::Slots`.
+    /// Size class of `Kind::Slots` and `Kind::Own`.
     pub class: u8,
     /// Slots in use.
     pub used: u16,
@@ -69,6 +71,8 @@ const NONE: u32 = 0;
 /// Most span records: so that a slot's span and its number in it fit into a word.
 const SPANS_MAX: u32 = 1 << 24;
 const BINS: usize = 16 + 8 * 22;
+/// Pages that stay for the library OS, in guests of 8 MiB and more.
+const RESERVED: usize = 16;
 /// Address space that is made writable at a time, at least.
 const STEP: usize = 256;
 
@@ -99,8 +103,10 @@ pub struct Pages {
     limit: u32,
     /// Dirty pages that are never given back without need.
     keep: u32,
-    /// For each class the spans with free slots; kept here for the slot layer.
-    pub(super) partial: [u32; COUNT],
+    /// Pages below the limit that stay for the library OS.
+    pub(super) reserved: u32,
+    /// For each class the spans with free slots, and then those of the reserve; kept here for the slot layer.
+    pub(super) partial: [u32; 2 * COUNT],
     /// For each class the slots that were freed last; the slot layer's, too.
     pub(super) quarantine: [Quarantine; COUNT],
 }
@@ -139,7 +145,8 @@ impl Pages {
             unneeded: 0,
             limit: 0,
             keep: 0,
-            partial: [NONE; COUNT],
+            reserved: 0,
+            partial: [NONE; 2 * COUNT],
             quarantine: [Quarantine::EMPTY; COUNT],
         }
     }
@@ -167,13 +174,14 @@ impl Pages {
         let pages = memory / PAGE;
         p.limit = (pages - pages / 64 - (pages * 4).div_ceil(PAGE).min(pages / 64)) as u32;
         p.keep = (p.limit / 16).clamp(64, 8192);
+        p.reserved = (pages / 128).min(RESERVED) as u32;
         // SAFETY: nothing refers into the reserve yet.
         unsafe { gate::protect(reserve, map_len, Prot::ReadWrite) }.ok()?;
         p.back_spans()?;
         Some(p)
     }
 
-    /// Bytes that can still be allocated, fragmentation apart.
+    /// Bytes that can still be allocated, with the reserve, fragmentation apart.
     pub fn available(&self) -> usize {
         self.limit.saturating_sub(self.used) as usize * PAGE
     }
@@ -385,6 +393,10 @@ impl Pages {
     /// Makes `charge` more pages fit below the limit, discarding free memory if need be.
     fn make_room(&mut self, charge: u32) -> bool {
         let Some(left) = self.limit.checked_sub(self.used).and_then(|l| l.checked_sub(charge)) else { return false };
+        // What counts for nothing (address space) needs no memory.
+        if charge > 0 && left < self.reserved {
+            return false;
+        }
         if self.dirty > left {
             self.discard_down_to(left);
         }

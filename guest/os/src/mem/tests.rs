@@ -316,3 +316,89 @@ fn a_host_that_has_no_memory_is_an_error_and_not_an_end() {
     assert!(heap.malloc(8 << 20).is_none());
     assert!(heap.malloc(8 << 20).is_some());
 }
+
+#[test]
+fn what_the_program_has_used_up_leaves_a_reserve() {
+    let _s = host::session();
+    let mut heap = fresh(8 << 20);
+    let all = heap.available();
+    let use_up = |heap: &mut Pages| {
+        let mut got = Vec::new();
+        for size in [1 << 20, 1 << 16, 16384, 4096, 1024, 512, 256, 100, 64, 48, 32, 16] {
+            while let Some((p, _)) = heap.malloc(size) {
+                got.push(p as usize);
+            }
+        }
+        got
+    };
+    let mut program = use_up(&mut heap);
+    let reserve = heap.available();
+    assert_eq!(reserve, 64 << 10);
+    // Whatever the library OS takes and gives back, the program gets nothing of it.
+    let mut own = Vec::new();
+    for round in 0..40 {
+        own.push(heap.take_reserve(100).expect("reserve") as usize);
+        let (a, b) = (heap.take_reserve(100).expect("reserve"), heap.take_reserve(4096).expect("reserve"));
+        assert!(use_up(&mut heap).is_empty(), "round {round}");
+        heap.dealloc(a as usize).expect("live");
+        heap.dealloc(b as usize).expect("live");
+        assert!(use_up(&mut heap).is_empty(), "round {round}");
+    }
+    assert!(heap.available() >= reserve / 2, "{} left", heap.available());
+    assert!(heap.take_reserve(16385).is_none(), "large ones can fail");
+    while let Some(p) = heap.take_reserve(48) {
+        own.push(p as usize);
+    }
+    assert_eq!(heap.available(), 0);
+    // All of it comes back.
+    own.drain(..).for_each(|p| heap.dealloc(p).expect("live"));
+    program.drain(..).for_each(|p| heap.dealloc(p).expect("live"));
+    let program = use_up(&mut heap);
+    assert_eq!(heap.available(), reserve);
+    program.into_iter().for_each(|p| heap.dealloc(p).expect("live"));
+    assert!(all - heap.available() < 1 << 20, "{} of {all}", heap.available());
+}
+
+#[test]
+fn memory_without_rights_and_content_counts_for_nothing() {
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    let before = super::available();
+    let at = super::map(16 * 4096, 4096, 16 * 4096).expect("memory");
+    // What mmap with MAP_FIXED does in its middle.
+    super::renewed(at + 4 * 4096, 8 * 4096, Prot::None);
+    assert_eq!(super::available(), before - 8 * 4096);
+    super::renewed(at + 4 * 4096, 8 * 4096, Prot::None);
+    assert_eq!(super::available(), before - 8 * 4096);
+    // SAFETY: the mapping is this test's own.
+    unsafe {
+        super::change(at, 16 * 4096, Prot::ReadWrite).expect("memory");
+        assert_eq!(super::available(), before - 16 * 4096);
+        assert!(super::unmap(at, 16 * 4096));
+    }
+    assert_eq!(super::available(), before);
+}
+
+#[test]
+fn copies_of_files_are_told_from_the_programs_own_memory() {
+    use super::Content;
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    const LEN: usize = 4 * 4096;
+    let own = super::map(LEN, 4096, LEN).expect("memory");
+    let copy = super::map(LEN, 4096, LEN).expect("memory");
+    super::set_copy(copy, false);
+    let written = super::map(LEN, 4096, LEN).expect("memory");
+    super::set_copy(written, true);
+    assert_eq!([own, copy, written].map(|at| super::content(at, LEN)), [Content::Own, Content::Copy, Content::Mixed]);
+    // SAFETY: the mappings are this test's own.
+    unsafe { super::change(copy + 4096, 4096, Prot::ReadWrite).expect("memory") };
+    assert_eq!(super::content(copy, 4096), Content::Copy);
+    assert_eq!(super::content(copy, LEN), Content::Mixed);
+    super::renewed(copy + 4096, 4096, Prot::ReadWrite);
+    assert_eq!(super::content(copy + 4096, 4096), Content::Own);
+    assert_eq!(super::content(copy + 2 * 4096, 2 * 4096), Content::Copy);
+    assert_eq!(super::content(copy, LEN), Content::Mixed);
+}

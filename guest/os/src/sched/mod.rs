@@ -214,6 +214,12 @@ pub fn busy() -> u64 {
     uptime().saturating_sub(SCHED.lock().idle)
 }
 
+/// Whether the running thread is the only one that has not ended.
+pub fn is_last() -> bool {
+    let s = SCHED.lock();
+    s.ended + 1 == s.threads.len() as u32
+}
+
 /// Number of threads that exist.
 pub fn thread_count() -> usize {
     SCHED.lock().threads.len()
@@ -256,7 +262,7 @@ pub(crate) fn exit_current(keep_record: bool) -> ! {
         t.keep_record = keep_record;
         s.ended += 1;
         if s.ended == s.threads.len() as u32 {
-            // The last thread: the process ends with it (pthread_exit(3)).
+            // The last thread: the process ends with it. The C library's threads have seen that coming.
             crate::exit(0);
         }
     }

@@ -181,3 +181,18 @@ fn options_are_kept_or_refused() {
     assert_eq!(send(s, &[b"x"], None, 0).err(), Some(Errno::EPIPE));
     assert_eq!(read(s, 1), Err(Errno::ENOTCONN));
 }
+
+#[test]
+fn two_threads_that_start_the_network_get_one() {
+    let _s = start();
+    fn other(_: usize) {
+        listener(AF_INET, "127.0.0.1:81");
+    }
+    crate::sched::spawn(other, 0, 64 << 10).unwrap();
+    // The other one's turn comes in the middle, if it may.
+    donjon_base::preempt::host_set_pending();
+    crate::netif::start().unwrap();
+    crate::sched::yield_now();
+    let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    assert_eq!(connect(c, &at("127.0.0.1:81")), Ok(()), "the listener is not in this network");
+}

@@ -196,6 +196,7 @@ impl Unix {
             }
             return Err(Errno::EAGAIN);
         }
+        fd::headroom()?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
         bufs.iter().for_each(|b| data.extend_from_slice(b));
@@ -221,15 +222,15 @@ impl Socket for Unix {
         }
         let weak = Rc::downgrade(&self.me);
         let name = match name.first() {
-            None => autobind(weak),
+            None => autobind(weak)?,
             Some(0) => {
                 let free = ABSTRACT.with(|a| {
                     let free = a.get(name).is_none_or(|w| w.strong_count() == 0);
                     if free {
-                        a.insert(name.clone(), weak);
+                        a.insert(name.clone(), weak)?;
                     }
-                    free
-                });
+                    Ok(free)
+                })?;
                 if !free {
                     return Err(Errno::EADDRINUSE);
                 }
@@ -457,7 +458,7 @@ impl Socket for Unix {
 }
 
 /// A fresh abstract name: five hexadecimal digits, as unix(7) says.
-fn autobind(weak: Weak<Half>) -> Box<[u8]> {
+fn autobind(weak: Weak<Half>) -> Result<Box<[u8]>> {
     static NEXT: Global<u32> = Global::new(0);
     loop {
         let number = NEXT.with(|n| {
@@ -471,12 +472,12 @@ fn autobind(weak: Weak<Half>) -> Box<[u8]> {
         let free = ABSTRACT.with(|a| {
             let free = a.get(&name[..]).is_none_or(|w| w.strong_count() == 0);
             if free {
-                a.insert(name.into(), weak.clone());
+                a.insert(name.into(), weak.clone())?;
             }
-            free
-        });
+            Ok(free)
+        })?;
         if free {
-            return name.into();
+            return Ok(name.into());
         }
     }
 }

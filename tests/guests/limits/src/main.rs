@@ -17,6 +17,7 @@ unsafe extern "C" {
 }
 const MAP_PRIVATE_ANON: i32 = 0x22;
 const PROT_RW: i32 = 3;
+const MADV_DONTNEED: i32 = 4;
 const PAGE: usize = 4096;
 
 type Outcome = Result<String, String>;
@@ -31,6 +32,7 @@ fn main() {
         "tmpfs" => tmpfs(),
         "madvise" => madvise_is_honest(),
         "mappings" => mappings_are_honest(),
+        "decommitted" => decommitted_memory_counts_for_nothing(),
         "returned" => memory_is_returned(),
         "preemption" => preemption(),
         "panic" => panics(),
@@ -204,20 +206,19 @@ fn tmpfs() -> Outcome {
 
 fn madvise_is_honest() -> Outcome {
     const LEN: usize = 64 * PAGE;
-    const DONTNEED: i32 = 4;
     let at = unsafe { mmap(std::ptr::null_mut(), LEN, PROT_RW, MAP_PRIVATE_ANON, -1, 0) };
     if at as isize == -1 {
         return Err(format!("mmap: {}", io::Error::last_os_error()));
     }
     let memory = unsafe { std::slice::from_raw_parts_mut(at, LEN) };
     memory.fill(0xaa);
-    let result = unsafe { madvise(at, LEN / 2, DONTNEED) };
+    let result = unsafe { madvise(at, LEN / 2, MADV_DONTNEED) };
     let error = io::Error::last_os_error();
     // Read as the kernel's contract says: after success, zeros in the range and nothing else changed.
     let memory = unsafe { std::slice::from_raw_parts(at, LEN) };
     let zeros = memory[..LEN / 2].iter().all(|b| *b == 0);
     let rest = memory[LEN / 2..].iter().all(|b| *b == 0xaa);
-    let invalid = unsafe { madvise(at.wrapping_add(1), LEN, DONTNEED) };
+    let invalid = unsafe { madvise(at.wrapping_add(1), LEN, MADV_DONTNEED) };
     let unknown = unsafe { madvise(at, LEN, 9999) };
     // FREE: may give zeros, must not give anything else.
     let freed = unsafe { madvise(at, LEN / 2, 8) };
@@ -268,9 +269,43 @@ fn mappings_are_honest() -> Outcome {
     if at as isize == -1 {
         return Err(format!("private: {}", io::Error::last_os_error()));
     }
+    // What is given back comes from the file again.
+    let advised = unsafe { madvise(at, PAGE, MADV_DONTNEED) };
     let same = unsafe { std::slice::from_raw_parts(at, PAGE) }.iter().all(|b| *b == 0xaa);
     unsafe { munmap(at, PAGE) };
+    if advised != 0 {
+        return Err(format!("madvise of a private mapping: {}", io::Error::last_os_error()));
+    }
+    let at = map(PROT_RW, MAP_PRIVATE);
+    if at as isize == -1 {
+        return Err(format!("private and writable: {}", io::Error::last_os_error()));
+    }
+    unsafe { at.write_volatile(0x55) };
+    let refused = unsafe { madvise(at, PAGE, MADV_DONTNEED) };
+    let kept = unsafe { [at.read_volatile(), at.add(1).read_volatile()] };
+    unsafe { munmap(at, PAGE) };
+    if (refused, kept) != (-1, [0x55, 0xaa]) {
+        return Err(format!("madvise of a private, writable mapping: {refused}, then {kept:x?}"));
+    }
     if same { Ok("shared is the file, private is a copy".into()) } else { Err("not the file's content".into()) }
+}
+
+fn decommitted_memory_counts_for_nothing() -> Outcome {
+    const LEN: usize = 8 << 20;
+    const FIXED: i32 = 0x10;
+    for round in 0..10 {
+        let at = unsafe { mmap(std::ptr::null_mut(), LEN, PROT_RW, MAP_PRIVATE_ANON, -1, 0) };
+        if at as isize == -1 {
+            return Err(format!("round {round}: {}", io::Error::last_os_error()));
+        }
+        unsafe { std::slice::from_raw_parts_mut(at, LEN) }.fill(0xaa);
+        // The address space stays, without rights and content.
+        if unsafe { mmap(at, LEN, 0, MAP_PRIVATE_ANON | FIXED, -1, 0) } != at {
+            return Err(format!("round {round}, MAP_FIXED: {}", io::Error::last_os_error()));
+        }
+    }
+    still_works()?;
+    Ok("10 times 8 MB".into())
 }
 
 fn memory_is_returned() -> Outcome {

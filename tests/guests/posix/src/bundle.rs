@@ -170,6 +170,8 @@ fn mappings() -> Outcome {
                 let len = rest.len().next_multiple_of(PAGE).max(PAGE);
                 let what = format!("{name} from {offset}, flags {flags}");
                 let at = map(fd, len, libc::PROT_READ, flags, offset as i64).map_err(|e| format!("{what}: {e}"))?;
+                let advised = unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) };
+                ensure(advised == 0, format!("{what}: madvise: {}", std::io::Error::last_os_error()))?;
                 let seen = unsafe { std::slice::from_raw_parts(at, rest.len().next_multiple_of(PAGE)) };
                 ensure(seen[..rest.len()] == *rest, format!("{what}: other bytes"))?;
                 ensure(seen[rest.len()..].iter().all(|b| *b == 0), format!("{what}: no zeros behind the end"))?;

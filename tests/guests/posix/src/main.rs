@@ -1,8 +1,10 @@
 //! One case, named by the first argument: prints `PASS case`, or `FAILURE case: why` and ends with status 1.
 
 mod bundle;
+mod ends;
 mod files;
 mod linger;
+mod short;
 mod stop;
 mod threads;
 
@@ -19,6 +21,10 @@ fn main() {
         "files" => files::all(),
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
+        "last-thread" => ends::with_the_last_thread(),
+        "exit-while-others-read" => ends::while_others_read(),
+        "short-of-memory" => short::ordinary_calls(),
+        "full-tables" => short::full_tables(),
         "stop" => stop::is_heard_once(),
         other => Err(format!("no such case: {other}")),
     };

@@ -1,6 +1,9 @@
 //! The C functions of streams.
 
-use super::{AT_END, Buffering, EOF, EXIT_HOOK, FAILED, File, STREAMS, Stream, flush_all, stderr, stdin, stdout, with};
+use super::{
+    AT_END, Buffering, EOF, EXIT_HOOK, FAILED, File, Lock, STREAMS, Stream, flush_all, flush_at_exit, stderr, stdin,
+    stdout, with,
+};
 use crate::c::extern_c::{EBADF, EINVAL, close, errno, free, malloc, open, realloc, set_errno, strerror};
 use crate::c::mem::{memchr, memcpy};
 use crate::c::string::strlen;
@@ -12,7 +15,7 @@ use core::sync::atomic::Ordering;
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn fflush(file: *mut File) -> c_int {
     if file.is_null() {
-        return flush_all();
+        return flush_all(Lock::acquire);
     }
     // SAFETY: C contract.
     unsafe {
@@ -412,7 +415,7 @@ pub unsafe extern "C" fn setvbuf(file: *mut File, buffer: *mut c_char, mode: c_i
             file.buffering = buffering;
             if !buffer.is_null() && size > 0 && file.buffer.is_null() {
                 (file.buffer, file.capacity) = (buffer.cast(), size);
-                EXIT_HOOK.store(flush_all as *mut (), Ordering::Relaxed);
+                EXIT_HOOK.store(flush_at_exit as *mut (), Ordering::Relaxed);
             }
             0
         })
@@ -448,7 +451,7 @@ pub unsafe extern "C" fn perror(message: *const c_char) {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn flockfile(file: *mut File) {
     // SAFETY: C contract.
-    unsafe { (*file).lock.acquire() }
+    unsafe { (*file).lock.acquire() };
 }
 
 /// Locks a stream unless another thread has.
