@@ -152,6 +152,30 @@ fn directories_and_names() {
     assert_eq!(unlink(At::Cwd, b"/tmp/e", true), Ok(()));
     assert_eq!(o("x", O_WRONLY | O_CREAT), Err(Errno::ENOENT));
     assert_eq!(cwd(), Err(Errno::ENOENT));
+    // What is moved there stays where it is.
+    make("/tmp/kept", b"kept");
+    assert_eq!(re("/tmp/kept", "x"), Err(Errno::ENOENT));
+    assert_eq!(content("/tmp/kept"), Ok(b"kept".to_vec()));
+    chdir(b"/").unwrap();
+}
+
+#[test]
+fn a_directory_that_moves_counts_where_it_is() {
+    let _s = start();
+    let nlink = |path: &str| stat(At::Cwd, path.as_bytes(), true, false).unwrap().nlink;
+    for path in ["/tmp/a", "/tmp/a/d", "/tmp/b", "/tmp/b/d"] {
+        mkdir(At::Cwd, path.as_bytes(), 0o777).unwrap();
+    }
+    // Over an empty one, and within one directory.
+    rename(At::Cwd, b"/tmp/a/d", At::Cwd, b"/tmp/b/d", true).unwrap();
+    rename(At::Cwd, b"/tmp/b/d", At::Cwd, b"/tmp/b/e", true).unwrap();
+    assert_eq!((nlink("/tmp/a"), nlink("/tmp/b")), (2, 3));
+    assert_eq!(
+        (list("/tmp/a"), list("/tmp/b")),
+        (vec![".".into(), "..".into()], vec![".".into(), "..".into(), "e".into()])
+    );
+    chdir(b"/tmp/b/e").unwrap();
+    assert_eq!(cwd(), Ok(b"/tmp/b/e".to_vec()));
     chdir(b"/").unwrap();
 }
 
@@ -311,6 +335,33 @@ fn shared_mappings_are_the_file() {
     unlink(At::Cwd, b"/tmp/m", false).unwrap();
     assert_eq!(seen(at, 4), b"stay");
     assert!(usage().0 > used);
+}
+
+#[test]
+fn what_is_behind_the_end_goes_with_the_mapping() {
+    let _s = start();
+    make("/tmp/t", &[b'a'; 100]);
+    let fd = o("/tmp/t", O_RDWR).unwrap();
+    let at = shared::map(fd, 0, 2 * 4096, Prot::ReadWrite).unwrap().unwrap();
+    poke(at + 99, b"bsecret");
+    poke(at + 4096, b"secret");
+    assert_eq!(shared::unmap(at, 2 * 4096), Some(Ok(())));
+    fd::truncate(fd, 2 * 4096).unwrap();
+    let mut buf = [1; 2 * 4096];
+    assert_eq!(fd::read_at(fd, &mut [&mut buf], 0), Ok(2 * 4096));
+    assert_eq!(buf[98..100], *b"ab");
+    assert!(buf[100..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn zeros_can_be_mapped_and_other_devices_not() {
+    let _s = start();
+    let [zero, null] = ["/dev/zero", "/dev/null"].map(|path| o(path, O_RDWR).unwrap());
+    assert_eq!(fd::map_source(zero, 0, 4096), Ok(fd::MapSource::Copy));
+    assert_eq!(fd::map_source(null, 0, 4096), Err(Errno::ENODEV));
+    let mut page = [1; 4096];
+    assert_eq!(fd::pread_into(zero, &mut page, 4096), Ok(4096));
+    assert_eq!(page, [0; 4096]);
 }
 
 #[test]
