@@ -4,6 +4,7 @@
 use super::*;
 use crate::fd::tests::start;
 use crate::fd::{O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use donjon_abi::Prot;
 use std::string::String;
 use std::{vec, vec::Vec};
@@ -284,6 +285,71 @@ fn named_pipes_bring_two_sides_together() {
     assert_eq!(content("/tmp/p"), Ok(b"hello".to_vec()));
     let both = o("/tmp/p", O_RDWR).unwrap();
     assert_eq!((put(both, b"x"), fd::read(both, &mut [&mut [0; 4]])), (Ok(1), Ok(1)));
+}
+
+#[test]
+fn readers_of_a_named_pipe_wait_for_a_writer_only() {
+    static OPEN: AtomicUsize = AtomicUsize::new(0);
+    let _s = start();
+    let others_run = || crate::sched::sleep_until(donjon_base::clock::monotonic() + 1_000_000);
+    mkfifo(At::Cwd, b"/tmp/p", 0o600).unwrap();
+    fn reader(_: usize) {
+        o("/tmp/p", O_RDONLY).unwrap();
+        OPEN.fetch_add(1, SeqCst);
+    }
+    fn writer(_: usize) {
+        o("/tmp/p", O_WRONLY).unwrap();
+        OPEN.fetch_add(1, SeqCst);
+    }
+    for (other, nonblocking) in [(reader as fn(usize), O_WRONLY), (writer, O_RDONLY)] {
+        OPEN.store(0, SeqCst);
+        for _ in 0..2 {
+            crate::sched::spawn(other, 0, 64 << 10).unwrap();
+            others_run();
+        }
+        assert_eq!(OPEN.load(SeqCst), 0);
+        // Who came and went counts.
+        fd::close(o("/tmp/p", nonblocking | fd::O_NONBLOCK).unwrap()).unwrap();
+        others_run();
+        assert_eq!(OPEN.load(SeqCst), 2);
+        for n in 3..10 {
+            let _ = fd::close(n);
+        }
+    }
+    // A writer of an earlier time is no hang-up for a reader of today, and neither is another reader.
+    let hung_up = |fd| fd::get(fd).unwrap().obj.ready() & fd::watch::events::HUP != 0;
+    let [a, b] = [0; 2].map(|_| o("/tmp/p", O_RDONLY | fd::O_NONBLOCK).unwrap());
+    assert!(!hung_up(a) && !hung_up(b));
+    fd::close(o("/tmp/p", O_WRONLY).unwrap()).unwrap();
+    assert!(hung_up(a) && hung_up(b));
+    let c = o("/tmp/p", O_RDONLY | fd::O_NONBLOCK).unwrap();
+    assert!(hung_up(a) && !hung_up(c));
+}
+
+#[test]
+fn threads_share_the_lock_of_a_description() {
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    let _s = start();
+    let others_run = || crate::sched::sleep_until(donjon_base::clock::monotonic() + 1_000_000);
+    let [a, b] = [0; 2].map(|_| o("/tmp/f", O_RDWR | O_CREAT).unwrap());
+    fn locker(fd: usize) {
+        flock(fd as i32, Some(LockKind::Exclusive), true).unwrap();
+        TAKEN.fetch_add(1, SeqCst);
+    }
+    TAKEN.store(0, SeqCst);
+    flock(b, Some(LockKind::Exclusive), false).unwrap();
+    for _ in 0..2 {
+        crate::sched::spawn(locker, a as usize, 64 << 10).unwrap();
+    }
+    others_run();
+    assert_eq!(TAKEN.load(SeqCst), 0);
+    flock(b, None, false).unwrap();
+    others_run();
+    assert_eq!(TAKEN.load(SeqCst), 2);
+    assert_eq!(flock(b, Some(LockKind::Shared), false), Err(Errno::EAGAIN));
+    // It is one lock, however many have asked for it.
+    flock(a, None, false).unwrap();
+    flock(b, Some(LockKind::Shared), false).unwrap();
 }
 
 /// What a mapping shows.
