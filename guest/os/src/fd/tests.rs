@@ -337,6 +337,30 @@ fn poll_and_select_answer_per_descriptor() {
 }
 
 #[test]
+fn select_waits_on_where_no_set_counts_a_hang_up() {
+    let _s = start();
+    let (r, w) = pipe::create(0).unwrap();
+    close(w).unwrap();
+    let (begin, mut set) = (clock::monotonic(), [1u64 << r]);
+    let mut sets = Sets { read: None, write: None, except: Some(&mut set) };
+    assert_eq!(select(r as usize + 1, &mut sets, Some(begin + 5_000_000)), Ok(0));
+    assert_eq!((clock::monotonic() - begin, set), (5_000_000, [0]));
+    // A set that counts it, and a descriptor that is ready beside the one that is not.
+    let e = eventfd::create(0, 0).unwrap();
+    fn poke(fd: usize) {
+        put(fd as i32, &1u64.to_ne_bytes()).unwrap();
+    }
+    spawn(poke, e as usize);
+    let (mut read, mut except) = ([1u64 << e], [1u64 << r]);
+    let mut sets = Sets { read: Some(&mut read), write: None, except: Some(&mut except) };
+    assert_eq!(select(e as usize + 1, &mut sets, None), Ok(1));
+    assert_eq!((read, except), ([1 << e], [0]));
+    let mut read = [1u64 << r];
+    let mut sets = Sets { read: Some(&mut read), write: None, except: None };
+    assert_eq!((select(r as usize + 1, &mut sets, None), read), (Ok(1), [1 << r]));
+}
+
+#[test]
 fn unix_streams_carry_bytes_and_ends() {
     let _s = start();
     let (a, b) = socket::pair(AF_UNIX, SOCK_STREAM | NONBLOCK, 0).unwrap();
