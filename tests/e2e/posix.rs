@@ -7,6 +7,7 @@ use donjon_tests::{Engine, Guest, test_guest};
 crate::under_engines! {
     files_of_the_bundle: ProcessUser QemuMicrovm QemuQ35;
     what_may_be_asked_of_files: ProcessUser;
+    where_linux_is_particular: ProcessUser QemuMicrovm;
     threads: ProcessUser QemuMicrovm QemuQ35;
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
@@ -28,6 +29,10 @@ fn files_of_the_bundle(engine: Engine) {
 
 fn what_may_be_asked_of_files(engine: Engine) {
     run(engine, "files").expect_code(0).expect_text("PASS files");
+}
+
+fn where_linux_is_particular(engine: Engine) {
+    run(engine, "calls").expect_code(0).expect_text("PASS calls");
 }
 
 fn threads(engine: Engine) {

@@ -106,7 +106,15 @@ pub unsafe extern "C" fn select(
         let time = if timeout.is_null() { None } else { Some(unsafe { take(timeout.cast_const()) }?) };
         let deadline = time.map(nanoseconds_of).transpose()?.and_then(after);
         // SAFETY: by contract.
-        unsafe { select_until(n, read, write, except, deadline) }
+        let result = unsafe { select_until(n, read, write, except, deadline) };
+        if let Some(deadline) = deadline {
+            // What is left of the time, as in Linux.
+            let left = deadline.saturating_sub(donjon_base::clock::monotonic()) / 1000;
+            let left = timeval { tv_sec: (left / 1_000_000) as i64, tv_usec: (left % 1_000_000) as i64 };
+            // SAFETY: by contract; it is not null, as there is a deadline.
+            unsafe { timeout.write(left) };
+        }
+        result
     })())
 }
 

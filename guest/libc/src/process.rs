@@ -256,7 +256,11 @@ pub extern "C" fn sysconf(name: c_int) -> c_long {
         libc::_SC_PHYS_PAGES => (boot().memory / PAGE as u64) as c_long,
         libc::_SC_AVPHYS_PAGES => (mem::left() / PAGE) as c_long,
         libc::_SC_IOV_MAX => 1024,
+        // Of every x86-64 processor.
+        libc::_SC_LEVEL1_DCACHE_LINESIZE => 64,
         libc::_SC_HOST_NAME_MAX => 64,
+        libc::_SC_NGROUPS_MAX => 65_536,
+        libc::_SC_LINE_MAX => 2048,
         libc::_SC_THREAD_STACK_MIN => thread::STACK_MIN as c_long,
         libc::_SC_THREAD_KEYS_MAX => 1024,
         libc::_SC_OPEN_MAX => c_long::from(fd::limit()),
@@ -437,18 +441,20 @@ pub extern "C" fn getloadavg(_out: *mut f64, _count: c_int) -> c_int {
     -1
 }
 
-/// `getrusage`: the time in which the guest was not idle, as user time; nothing else is counted. RUSAGE_SELF only.
+/// `getrusage`: the time in which the guest was not idle, as user time; nothing else is counted. There are no children (RUSAGE_CHILDREN), and
+/// a single thread's time is not kept (RUSAGE_THREAD is EINVAL).
 ///
 /// # Safety
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn getrusage(who: c_int, out: *mut libc::rusage) -> c_int {
-    if who != libc::RUSAGE_SELF {
-        return ret_int(Err(Errno::EINVAL));
-    }
+    let busy = match who {
+        libc::RUSAGE_SELF => sched::busy(),
+        libc::RUSAGE_CHILDREN => 0,
+        _ => return ret_int(Err(Errno::EINVAL)),
+    };
     // SAFETY: all zeros is a valid value of this plain structure.
     let mut r: libc::rusage = unsafe { core::mem::zeroed() };
-    let busy = sched::busy();
     r.ru_utime.tv_sec = (busy / 1_000_000_000) as i64;
     r.ru_utime.tv_usec = (busy % 1_000_000_000 / 1000) as i64;
     // SAFETY: the caller's pointer is writable.

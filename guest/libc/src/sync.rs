@@ -7,7 +7,7 @@
 // UNSAFETY: callers' objects are reached by pointer.
 
 use crate::errno::{ret_errno, ret_int};
-use crate::time::{deadline_of, timespec};
+use crate::time::{expiry_of, timespec};
 use core::{
     ffi::{c_int, c_uint, c_void},
     sync::atomic::{AtomicU32, Ordering::SeqCst},
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn pthread_mutex_lock(m: *mut Mutex) -> c_int {
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn pthread_mutex_timedlock(m: *mut Mutex, at: *const timespec) -> c_int {
     // SAFETY: the caller's mutex and time.
-    ret_errno(unsafe { deadline_of(libc::CLOCK_REALTIME, at) }.and_then(|d| unsafe { &*m }.lock(Some(d))))
+    ret_errno(unsafe { expiry_of(libc::CLOCK_REALTIME, at) }.and_then(|d| unsafe { &*m }.lock(Some(d))))
 }
 
 /// `pthread_mutex_trylock`.
@@ -276,7 +276,7 @@ pub unsafe extern "C" fn pthread_cond_timedwait(c: *mut Cond, m: *mut Mutex, at:
     // SAFETY: the caller's objects.
     unsafe {
         let clock = (*c).clock.load(SeqCst) as c_int;
-        ret_errno(deadline_of(clock, at).and_then(|d| (*c).wait(&*m, Some(d))))
+        ret_errno(expiry_of(clock, at).and_then(|d| (*c).wait(&*m, Some(d))))
     }
 }
 
@@ -292,7 +292,7 @@ pub unsafe extern "C" fn pthread_cond_clockwait(
     at: *const timespec,
 ) -> c_int {
     // SAFETY: the caller's objects.
-    unsafe { ret_errno(deadline_of(clock, at).and_then(|d| (*c).wait(&*m, Some(d)))) }
+    unsafe { ret_errno(expiry_of(clock, at).and_then(|d| (*c).wait(&*m, Some(d)))) }
 }
 
 /// `pthread_cond_signal`.
@@ -357,7 +357,9 @@ pub struct RwLock {
     state: AtomicU32,
     /// Counts releases; waited on.
     released: AtomicU32,
-    _rest: [u32; 12],
+    /// The thread that holds it for writing.
+    owner: AtomicU32,
+    _rest: [u32; 11],
 }
 
 const _: () = assert!(size_of::<RwLock>() == 56);
@@ -366,14 +368,19 @@ const WRITER: u32 = u32::MAX;
 impl RwLock {
     fn lock(&self, write: bool, block: bool) -> Result<()> {
         let _off = preempt::off();
+        let me = tls::tcb().thread;
         loop {
             let state = self.state.load(SeqCst);
             if if write { state == 0 } else { state < WRITER - 1 } {
                 self.state.store(if write { WRITER } else { state + 1 }, SeqCst);
+                self.owner.store(me, SeqCst);
                 return Ok(());
             }
             if !block {
                 return Err(Errno::EBUSY);
+            }
+            if state == WRITER && self.owner.load(SeqCst) == me {
+                return Err(Errno::EDEADLK);
             }
             wait(&self.released, self.released.load(SeqCst), None)?;
         }
@@ -530,7 +537,7 @@ pub unsafe extern "C" fn sem_trywait(s: *mut u32) -> c_int {
 pub unsafe extern "C" fn sem_timedwait(s: *mut u32, at: *const timespec) -> c_int {
     // SAFETY: the caller's semaphore and time.
     ret_int(unsafe {
-        deadline_of(libc::CLOCK_REALTIME, at).and_then(|d| sem_take(AtomicU32::from_ptr(s), true, Some(d)))
+        expiry_of(libc::CLOCK_REALTIME, at).and_then(|d| sem_take(AtomicU32::from_ptr(s), true, Some(d)))
     })
 }
 

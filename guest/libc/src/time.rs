@@ -54,6 +54,18 @@ pub(crate) unsafe fn deadline_of(id: c_int, at: *const timespec) -> Result<u64> 
     Ok(clock::monotonic().saturating_add(at.saturating_sub(now(id)?)))
 }
 
+/// As [`deadline_of`], for locks: a time before 1970 is over, as in glibc, and no error.
+///
+/// # Safety
+/// `at` is readable.
+pub(crate) unsafe fn expiry_of(id: c_int, at: *const timespec) -> Result<u64> {
+    // SAFETY: by contract.
+    let at = unsafe { at.as_ref() }.ok_or(Errno::EFAULT)?;
+    let at = timespec { tv_sec: at.tv_sec.max(0), tv_nsec: at.tv_nsec };
+    // SAFETY: a local value.
+    unsafe { deadline_of(id, &raw const at) }
+}
+
 /// `clock_gettime`.
 ///
 /// # Safety

@@ -21,6 +21,8 @@ unsafe extern "C" {
     pub fn open(path: *const c_char, flags: c_int, ...) -> c_int;
     /// Moves a file's position.
     pub fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
+    /// Does what the command says to a file descriptor.
+    pub fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     /// Closes a file descriptor.
     pub fn close(fd: c_int) -> c_int;
     /// Where this thread's error number is.
@@ -53,6 +55,8 @@ pub const ENOMEM: c_int = 12;
 pub const EOVERFLOW: c_int = 75;
 /// Not a valid multibyte sequence.
 pub const EILSEQ: c_int = 84;
+/// Not now.
+pub const EAGAIN: c_int = 11;
 /// Interrupted.
 pub const EINTR: c_int = 4;
 /// Not open for this.

@@ -29,6 +29,8 @@ pub struct Stream {
     buffering: Buffering,
     readable: bool,
     writable: bool,
+    /// Whether what is written goes to the end of the file.
+    appends: bool,
     buffer: *mut u8,
     capacity: usize,
     own_buffer: bool,
@@ -75,6 +77,7 @@ impl Stream {
             buffering,
             readable,
             writable,
+            appends: false,
             buffer: null_mut(),
             capacity: 0,
             own_buffer: false,
@@ -257,8 +260,8 @@ impl Stream {
     }
 
     fn tell(&self) -> i64 {
-        // SAFETY: no memory is involved.
-        let at = unsafe { lseek(self.fd, 0, 1) };
+        // SAFETY: no memory is involved. What is pending goes to the end if it is to be appended.
+        let at = unsafe { lseek(self.fd, 0, if self.appends && self.pending > 0 { 2 } else { 1 }) };
         let ahead = (self.end - self.start + usize::from(self.unread.is_some())) as i64;
         if at < 0 { at } else { at - ahead + self.pending as i64 }
     }

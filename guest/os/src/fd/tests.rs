@@ -371,6 +371,30 @@ fn poll_and_select_answer_per_descriptor() {
 }
 
 #[test]
+fn select_waits_on_where_no_set_counts_a_hang_up() {
+    let _s = start();
+    let (r, w) = pipe::create(0).unwrap();
+    close(w).unwrap();
+    let (begin, mut set) = (clock::monotonic(), [1u64 << r]);
+    let mut sets = Sets { read: None, write: None, except: Some(&mut set) };
+    assert_eq!(select(r as usize + 1, &mut sets, Some(begin + 5_000_000)), Ok(0));
+    assert_eq!((clock::monotonic() - begin, set), (5_000_000, [0]));
+    // A set that counts it, and a descriptor that is ready beside the one that is not.
+    let e = eventfd::create(0, 0).unwrap();
+    fn poke(fd: usize) {
+        put(fd as i32, &1u64.to_ne_bytes()).unwrap();
+    }
+    spawn(poke, e as usize);
+    let (mut read, mut except) = ([1u64 << e], [1u64 << r]);
+    let mut sets = Sets { read: Some(&mut read), write: None, except: Some(&mut except) };
+    assert_eq!(select(e as usize + 1, &mut sets, None), Ok(1));
+    assert_eq!((read, except), ([1 << e], [0]));
+    let mut read = [1u64 << r];
+    let mut sets = Sets { read: Some(&mut read), write: None, except: None };
+    assert_eq!((select(r as usize + 1, &mut sets, None), read), (Ok(1), [1 << r]));
+}
+
+#[test]
 fn unix_streams_carry_bytes_and_ends() {
     let _s = start();
     let (a, b) = socket::pair(AF_UNIX, SOCK_STREAM | NONBLOCK, 0).unwrap();
@@ -461,6 +485,63 @@ fn unix_datagrams_keep_their_bounds() {
     assert_eq!((get_bytes(b, 9), get_bytes(b, 9)), (Ok(b"ab".to_vec()), Ok(b"c".to_vec())));
     close(a).unwrap();
     assert_eq!(get_bytes(b, 9), Ok(vec![]));
+}
+
+#[test]
+fn unix_messages_are_writable_when_there_is_room() {
+    let _s = start();
+    for kind in [SOCK_DGRAM, SOCK_SEQPACKET] {
+        for size in [0, 1, 1000, 100_000] {
+            let (a, b) = socket::pair(AF_UNIX, kind | NONBLOCK, 0).unwrap();
+            let message = vec![0; size];
+            // Whoever is told that it can be written can write, and nobody else.
+            while ready(a) & OUT != 0 {
+                assert_eq!(put(a, &message), Ok(size));
+            }
+            assert_eq!(put(a, &message), Err(Errno::EAGAIN));
+            // Waits without having tried to write.
+            fn reader(b: usize) {
+                get_bytes(b as i32, 1).unwrap();
+            }
+            spawn(reader, b as usize);
+            let mut fds = [PollFd { fd: a, events: OUT as i16, revents: 0 }];
+            assert_eq!(poll(&mut fds, None), Ok(1), "{kind} {size}");
+            let mut received = 0;
+            while ready(b) & IN != 0 {
+                get_bytes(b, 1).unwrap();
+                received += 1;
+            }
+            // The largest, and none larger.
+            assert!(received > 1);
+            assert_eq!(put(a, &vec![0; 212_993]), Err(Errno::EMSGSIZE));
+            assert_eq!((put(a, b"x"), put(a, &vec![0; 212_992])), (Ok(1), Ok(212_992)));
+            assert_eq!((put(a, b"x"), ready(a) & OUT), (Err(Errno::EAGAIN), 0));
+            // Where nobody receives any more there is nothing to wait for.
+            spawn(|b| socket::shutdown(b as i32, 0).unwrap(), b as usize);
+            assert_eq!((poll(&mut fds, None), put(a, b"x")), (Ok(1), Err(Errno::EPIPE)));
+            close(a).unwrap();
+            close(b).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_connection_waits_until_there_is_memory_to_accept_it() {
+    let _s = start();
+    let path = Addr::Unix(b"/tmp/s".as_slice().into());
+    let l = socket::socket(AF_UNIX, SOCK_STREAM | NONBLOCK, 0).unwrap();
+    socket::bind(l, &path).unwrap();
+    socket::listen(l, 1).unwrap();
+    assert_eq!(socket::accept(l, 0).err(), Some(Errno::EAGAIN));
+    let c = socket::socket(AF_UNIX, SOCK_STREAM | NONBLOCK, 0).unwrap();
+    socket::connect(c, &path).unwrap();
+    let all = crate::mem::PageRun::new(crate::mem::available() - 16_384).unwrap();
+    assert!(headroom().is_err());
+    assert_eq!(socket::accept(l, 0).err(), Some(Errno::ENOMEM));
+    assert_eq!((get_bytes(c, 1), ready(l)), (Err(Errno::EAGAIN), READ));
+    drop(all);
+    let (s, _) = socket::accept(l, 0).unwrap();
+    assert_eq!((put(s, b"hi"), get_bytes(c, 9)), (Ok(2), Ok(b"hi".to_vec())));
 }
 
 #[test]

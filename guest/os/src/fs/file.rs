@@ -270,19 +270,22 @@ pub fn flock(fd: i32, kind: Option<LockKind>, wait: bool) -> Result<()> {
     let file = fd::get(fd)?;
     let open = file.obj.as_any().downcast_ref::<OpenFile>().ok_or(Errno::EBADF)?;
     let stat = open.node.stat();
-    // A change of kind gives the old lock back first and is not atomic, as flock(2) says.
-    if let Some(old) = open.lock.take() {
-        LOCKS.with(|l| l.release(stat, old));
-        lock_watch().notify(events::READ);
-    }
-    let Some(kind) = kind else { return Ok(()) };
-    while !LOCKS.with(|l| l.take(stat, kind)) {
-        if !wait {
+    // Each time anew: while this thread waits, another one may take or change the lock of the same description.
+    while open.lock.get() != kind {
+        // A change of kind gives the old lock back first and is not atomic, as flock(2) says.
+        if let Some(old) = open.lock.take() {
+            LOCKS.with(|l| l.release(stat, old));
+            lock_watch().notify(events::READ);
+        }
+        let Some(new) = kind else { break };
+        if LOCKS.with(|l| l.take(stat, new)) {
+            open.lock.set(kind);
+        } else if wait {
+            fd::wait_on(&lock_watch(), events::READ, None)?;
+        } else {
             return Err(Errno::EAGAIN);
         }
-        fd::wait_on(&lock_watch(), events::READ, None)?;
     }
-    open.lock.set(Some(kind));
     Ok(())
 }
 

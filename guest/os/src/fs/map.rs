@@ -1,6 +1,6 @@
 //! What `mmap` of a file needs to know.
 
-use super::Node;
+use super::{Node, dev::Dev};
 use crate::errno::{Errno, Result};
 use crate::fd;
 
@@ -36,6 +36,8 @@ pub fn map_source(fd: i32, offset: u64, len: usize) -> Result<MapSource> {
             Ok(if whole && aligned && ends { MapSource::Static(data) } else { MapSource::Copy })
         }
         Node::Tmp(_) => Ok(MapSource::Changing),
+        // Its zeros are a new mapping's own.
+        Node::Dev(Dev::Zero) => Ok(MapSource::Copy),
         Node::Dev(_) => Err(Errno::ENODEV),
     }
 }

@@ -4,6 +4,7 @@
 use super::*;
 use crate::fd::tests::start;
 use crate::fd::{O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use donjon_abi::Prot;
 use std::string::String;
 use std::{vec, vec::Vec};
@@ -152,6 +153,30 @@ fn directories_and_names() {
     assert_eq!(unlink(At::Cwd, b"/tmp/e", true), Ok(()));
     assert_eq!(o("x", O_WRONLY | O_CREAT), Err(Errno::ENOENT));
     assert_eq!(cwd(), Err(Errno::ENOENT));
+    // What is moved there stays where it is.
+    make("/tmp/kept", b"kept");
+    assert_eq!(re("/tmp/kept", "x"), Err(Errno::ENOENT));
+    assert_eq!(content("/tmp/kept"), Ok(b"kept".to_vec()));
+    chdir(b"/").unwrap();
+}
+
+#[test]
+fn a_directory_that_moves_counts_where_it_is() {
+    let _s = start();
+    let nlink = |path: &str| stat(At::Cwd, path.as_bytes(), true, false).unwrap().nlink;
+    for path in ["/tmp/a", "/tmp/a/d", "/tmp/b", "/tmp/b/d"] {
+        mkdir(At::Cwd, path.as_bytes(), 0o777).unwrap();
+    }
+    // Over an empty one, and within one directory.
+    rename(At::Cwd, b"/tmp/a/d", At::Cwd, b"/tmp/b/d", true).unwrap();
+    rename(At::Cwd, b"/tmp/b/d", At::Cwd, b"/tmp/b/e", true).unwrap();
+    assert_eq!((nlink("/tmp/a"), nlink("/tmp/b")), (2, 3));
+    assert_eq!(
+        (list("/tmp/a"), list("/tmp/b")),
+        (vec![".".into(), "..".into()], vec![".".into(), "..".into(), "e".into()])
+    );
+    chdir(b"/tmp/b/e").unwrap();
+    assert_eq!(cwd(), Ok(b"/tmp/b/e".to_vec()));
     chdir(b"/").unwrap();
 }
 
@@ -262,6 +287,71 @@ fn named_pipes_bring_two_sides_together() {
     assert_eq!((put(both, b"x"), fd::read(both, &mut [&mut [0; 4]])), (Ok(1), Ok(1)));
 }
 
+#[test]
+fn readers_of_a_named_pipe_wait_for_a_writer_only() {
+    static OPEN: AtomicUsize = AtomicUsize::new(0);
+    let _s = start();
+    let others_run = || crate::sched::sleep_until(donjon_base::clock::monotonic() + 1_000_000);
+    mkfifo(At::Cwd, b"/tmp/p", 0o600).unwrap();
+    fn reader(_: usize) {
+        o("/tmp/p", O_RDONLY).unwrap();
+        OPEN.fetch_add(1, SeqCst);
+    }
+    fn writer(_: usize) {
+        o("/tmp/p", O_WRONLY).unwrap();
+        OPEN.fetch_add(1, SeqCst);
+    }
+    for (other, nonblocking) in [(reader as fn(usize), O_WRONLY), (writer, O_RDONLY)] {
+        OPEN.store(0, SeqCst);
+        for _ in 0..2 {
+            crate::sched::spawn(other, 0, 64 << 10).unwrap();
+            others_run();
+        }
+        assert_eq!(OPEN.load(SeqCst), 0);
+        // Who came and went counts.
+        fd::close(o("/tmp/p", nonblocking | fd::O_NONBLOCK).unwrap()).unwrap();
+        others_run();
+        assert_eq!(OPEN.load(SeqCst), 2);
+        for n in 3..10 {
+            let _ = fd::close(n);
+        }
+    }
+    // A writer of an earlier time is no hang-up for a reader of today, and neither is another reader.
+    let hung_up = |fd| fd::get(fd).unwrap().obj.ready() & fd::watch::events::HUP != 0;
+    let [a, b] = [0; 2].map(|_| o("/tmp/p", O_RDONLY | fd::O_NONBLOCK).unwrap());
+    assert!(!hung_up(a) && !hung_up(b));
+    fd::close(o("/tmp/p", O_WRONLY).unwrap()).unwrap();
+    assert!(hung_up(a) && hung_up(b));
+    let c = o("/tmp/p", O_RDONLY | fd::O_NONBLOCK).unwrap();
+    assert!(hung_up(a) && !hung_up(c));
+}
+
+#[test]
+fn threads_share_the_lock_of_a_description() {
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    let _s = start();
+    let others_run = || crate::sched::sleep_until(donjon_base::clock::monotonic() + 1_000_000);
+    let [a, b] = [0; 2].map(|_| o("/tmp/f", O_RDWR | O_CREAT).unwrap());
+    fn locker(fd: usize) {
+        flock(fd as i32, Some(LockKind::Exclusive), true).unwrap();
+        TAKEN.fetch_add(1, SeqCst);
+    }
+    TAKEN.store(0, SeqCst);
+    flock(b, Some(LockKind::Exclusive), false).unwrap();
+    for _ in 0..2 {
+        crate::sched::spawn(locker, a as usize, 64 << 10).unwrap();
+    }
+    others_run();
+    assert_eq!(TAKEN.load(SeqCst), 0);
+    flock(b, None, false).unwrap();
+    others_run();
+    assert_eq!(TAKEN.load(SeqCst), 2);
+    assert_eq!(flock(b, Some(LockKind::Shared), false), Err(Errno::EAGAIN));
+    // It is one lock, however many have asked for it.
+    flock(a, None, false).unwrap();
+    flock(b, Some(LockKind::Shared), false).unwrap();
+}
+
 /// What a mapping shows.
 fn seen(at: usize, len: usize) -> Vec<u8> {
     // SAFETY: the tests read what is mapped.
@@ -311,6 +401,33 @@ fn shared_mappings_are_the_file() {
     unlink(At::Cwd, b"/tmp/m", false).unwrap();
     assert_eq!(seen(at, 4), b"stay");
     assert!(usage().0 > used);
+}
+
+#[test]
+fn what_is_behind_the_end_goes_with_the_mapping() {
+    let _s = start();
+    make("/tmp/t", &[b'a'; 100]);
+    let fd = o("/tmp/t", O_RDWR).unwrap();
+    let at = shared::map(fd, 0, 2 * 4096, Prot::ReadWrite).unwrap().unwrap();
+    poke(at + 99, b"bsecret");
+    poke(at + 4096, b"secret");
+    assert_eq!(shared::unmap(at, 2 * 4096), Some(Ok(())));
+    fd::truncate(fd, 2 * 4096).unwrap();
+    let mut buf = [1; 2 * 4096];
+    assert_eq!(fd::read_at(fd, &mut [&mut buf], 0), Ok(2 * 4096));
+    assert_eq!(buf[98..100], *b"ab");
+    assert!(buf[100..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn zeros_can_be_mapped_and_other_devices_not() {
+    let _s = start();
+    let [zero, null] = ["/dev/zero", "/dev/null"].map(|path| o(path, O_RDWR).unwrap());
+    assert_eq!(fd::map_source(zero, 0, 4096), Ok(fd::MapSource::Copy));
+    assert_eq!(fd::map_source(null, 0, 4096), Err(Errno::ENODEV));
+    let mut page = [1; 4096];
+    assert_eq!(fd::pread_into(zero, &mut page, 4096), Ok(4096));
+    assert_eq!(page, [0; 4096]);
 }
 
 #[test]

@@ -191,10 +191,12 @@ impl Content {
         let run = &self.runs[at];
         let range = run.blocks();
         for index in range.start..range.end.min(self.len.div_ceil(BLOCK as u64)) {
-            let bytes = run.get(index);
+            // What the program has written beyond the end of the file is not part of it.
+            let len = (self.len - index * BLOCK as u64).min(BLOCK as u64) as usize;
+            let bytes = &run.get(index)[..len];
             // Zeros are as good as a hole.
             if bytes.iter().any(|b| *b != 0) {
-                self.blocks.get_or_try_insert(index, zeroed_block)?.copy_from_slice(bytes);
+                self.blocks.get_or_try_insert(index, zeroed_block)?[..len].copy_from_slice(bytes);
             }
         }
         Some(())
@@ -575,6 +577,10 @@ impl TmpNode {
 /// `rename`. Both directories are in the tmpfs, and so is the node.
 pub fn rename(from: &Rc<TmpNode>, from_name: &[u8], to: &Rc<TmpNode>, to_name: &[u8], replace: bool) -> Result<()> {
     let node = from.child(from_name).ok_or(Errno::ENOENT)?;
+    // A directory that was removed and is somebody's working directory still.
+    if to.nlink.get() == 0 {
+        return Err(Errno::ENOENT);
+    }
     if let Some(old) = to.child(to_name) {
         if !replace {
             return Err(Errno::EEXIST);
@@ -603,12 +609,13 @@ pub fn rename(from: &Rc<TmpNode>, from_name: &[u8], to: &Rc<TmpNode>, to_name: &
     if to.child(to_name).is_some() {
         to.remove(to_name)?;
     }
+    // First in its new place, so that a failure leaves it in the old one.
+    to.insert(to_name, node.clone())?;
     from.children()?.borrow_mut().remove(from_name);
     if node.is_dir() {
         from.nlink.set(from.nlink.get() - 1);
     }
     from.touch();
-    to.insert(to_name, node.clone())?;
     node.ctime.set(now());
     Ok(())
 }

@@ -19,8 +19,8 @@ pub struct Pipe {
     ring: RefCell<Ring>,
     readers: Cell<u32>,
     writers: Cell<u32>,
-    /// Openings so far, for those who wait for the other side of a named pipe.
-    opened: Cell<u32>,
+    /// Openings so far for reading and for writing, for those who wait for the other side of a named pipe.
+    opened: [Cell<u32>; 2],
     /// Watch lists of the ends, and of openings that wait.
     ends: RefCell<Vec<Rc<Watch>>>,
 }
@@ -30,6 +30,8 @@ struct End {
     reads: bool,
     writes: bool,
     watch: Rc<Watch>,
+    /// Openings for writing that this end knows nothing of: they were over before it was opened.
+    before: u32,
     /// The place in the tree, of a named pipe.
     node: Option<crate::fs::Node>,
 }
@@ -66,11 +68,10 @@ pub fn open(pipe: &Rc<Pipe>, node: crate::fs::Node, flags: i32) -> Result<FileRe
         return Ok(file);
     }
     // Who came and went again meanwhile counts, too: a reader must see the end, a writer the broken pipe.
-    let before = pipe.opened.get();
-    let missing = || {
-        let others = if mode == O_RDONLY { &pipe.writers } else { &pipe.readers };
-        others.get() == 0 && pipe.opened.get() == before
-    };
+    let [reads, writes] = &pipe.opened;
+    let (others, opened) = if mode == O_RDONLY { (&pipe.writers, writes) } else { (&pipe.readers, reads) };
+    let before = opened.get();
+    let missing = || others.get() == 0 && opened.get() == before;
     while missing() {
         let watch = file.obj.watch().ok_or(Errno::EINVAL)?;
         if fd::wait_on(watch, events::ALL, None)? == Woken::TimedOut {
@@ -86,11 +87,13 @@ impl Pipe {
         let watch = Rc::new(Watch::new());
         self.ends.borrow_mut().try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         self.ends.borrow_mut().push(watch.clone());
-        let end = End { pipe: self.clone(), reads: mode != O_WRONLY, writes: mode != O_RDONLY, watch, node };
-        for (side, count) in [(end.reads, &self.readers), (end.writes, &self.writers)] {
+        let [reads, writes] = &self.opened;
+        let before = writes.get().wrapping_sub(u32::from(self.writers.get() > 0));
+        let end = End { pipe: self.clone(), reads: mode != O_WRONLY, writes: mode != O_RDONLY, watch, before, node };
+        for (side, count, opened) in [(end.reads, &self.readers, reads), (end.writes, &self.writers, writes)] {
             count.set(count.get() + u32::from(side));
+            opened.set(opened.get().wrapping_add(u32::from(side)));
         }
-        self.opened.set(self.opened.get().wrapping_add(1));
         // From here on, dropping `end` takes all this back.
         let file = fd::open_file(end, flags)?;
         self.notify(events::READ | events::WRITE);
@@ -143,8 +146,8 @@ impl Object for End {
             if held > 0 {
                 ready |= events::READ;
             }
-            // As in Linux, a named pipe that nobody has opened for writing yet has not been hung up.
-            if self.pipe.writers.get() == 0 && (self.node.is_none() || self.pipe.opened.get() > 1) {
+            // As in Linux, a named pipe that nobody has opened for writing since then has not been hung up.
+            if self.pipe.writers.get() == 0 && self.pipe.opened[1].get() != self.before {
                 ready |= events::HUP;
             }
         }

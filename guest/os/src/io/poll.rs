@@ -20,14 +20,20 @@ pub struct PollFd {
 
 /// `poll`: the number of entries with an answer. `deadline` is monotonic ns; `None`: for ever.
 pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
+    wait(fds, events::ERR | events::HUP, deadline)
+}
+
+/// Waits for what is asked, and for `always` of every descriptor.
+fn wait(fds: &mut [PollFd], always: u32, deadline: Option<u64>) -> Result<usize> {
     let _guard = donjon_base::preempt::off();
-    let mut n = check(fds);
+    let mask = |p: &PollFd| u32::from(p.events as u16) | always;
+    let mut n = check(fds, mask);
     if n == 0 {
         match deadline {
             Some(0) => crate::sched::poll_now(),
             _ => fd::look_before_parking(),
         }
-        n = check(fds);
+        n = check(fds, mask);
     }
     if n > 0 || deadline.is_some_and(|d| d <= donjon_base::clock::monotonic()) {
         return Ok(n);
@@ -62,18 +68,14 @@ pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
         if let Some(e) = failed {
             return Err(e);
         }
-        let n = check(fds);
+        let n = check(fds, mask);
         if n > 0 || !woken {
             return Ok(n);
         }
     }
 }
 
-fn mask(p: &PollFd) -> u32 {
-    u32::from(p.events as u16) | events::ERR | events::HUP
-}
-
-fn check(fds: &mut [PollFd]) -> usize {
+fn check(fds: &mut [PollFd], mask: impl Fn(&PollFd) -> u32) -> usize {
     let mut n = 0;
     for p in fds {
         p.revents = 0;
@@ -111,7 +113,7 @@ pub fn select(count: usize, sets: &mut Sets<'_>, deadline: Option<u64>) -> Resul
     let mut fds: Vec<PollFd> = Vec::new();
     for fd in 0..count {
         let mut ask = 0;
-        for (set, events) in [(&sets.read, events::IN), (&sets.write, events::OUT), (&sets.except, events::PRI)] {
+        for (set, events) in [(&sets.read, READ_SET), (&sets.write, WRITE_SET), (&sets.except, events::PRI)] {
             if bit(set, fd) {
                 ask |= events;
             }
@@ -121,7 +123,8 @@ pub fn select(count: usize, sets: &mut Sets<'_>, deadline: Option<u64>) -> Resul
             fds.push(PollFd { fd: fd as i32, events: ask as i16, revents: 0 });
         }
     }
-    poll(&mut fds, deadline)?;
+    // Errors and hang-ups only where a set counts them: the others wait on.
+    wait(&mut fds, 0, deadline)?;
     if fds.iter().any(|p| u32::from(p.revents as u16) & events::NVAL != 0) {
         return Err(Errno::EBADF);
     }

@@ -191,8 +191,8 @@ pub fn map(len: usize, align: usize, charge: usize) -> Option<usize> {
     Some(a.addr)
 }
 
-/// Frees the whole pages of `[addr, addr + len)`, which must be mappings. Returns false if any of it is not, or if there is no memory
-/// for the bookkeeping of a partial unmap; what was freed before that stays freed.
+/// Frees the mappings in the whole pages of `[addr, addr + len)`; what is free already is passed over, as by `munmap`. Returns false if any of it
+/// is something else, or if there is no memory for the bookkeeping of a partial unmap; what was freed before that stays freed.
 ///
 /// # Safety
 /// Nobody uses the memory any more.
@@ -217,13 +217,19 @@ const COPY: u16 = 2;
 /// The program could write to it at some time.
 const WRITABLE: u16 = 4;
 
-/// Cuts mappings at the ends of the range and calls `f` for each span in it. False if some of it is not mapped or `f` says so.
+/// Cuts mappings at the ends of the range and calls `f` for each span in it. False if some of it is neither mapped nor free or `f` says so.
 fn each(addr: usize, len: usize, mut f: impl FnMut(&mut Pages, u32) -> bool) -> bool {
     let mut heap = HEAP.lock();
     let Some(end) = addr.checked_add(len).and_then(|e| e.checked_next_multiple_of(PAGE)) else { return false };
     let mut at = addr;
     while at < end {
-        let Some((mut span, start, stop)) = mapping(&mut heap, at) else { return false };
+        let Some((mut span, start, stop)) = mapping(&mut heap, at) else {
+            if !heap.is_hole(at) {
+                return false;
+            }
+            at += PAGE;
+            continue;
+        };
         if start < at {
             let Some(rest) = heap.cut(span, ((at - start) / PAGE) as u32) else { return false };
             span = rest;

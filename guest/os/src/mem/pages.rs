@@ -214,6 +214,18 @@ impl Pages {
         unsafe { *self.map.add(page) }
     }
 
+    /// Whether nothing uses the page of an address.
+    pub fn is_hole(&mut self, addr: usize) -> bool {
+        let page = addr.wrapping_sub(self.base) / PAGE;
+        let span = self.span_of(addr);
+        if span == NONE {
+            return page < self.total as usize;
+        }
+        // For a page that is free, the map may have a record that has gone elsewhere since.
+        let s = *self.span(span);
+        matches!(s.kind, Kind::Vacant | Kind::Free) || !(s.start..s.start + s.pages).contains(&(page as u32))
+    }
+
     /// A span's record.
     #[inline]
     pub fn span(&mut self, index: u32) -> &mut Span {

@@ -275,10 +275,18 @@ fn mappings_are_cut_protected_and_freed() {
         assert!(!super::is_mapped(at, 16 * 4096));
         assert!(super::is_mapped(at, 4 * 4096) && super::is_mapped(at + 8 * 4096, 8 * 4096));
         assert_eq!(*((at + 8 * 4096) as *const u8), 7);
-        assert!(!super::unmap(at, 16 * 4096), "a hole is refused");
-        assert!(super::unmap(at + 8 * 4096, 8 * 4096));
+        assert!(super::unmap(at, 16 * 4096), "a hole is passed over");
+        assert!(super::unmap(at, 16 * 4096), "so is one that is all there is");
     }
     assert_eq!(super::available(), before);
+    // What is not a mapping stays.
+    let p = super::malloc(1 << 20);
+    // SAFETY: it refuses.
+    unsafe {
+        assert!(!super::unmap(p as usize, 1 << 20));
+        assert!(!super::unmap(donjon_base::boot().reserve.base as usize - 4096, 4096));
+        super::free(p);
+    }
     // Address space without rights costs nothing until it gets some.
     let at = super::map(64 * 4096, 4096, 0).expect("memory");
     assert_eq!(super::available(), before);

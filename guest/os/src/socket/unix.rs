@@ -17,6 +17,8 @@ use core::cell::{Cell, RefCell};
 
 /// Bytes that a receiver holds, Linux's default.
 const CAPACITY: usize = 212_992;
+/// Messages that a receiver holds: empty ones cost something, too.
+const MESSAGES_MAX: usize = 4096;
 /// Longest backlog, as `somaxconn`.
 const BACKLOG_MAX: u32 = 4096;
 
@@ -94,6 +96,12 @@ impl Half {
     fn held(&self) -> usize {
         let inbound = self.inbound.borrow();
         inbound.stream.len() + inbound.bytes
+    }
+
+    /// Whether it takes nothing more until something is received. A message that begins below the limit may go beyond it, as in Linux: then
+    /// whoever is told that there is room can send a message of any size.
+    fn full(&self) -> bool {
+        self.held() >= CAPACITY || self.inbound.borrow().messages.len() >= MESSAGES_MAX
     }
 
     /// Whether the peer of a connection sends no more.
@@ -189,8 +197,7 @@ impl Unix {
         if len > CAPACITY {
             return Err(Errno::EMSGSIZE);
         }
-        // An empty message costs something, too.
-        if target.held() + len.max(1) > CAPACITY || target.inbound.borrow().messages.len() >= 4096 {
+        if target.full() {
             if self.me.kind == SOCK_DGRAM {
                 target.wait_for_room(&self.me)?;
             }
@@ -263,7 +270,12 @@ impl Socket for Unix {
 
     fn accept(&self, flags: i32) -> Result<(FileRef, Addr)> {
         let half = match &mut *self.me.backlog.borrow_mut() {
-            Some(b) => b.queue.pop_front().ok_or(Errno::EAGAIN)?,
+            Some(b) if b.queue.is_empty() => return Err(Errno::EAGAIN),
+            Some(b) => {
+                // Where there is no memory for its description, a connection waits in the queue.
+                fd::headroom()?;
+                b.queue.pop_front().ok_or(Errno::EAGAIN)?
+            }
             None => return Err(if self.me.kind == SOCK_DGRAM { Errno::EOPNOTSUPP } else { Errno::EINVAL }),
         };
         self.me.wake_waiting();
@@ -402,6 +414,8 @@ impl Socket for Unix {
         }
         if how != How::Write {
             self.me.read_shut.set(true);
+            // Whoever waits for room learns that it is of no use.
+            self.me.wake_waiting();
         }
         if how != How::Read {
             self.me.write_shut.set(true);
@@ -505,7 +519,9 @@ impl Object for Unix {
             bits |= events::READ;
         }
         if me.kind == SOCK_DGRAM {
-            if me.peer().is_none_or(|p| p.held() < CAPACITY) {
+            // Who finds no room is told when there is some; if there is no memory to note that, trying says so.
+            let waits = |p: Rc<Half>| p.full() && !p.closed.get() && !p.read_shut.get() && p.wait_for_room(me).is_ok();
+            if !me.peer().is_some_and(waits) {
                 bits |= events::WRITE;
             }
             return bits;
@@ -520,7 +536,7 @@ impl Object for Unix {
         match peer {
             None => bits |= events::WRITE | events::HUP,
             Some(peer) => {
-                if peer.held() < CAPACITY || peer.read_shut.get() {
+                if !peer.full() || peer.read_shut.get() {
                     bits |= events::WRITE;
                 }
                 if me.write_shut.get() && (peer.write_shut.get() || me.read_shut.get()) {

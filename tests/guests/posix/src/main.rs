@@ -1,6 +1,7 @@
 //! One case, named by the first argument: prints `PASS case`, or `FAILURE case: why` and ends with status 1.
 
 mod bundle;
+mod calls;
 mod ends;
 mod files;
 mod linger;
@@ -16,6 +17,7 @@ fn main() {
     let case = std::env::args().nth(1).unwrap_or_default();
     let outcome = match case.as_str() {
         "bundle" => bundle::all(),
+        "calls" => calls::all(),
         "threads" => threads::all(),
         "overflow" => threads::overflow(),
         "files" => files::all(),

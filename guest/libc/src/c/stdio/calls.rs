@@ -4,7 +4,9 @@ use super::{
     AT_END, Buffering, EOF, EXIT_HOOK, FAILED, File, Lock, STREAMS, Stream, flush_all, flush_at_exit, stderr, stdin,
     stdout, with,
 };
-use crate::c::extern_c::{EBADF, EINVAL, close, errno, free, malloc, open, realloc, set_errno, strerror};
+use crate::c::extern_c::{
+    EAGAIN, EBADF, EINVAL, close, errno, fcntl, free, lseek, malloc, open, realloc, set_errno, strerror,
+};
 use crate::c::mem::{memchr, memcpy};
 use crate::c::string::strlen;
 use core::ffi::{c_char, c_int, c_long, c_void};
@@ -30,6 +32,13 @@ pub unsafe extern "C" fn fflush(file: *mut File) -> c_int {
     }
 }
 
+/// Writes go to the end.
+const O_APPEND: c_int = 0o2000;
+/// Asks for a description's flags.
+const F_GETFL: c_int = 3;
+/// Sets them.
+const F_SETFL: c_int = 4;
+
 /// What a mode such as `r+` asks of `open`: flags, and whether it reads and writes.
 ///
 /// # Safety
@@ -42,7 +51,7 @@ unsafe fn parse_mode(mode: *const c_char) -> Option<(c_int, bool, bool)> {
     let mut flags = match kind {
         b'r' => 0,
         b'w' => 0o1100,
-        b'a' => 0o2100,
+        b'a' => O_APPEND | 0o100,
         _ => return None,
     };
     if more.contains(&b'x') {
@@ -89,7 +98,7 @@ pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *m
 pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut File {
     // SAFETY: 1. `mode` by C contract; 2. fresh memory of the right size and alignment; 3. the list is ours while locked.
     unsafe {
-        let Some((_, readable, writable)) = parse_mode(mode) else {
+        let Some((flags, readable, writable)) = parse_mode(mode) else {
             set_errno(EINVAL);
             return null_mut();
         };
@@ -98,6 +107,17 @@ pub unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut File {
             return file;
         }
         file.write(File::new(fd, Buffering::Full, readable, writable));
+        if flags & O_APPEND != 0 {
+            (*(*file).stream.get()).appends = true;
+            let now = fcntl(fd, F_GETFL);
+            if now >= 0 && now & O_APPEND == 0 {
+                fcntl(fd, F_SETFL, now | O_APPEND);
+            }
+            if !readable {
+                // What only appends begins at the end, also for `ftell`.
+                lseek(fd, 0, 2);
+            }
+        }
         STREAMS.1.acquire();
         *(*file).next.get() = *STREAMS.0.get();
         *STREAMS.0.get() = file;
@@ -210,6 +230,9 @@ pub unsafe extern "C" fn fgets(out: *mut c_char, n: c_int, file: *mut File) -> *
     // SAFETY: C contract: `out` has room for `n`.
     unsafe {
         with(file, |file| {
+            // An earlier error is not this call's.
+            let before = file.flags & FAILED;
+            file.flags &= !FAILED;
             let mut done = 0;
             while done < room {
                 let Some(byte) = file.get() else { break };
@@ -219,7 +242,10 @@ pub unsafe extern "C" fn fgets(out: *mut c_char, n: c_int, file: *mut File) -> *
                     break;
                 }
             }
-            if (done == 0 && room > 0) || file.flags & FAILED != 0 {
+            let failed = file.flags & FAILED != 0;
+            file.flags |= before;
+            // What came before there was no more for now is not lost, as in glibc.
+            if (done == 0 && room > 0) || (failed && errno() != EAGAIN) {
                 return null_mut();
             }
             *out.add(done) = 0;
@@ -275,7 +301,8 @@ pub unsafe extern "C" fn getdelim(
                     None => file.start += part,
                 }
             }
-            if done == 0 || file.flags & FAILED != 0 {
+            // What came before an error is not lost, as in glibc; the next call says it.
+            if done == 0 {
                 return -1;
             }
             *(*line).add(done) = 0;

@@ -95,6 +95,77 @@ fn writing_and_reading_a_file() {
 }
 
 #[test]
+fn an_appending_stream_is_at_the_end() {
+    let path = name("append");
+    // SAFETY: strings and streams.
+    unsafe {
+        fs::write(path.to_str().expect("UTF-8"), b"0123456789").expect("writes");
+        let file = stdio::fopen(path.as_ptr(), c"a".as_ptr());
+        assert_eq!(stdio::ftell(file), 10);
+        stdio::fputs(c"ab".as_ptr(), file);
+        assert_eq!(stdio::ftell(file), 12);
+        // Wherever it is put, what is written goes to the end.
+        assert_eq!((stdio::fseek(file, 1, 0), stdio::ftell(file)), (0, 1));
+        stdio::fputs(c"c".as_ptr(), file);
+        assert_eq!(stdio::ftell(file), 13);
+        assert_eq!(stdio::fclose(file), 0);
+        // One that reads as well begins with that, at the start.
+        let file = stdio::fopen(path.as_ptr(), c"a+".as_ptr());
+        assert_eq!((stdio::ftell(file), stdio::fgetc(file), stdio::ftell(file)), (0, b'0'.into(), 1));
+        stdio::fputs(c"d".as_ptr(), file);
+        assert_eq!(stdio::ftell(file), 14);
+        assert_eq!(stdio::fclose(file), 0);
+        assert_eq!(content(&path), b"0123456789abcd");
+        // A descriptor that did not append does so from now on.
+        let fd = libc::open(path.as_ptr(), libc::O_RDWR);
+        let file = stdio::fdopen(fd, c"a".as_ptr());
+        assert_eq!((stdio::ftell(file), stdio::fseek(file, 0, 0)), (14, 0));
+        stdio::fputs(c"e".as_ptr(), file);
+        assert_eq!((stdio::ftell(file), stdio::fclose(file)), (15, 0));
+        assert_eq!(content(&path), b"0123456789abcde");
+    }
+    fs::remove_file(path.to_str().expect("UTF-8")).expect("removes");
+}
+
+#[test]
+fn an_error_of_long_ago_costs_no_line() {
+    let mut ends = [0; 2];
+    // SAFETY: strings and streams.
+    unsafe {
+        assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+        assert_eq!(libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK), 0);
+        let put = |text: &[u8]| assert_eq!(libc::write(ends[1], text.as_ptr().cast(), text.len()), text.len() as isize);
+        let file = stdio::fdopen(ends[0], c"r".as_ptr());
+        let mut line = [0u8; 32];
+        let mut next = || {
+            let p = stdio::fgets(line.as_mut_ptr().cast(), 32, file);
+            (!p.is_null()).then(|| CStr::from_ptr(p).to_bytes().to_vec())
+        };
+        assert_eq!(next(), None);
+        assert_ne!(stdio::ferror(file), 0);
+        put(b"hello\nag");
+        assert_eq!(next().as_deref(), Some(&b"hello\n"[..]));
+        // What has come of a line is not lost, and the error stays until it is cleared.
+        assert_eq!(next().as_deref(), Some(&b"ag"[..]));
+        assert_ne!(stdio::ferror(file), 0);
+        let (mut memory, mut size) = (null_mut(), 0);
+        let mut next = || match stdio::getline(&raw mut memory, &raw mut size, file) {
+            -1 => None,
+            n => Some(CStr::from_ptr(memory).to_bytes().to_vec()).filter(|text| text.len() as isize == n),
+        };
+        assert_eq!(next(), None);
+        put(b"one\ntw");
+        assert_eq!(next().as_deref(), Some(&b"one\n"[..]));
+        assert_eq!(next().as_deref(), Some(&b"tw"[..]));
+        assert_eq!(next(), None);
+        assert_ne!(stdio::ferror(file), 0);
+        crate::c::extern_c::free(memory.cast());
+        stdio::fclose(file);
+        libc::close(ends[1]);
+    }
+}
+
+#[test]
 fn buffering() {
     let path = name("buffering");
     // SAFETY: strings and streams.
