@@ -1,7 +1,11 @@
 //! The process engine with a guest that works directly on the gate.
 
 mod common;
+#[path = "common/held.rs"]
+#[expect(dead_code, reason = "one function of it")]
+mod held;
 
+use std::fs::read_to_string;
 use std::io::Read;
 use std::process::Child;
 
@@ -253,6 +257,42 @@ fn stop_is_asked_for_once() {
         let r = finish(child);
         assert_eq!((r.code, r.out.as_str()), (Some(5), "stop 0\n"), "{r:?}");
     }
+}
+
+/// Without a watcher there is no guest: it would have all the memory that it likes.
+#[test]
+fn a_guest_that_cannot_be_watched_does_not_start() {
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--sigpending=0", env!("CARGO_BIN_EXE_donjon-monitor")]).arg(image()).args(["--net", "none"]);
+    let r: Ran = command.args(["--", "hello"]).output().unwrap().into();
+    assert_eq!((r.code, r.out.as_str()), (Some(71), ""), "{r:?}");
+    assert!(r.err.contains("cannot watch the guest's memory"), "{r:?}");
+}
+
+/// Where /proc hides processes (hidepid), it hides one that is not dumpable from its own user, too: it stays so until the monitor watches it.
+#[test]
+fn a_guest_is_watched_before_it_hides() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may hold another program's system calls");
+        return;
+    }
+    let timer = libc::SYS_timer_create as u32;
+    let mut command = launcher(image(), &["--net", "none"], &["hello"]);
+    let (child, calls) = held::spawn(&mut command, [timer, timer]).unwrap();
+    let call = calls.next();
+    assert_eq!(call.pid, child.id(), "the monitor's comes first");
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let guest = read_to_string(children).unwrap();
+    let of_guest = |file: &str| read_to_string(format!("/proc/{}/{file}", guest.trim())).unwrap();
+    // Until it waits: read, or a call that the test holds.
+    while !["0 ", "222 "].iter().any(|number| of_guest("syscall").starts_with(number)) {
+        std::thread::yield_now();
+    }
+    // It takes the image's name right after it has become undumpable.
+    assert_eq!(of_guest("comm"), "donjon-monitor\n", "it has gone on unwatched");
+    calls.go_on(call);
+    calls.go_on(calls.next());
+    assert_eq!(finish(child).code, Some(7));
 }
 
 #[test]
