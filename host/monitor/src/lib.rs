@@ -61,7 +61,8 @@ use std::path::Path;
 
 /// Runs the image at `path` to its end.
 ///
-/// Guest output goes to this process's standard output and standard error. SIGINT and SIGTERM are taken over while the guest runs: the first
+/// Guest output goes to this process's standard output and standard error. SIGINT, SIGTERM and SIGHUP are taken over while the guest runs (but for a
+/// SIGINT or SIGHUP that is ignored already): the first
 /// asks it to stop, the second (or [`RunOptions::stop_timeout`]) ends it.
 pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
     let source = source::Source::open(path)?;

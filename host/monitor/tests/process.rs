@@ -7,7 +7,7 @@ mod held;
 
 use std::fs::read_to_string;
 use std::io::Read;
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use common::{Ran, Spec, first_line, image, launcher, pack, run, run_with, write};
 
@@ -257,6 +257,23 @@ fn stop_is_asked_for_once() {
         let r = finish(child);
         assert_eq!((r.code, r.out.as_str()), (Some(5), "stop 0\n"), "{r:?}");
     }
+}
+
+/// Under nohup(1), and in the background of a script.
+#[test]
+fn signals_that_were_ignored_stay_so() {
+    use rustix::process::Signal;
+    let (monitor, image) = (env!("CARGO_BIN_EXE_donjon-monitor"), image().display());
+    let script = format!("trap '' HUP INT; exec {monitor} {image} --net none --stop-timeout-ms 100 -- deaf");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    for s in [Signal::HUP, Signal::INT, Signal::TERM] {
+        signal(&child, s);
+    }
+    // The first that is heard is the one to blame.
+    assert_eq!(finish(child).code, Some(143));
 }
 
 /// Without a watcher there is no guest: it would have all the memory that it likes.
