@@ -312,6 +312,29 @@ fn a_guest_is_watched_before_it_hides() {
     assert_eq!(finish(child).code, Some(7));
 }
 
+/// Where no program may be mapped from the image's file, it is from a copy in memory.
+#[test]
+fn images_run_from_where_no_program_may() {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("noexec-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let script =
+        r#"mount -t tmpfs -o noexec none "$1" && cp "$2" "$1/x.img" && exec "$3" "$1/x.img" --net none -- "$4""#;
+    let ran = |what: &str| -> Ran {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", script, "sh"]).arg(&dir).arg(image());
+        command.args([env!("CARGO_BIN_EXE_donjon-monitor"), what]).output().unwrap().into()
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may mount a file system");
+    } else {
+        let r = ran("hello");
+        assert_eq!((r.code, r.out.as_str()), (Some(7), "hello from test-guest\n"), "{r:?}");
+        assert_eq!(ran("relocations").out, "relocated\nwords\nwork\nsame true\n");
+        assert_eq!(ran("write-text").code, Some(70));
+    }
+    std::fs::remove_dir(&dir).unwrap();
+}
+
 #[test]
 fn deaf_guests_are_ended() {
     use rustix::process::Signal;

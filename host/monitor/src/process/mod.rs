@@ -61,10 +61,11 @@ pub fn unfit() -> Option<String> {
 }
 
 /// Runs the guest to its end.
-pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Error> {
+pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus, Error> {
     if let Some(reason) = unfit() {
         return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
     }
+    source.make_executable().map_err(Error::host("cannot copy the image into memory"))?;
     let mut link = Link::open(options, &source.manifest, Wire::Offload)?;
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
