@@ -276,6 +276,29 @@ fn signals_that_were_ignored_stay_so() {
     assert_eq!(finish(child).code, Some(143));
 }
 
+/// The end of what a guest says waits for a pipe that somebody has made non-blocking, too.
+#[test]
+fn the_end_of_the_output_waits_for_its_reader() {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    rustix::io::ioctl_fionbio(&to, true).unwrap();
+    let mut full = 0;
+    while let Ok(n) = rustix::io::write(&to, &[b'x'; 4096]) {
+        full += n;
+    }
+    let mut command = launcher(image(), &["--net", "none"], &["hello"]);
+    let mut child = command.stdout(to).spawn().unwrap();
+    drop(command);
+    // Until it has ended, or waits for the pipe: ppoll.
+    let path = format!("/proc/{}/syscall", child.id());
+    while child.try_wait().unwrap().is_none() && !read_to_string(&path).is_ok_and(|call| call.starts_with("271 ")) {
+        std::thread::yield_now();
+    }
+    let mut out = String::new();
+    std::fs::File::from(from).read_to_string(&mut out).unwrap();
+    assert_eq!((&out[full..], child.wait().unwrap().code()), ("hello from test-guest\n", Some(7)));
+}
+
 /// Without a watcher there is no guest: it would have all the memory that it likes.
 #[test]
 fn a_guest_that_cannot_be_watched_does_not_start() {
