@@ -10,7 +10,7 @@ use std::{
 use donjon_abi::manifest::{Egress, Limit};
 use serde::Deserialize;
 
-use crate::manifest::{Manifest, Port};
+use crate::manifest::{Manifest, Port, deceives};
 
 /// Name of the file, beside `Cargo.toml`.
 pub const FILE: &str = "Donjon.toml";
@@ -209,8 +209,8 @@ impl Config {
         if raw.args.iter().any(|a| a.contains('\0')) {
             return Err(value("args", "an argument cannot contain a NUL".into()));
         }
-        if raw.name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\0'])) {
-            return Err(value("name", "a name is not empty and has no `/`".into()));
+        if raw.name.as_deref().is_some_and(|n| n.is_empty() || n.contains('/') || n.contains(deceives)) {
+            return Err(value("name", "a name is not empty and has no `/` and no control characters".into()));
         }
         let memory = raw.memory.map(|m| size("memory", m)).transpose()?;
         if memory.is_some_and(|m| !(1 << 20..=MEMORY_MAX).contains(&m)) {

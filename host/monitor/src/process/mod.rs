@@ -21,7 +21,7 @@ use donjon_abi::boot::{BootPage, Clock, Range, flags};
 use donjon_abi::{FAULT_MAX, PAGE};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::console::{Relay, Stream, harmless};
+use crate::console::{Relay, Stream};
 use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Gate, Place};
@@ -270,10 +270,7 @@ impl Running {
             let errno = i32::from_ne_bytes([*e0, *e1, *e2, *e3]);
             return Err(Error::Host { what: Step::describe(*step), source: io::Error::from_raw_os_error(errno) });
         }
-        let mut annotated = || {
-            let text = harmless(&report);
-            names.annotate(&text).unwrap_or(text)
-        };
+        let mut annotated = || names.report(&report);
         Ok(match (status, self.killed) {
             (End::Exited(code), _) if !report.is_empty() => ExitStatus::Fault { code, report: annotated() },
             (End::Exited(code), _) => ExitStatus::Exited(code),
