@@ -1,7 +1,12 @@
 //! The manifest of an image as a value, and its encoding into records.
 
+use std::ops::RangeInclusive;
+
 use donjon_abi::manifest::{Egress, Limit, RecordError, Tag, records, write_record};
 use donjon_abi::secrets::{COUNT_MAX, is_name};
+
+/// What a guest may have, bytes.
+pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 
 /// What a guest was declared to be and to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,7 +139,13 @@ impl Manifest {
             let once = |first: bool| if first { Ok(()) } else { Err(ManifestError::Twice(tag)) };
             match tag {
                 Tag::Name => once(name.replace(label()?).is_none())?,
-                Tag::Memory => once(memory.replace(number()?).is_none())?,
+                Tag::Memory => {
+                    let bytes = number()?;
+                    once(memory.replace(bytes).is_none())?;
+                    if !MEMORY.contains(&bytes) {
+                        return Err(bad());
+                    }
+                }
                 Tag::Tool => once(tool.replace(label()?).is_none())?,
                 Tag::Tmpfs => once(out.tmpfs.replace(number()?).is_none())?,
                 Tag::Listen => out.listen.push(Port::from_record(value).ok_or_else(bad)?),
@@ -262,6 +273,13 @@ mod tests {
                 change(&mut m, bad.into());
                 assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(tag)), "{bad:?}");
             }
+        }
+        for (bytes, good) in
+            [(1 << 20, true), (1 << 40, true), ((1 << 20) - 1, false), (10 << 40, false), (u64::MAX, false)]
+        {
+            m = manifest();
+            m.memory = bytes;
+            assert_eq!(Manifest::parse(&m.to_bytes()).is_ok(), good, "{bytes}");
         }
         m = manifest();
         m.listen[0].port = 0;

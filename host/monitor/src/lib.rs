@@ -65,6 +65,11 @@ use std::path::Path;
 /// SIGINT or SIGHUP that is ignored already): the first
 /// asks it to stop, the second (or [`RunOptions::stop_timeout`]) ends it.
 pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
+    let most = *donjon_image::MEMORY.end();
+    if options.memory.is_some_and(|bytes| bytes > most) {
+        let what = format!("the guest cannot have more than {} GiB of memory", most >> 30);
+        return Err(Error::Usage { what, hint: "give it less with --memory" });
+    }
     let source = source::Source::open(path)?;
     release_freed_memory();
     match &options.engine {

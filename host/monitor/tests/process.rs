@@ -466,6 +466,14 @@ fn bad_images_are_refused() {
         assert_eq!(code, 65, "{name}: {err}");
         assert!(err.contains(says) && err.contains("hint: "), "{name}: {err}");
     }
+    for memory in [10 << 40, u64::MAX] {
+        let (code, err) = code("memory", &pack(&Spec { memory, ..Spec::default() }));
+        assert_eq!(code, 65, "{memory}: {err}");
+        assert!(err.contains("Memory record is malformed"), "{memory}: {err}");
+    }
+    let r = run_with(image(), &["--net", "none", "-m", "10485760"], &["hello"]);
+    assert_eq!(r.code, Some(2), "{r:?}");
+    assert!(r.err.contains("more than 1024 GiB"), "{r:?}");
     let r = run_with("/nowhere/at/all.img".as_ref(), &[], &[]);
     assert_eq!(r.code, Some(66), "{r:?}");
     let r = run_with("/tmp".as_ref(), &[], &[]);

@@ -433,11 +433,15 @@ fn start(
             bundle: Source::pages(source.header.bundle),
             boot: PAGE + strings.bytes.len() as u64,
             stub: stub::PAGES * PAGE,
-            reserve: (8 * memory).max(4 << 30),
+            reserve: memory.saturating_mul(8).max(4 << 30),
             secrets: secrets.as_ref().map_or(0, Region::len),
         },
         crate::random,
-    );
+    )
+    .ok_or_else(|| Error::Usage {
+        what: "the image and its memory have no room in an address space".into(),
+        hint: "give it less with --memory",
+    })?;
     let mut boot = boot_page(source, options, link, memory - private, &layout, &strings, vdso.clock_gettime);
     boot.secrets = Range { base: layout.secrets.base, len: secrets.as_ref().map_or(0, Region::len) };
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
