@@ -6,7 +6,7 @@ use std::{
 };
 
 use donjon_abi::image::{SegmentProt, relr_offsets};
-use donjon_image::{OpenError, config::show_egress, head, head::Head, project};
+use donjon_image::{OpenError, config::show_egress, head, head::Head, project, shown};
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,7 +32,7 @@ pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
         })?;
         about["crates"] = json!(project::sizes_by_crate(&elf));
     }
-    let text = if args.json { format!("{about:#}\n") } else { human(&about) };
+    let text = if args.json { machine(&about) } else { human(&about) };
     // A reader that has enough (`| head`) is no error.
     _ = std::io::stdout().write_all(text.as_bytes());
     Ok(0)
@@ -78,6 +78,13 @@ fn describe(image: &Head, files: &[(String, u64)]) -> Value {
     })
 }
 
+/// JSON, in lines; a terminal may be what reads it.
+fn machine(about: &Value) -> String {
+    // JSON has line feeds between strings only, where the other characters are not.
+    format!("{about:#}").lines().map(|line| shown(line) + "\n").collect()
+}
+
+/// Lines, whose values are whatever the image's maker wanted them to be.
 fn human(about: &Value) -> String {
     let text = |key: &str| about[key].as_str().unwrap_or_default().to_owned();
     let number = |v: &Value| bytes(v.as_u64().unwrap_or_default());
@@ -87,7 +94,7 @@ fn human(about: &Value) -> String {
         if items.is_empty() { "none".into() } else { items.join(", ") }
     };
     let mut out = String::new();
-    let mut line = |name: &str, value: String| out += &format!("{name:<14}{value}\n");
+    let mut line = |name: &str, value: String| out += &format!("{name:<14}{}\n", shown(&value));
     line("name", text("name"));
     line("size", format!("{} bytes", number(&about["bytes"])));
     let (packed, plain) = (&about["compressed"]["file_bytes"], &about["compressed"]["bytes"]);
@@ -146,4 +153,26 @@ fn human(about: &Value) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_adds_and_hides_no_lines() {
+        let evil = "x\u{1b}[2A\u{1b}[Jlistens on    none\nmay reach     none\u{9b}1A\u{202e}";
+        let about = json!({
+            "name": evil, "bytes": 1, "blake3": "0", "gate_version": 3, "made_by": evil, "memory": 1, "tmpfs": null, "listen": ["80/tcp"],
+            "egress": [], "limit": {"connections": 0, "send": 0}, "args": [evil], "env": [evil], "secrets": [evil], "parts": {evil: true},
+            "segments": [], "relocations": 0, "compressed": null, "sections": {"bundle": 0, "shim": 0, "manifest": 0}, "bootable": false,
+            "files": [{"path": evil, "bytes": 1}], "crates": {evil: 1},
+        });
+        let (human, machine) = (human(&about), machine(&about));
+        for text in [&human, &machine] {
+            assert!(!text.contains(|c| c != '\n' && donjon_image::deceives(c)), "{text:?}");
+        }
+        assert_eq!(human.lines().filter(|l| l.starts_with("listens on") || l.starts_with("may reach")).count(), 2);
+        assert_eq!(serde_json::from_str::<Value>(&machine).unwrap(), about);
+    }
 }

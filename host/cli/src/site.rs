@@ -67,7 +67,7 @@ impl Site {
         let prepared = prepared?;
         prepared.warnings.iter().for_each(|w| donjon_monitor::say!("donjon: warning: {w}"));
         let name = config.name.clone().unwrap_or_else(|| {
-            let own = base.file_name().map(|n| n.to_string_lossy().into_owned());
+            let own = base.file_name().map(|n| n.to_string_lossy().replace(donjon_image::deceives, "_"));
             own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())
         });
         let compress = config.compress.unwrap_or(true);

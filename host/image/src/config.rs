@@ -10,14 +10,12 @@ use std::{
 use donjon_abi::manifest::{Egress, Limit};
 use serde::Deserialize;
 
-use crate::manifest::{Manifest, Port};
+use crate::manifest::{MEMORY, Manifest, Port, deceives};
 
 /// Name of the file, beside `Cargo.toml`.
 pub const FILE: &str = "Donjon.toml";
 /// Memory of a guest whose project does not say.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
-/// Most that can be asked for.
-const MEMORY_MAX: u64 = 1 << 40;
 
 /// The content of `Donjon.toml`; a project without one has the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -212,11 +210,11 @@ impl Config {
         if raw.args.iter().any(|a| a.contains('\0')) {
             return Err(value("args", "an argument cannot contain a NUL".into()));
         }
-        if raw.name.as_deref().is_some_and(|n| n.is_empty() || n.contains(['/', '\0'])) {
-            return Err(value("name", "a name is not empty and has no `/`".into()));
+        if raw.name.as_deref().is_some_and(|n| n.is_empty() || n.contains('/') || n.contains(deceives)) {
+            return Err(value("name", "a name is not empty and has no `/` and no control characters".into()));
         }
         let memory = raw.memory.map(|m| size("memory", m)).transpose()?;
-        if memory.is_some_and(|m| !(1 << 20..=MEMORY_MAX).contains(&m)) {
+        if memory.is_some_and(|m| !MEMORY.contains(&m)) {
             return Err(value("memory", "expected between 1M and 1T".into()));
         }
         if let Some(bad) = raw.secrets.iter().find(|s| !donjon_abi::secrets::is_name(s.as_bytes())) {

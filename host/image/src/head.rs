@@ -29,7 +29,7 @@ pub struct Head {
     pub manifest: Manifest,
     /// The manifest's records.
     pub manifest_bytes: Vec<u8>,
-    /// The relocations (RELR words).
+    /// The relocations (RELR words, at most [`donjon_abi::image::RELR_MAX`] bytes).
     pub relr: Vec<u8>,
     /// What was compressed: what lies from `header.unpacked.offset` on. Empty if nothing was.
     pub content: Vec<u8>,

@@ -1,7 +1,12 @@
 //! The manifest of an image as a value, and its encoding into records.
 
+use std::ops::RangeInclusive;
+
 use donjon_abi::manifest::{Egress, Limit, RecordError, Tag, records, write_record};
 use donjon_abi::secrets::{COUNT_MAX, is_name};
+
+/// What a guest may have, bytes.
+pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 
 /// What a guest was declared to be and to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,6 +102,25 @@ pub enum ManifestError {
     Twice(Tag),
 }
 
+/// Whether a character may make a terminal show something else than the text: control characters (C0, DEL, C1), and those that change the
+/// direction of what follows.
+pub fn deceives(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text of somebody else for a terminal: what [`deceives`] is written as in JSON, `\u001b`.
+pub fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match deceives(c) {
+            // All of them have four digits.
+            true => out += &format!("\\u{:04x}", u32::from(c)),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 impl Manifest {
     /// Reads the records.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
@@ -109,12 +133,20 @@ impl Manifest {
             })?;
             let bad = || ManifestError::Value(tag);
             let text = || std::str::from_utf8(value).ok().filter(|t| !t.contains('\0')).map(String::from).ok_or(bad());
+            // What is shown to people; arguments and environment may be anything.
+            let label = || text().ok().filter(|t| !t.contains(deceives)).ok_or_else(bad);
             let number = || value.try_into().map(u64::from_le_bytes).map_err(|_| bad());
             let once = |first: bool| if first { Ok(()) } else { Err(ManifestError::Twice(tag)) };
             match tag {
-                Tag::Name => once(name.replace(text()?).is_none())?,
-                Tag::Memory => once(memory.replace(number()?).is_none())?,
-                Tag::Tool => once(tool.replace(text()?).is_none())?,
+                Tag::Name => once(name.replace(label()?).is_none())?,
+                Tag::Memory => {
+                    let bytes = number()?;
+                    once(memory.replace(bytes).is_none())?;
+                    if !MEMORY.contains(&bytes) {
+                        return Err(bad());
+                    }
+                }
+                Tag::Tool => once(tool.replace(label()?).is_none())?,
                 Tag::Tmpfs => once(out.tmpfs.replace(number()?).is_none())?,
                 Tag::Listen => out.listen.push(Port::from_record(value).ok_or_else(bad)?),
                 Tag::Egress => out.egress.push(Egress::from_bytes(value).ok_or_else(bad)?),
@@ -128,11 +160,13 @@ impl Manifest {
                     out.secrets.push(name);
                 }
                 Tag::Part => match value.split_first().map(|(there, name)| (there, std::str::from_utf8(name))) {
-                    Some((there @ 0..=1, Ok(name))) => out.parts.push((name.into(), *there == 1)),
+                    Some((there @ 0..=1, Ok(name))) if !name.contains(deceives) => {
+                        out.parts.push((name.into(), *there == 1))
+                    }
                     _ => return Err(bad()),
                 },
                 Tag::Limit => once(limit.replace(Limit::from_bytes(value).ok_or_else(bad)?).is_none())?,
-                Tag::Env => out.env.push(text().ok().filter(|t| t.contains('=')).ok_or_else(bad)?),
+                Tag::Env => out.env.push(text().ok().filter(|t| t.find('=') > Some(0)).ok_or_else(bad)?),
             }
         }
         out.limit = limit.unwrap_or_default();
@@ -217,8 +251,10 @@ mod tests {
         assert_eq!(Manifest::parse(&[]), Err(ManifestError::Missing(Tag::Name)));
         assert_eq!(Manifest::parse(&bytes[..bytes.len() - 8]), Err(ManifestError::Truncated));
         let mut m = manifest();
-        m.env = vec!["no equals sign".into()];
-        assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Env)));
+        for bad in ["no equals sign", "=no name"] {
+            m.env = vec![bad.into()];
+            assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Env)), "{bad}");
+        }
         for bad in ["", "../x", "a b"] {
             m = manifest();
             m.secrets = vec![bad.into()];
@@ -227,9 +263,39 @@ mod tests {
         m = manifest();
         m.secrets = vec!["a".into(), "a".into()];
         assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Secret)), "twice");
+        for bad in ["a\x1b[2J", "a\n", "\u{9b}1A", "\x7f", "a\u{202e}b", "\u{2066}", "a\0"] {
+            for (tag, change) in [
+                (Tag::Name, (|m, text| m.name = text) as fn(&mut Manifest, String)),
+                (Tag::Tool, |m, text| m.tool = text),
+                (Tag::Part, |m, text| m.parts = vec![(text, true)]),
+            ] {
+                m = manifest();
+                change(&mut m, bad.into());
+                assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(tag)), "{bad:?}");
+            }
+        }
+        for (bytes, good) in
+            [(1 << 20, true), (1 << 40, true), ((1 << 20) - 1, false), (10 << 40, false), (u64::MAX, false)]
+        {
+            m = manifest();
+            m.memory = bytes;
+            assert_eq!(Manifest::parse(&m.to_bytes()).is_ok(), good, "{bytes}");
+        }
         m = manifest();
         m.listen[0].port = 0;
         assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Listen)));
+    }
+
+    #[test]
+    fn what_is_shown_hides_nothing() {
+        for text in ["plain", "größe 日本 \u{a0}\u{200f}", r"C:\x \u{1b}"] {
+            assert_eq!(shown(text), text);
+        }
+        assert_eq!(shown("a\x1b[1A\x1b[2K\r\nb"), r"a\u001b[1A\u001b[2K\u000d\u000ab");
+        assert_eq!(
+            shown("\x7f\u{80}\u{9b}\u{9f}\u{202a}\u{202e}\u{2066}\u{2069}"),
+            r"\u007f\u0080\u009b\u009f\u202a\u202e\u2066\u2069"
+        );
     }
 
     #[test]

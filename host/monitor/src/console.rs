@@ -86,7 +86,7 @@ impl Relay {
         // A guest that writes without end must not keep the network from its turn.
         for _ in 0..PARTS_PER_TURN {
             while !self.held.is_empty() && !blocked {
-                blocked = !self.writable() || !self.write();
+                blocked = !self.takes(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) || !self.write();
             }
             if self.held.len() >= HELD_MAX || !self.read() {
                 break;
@@ -98,7 +98,12 @@ impl Relay {
     /// After the guest's end: moves everything that is left, waiting for the stream if it must.
     pub fn finish(mut self) {
         loop {
-            while !self.held.is_empty() && self.write() {}
+            while !self.held.is_empty() {
+                if !self.write() {
+                    // Somebody has made it non-blocking.
+                    self.takes(None);
+                }
+            }
             if !self.read() {
                 if self.begun.is_empty() || self.broken {
                     break;
@@ -108,11 +113,11 @@ impl Relay {
         }
     }
 
-    /// Whether the stream takes bytes now. Files always do.
-    fn writable(&self) -> bool {
+    /// Whether the stream takes bytes within this time. Files always do.
+    fn takes(&self, timeout: Option<&Timespec>) -> bool {
         let fd = self.stream.fd();
         let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
-        matches!(poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
+        matches!(poll(&mut polled, timeout), Ok(n) if n > 0)
     }
 
     /// Writes a part of what is held; false if the stream did not take it now.

@@ -61,9 +61,15 @@ use std::path::Path;
 
 /// Runs the image at `path` to its end.
 ///
-/// Guest output goes to this process's standard output and standard error. SIGINT and SIGTERM are taken over while the guest runs: the first
+/// Guest output goes to this process's standard output and standard error. SIGINT, SIGTERM and SIGHUP are taken over while the guest runs (but for a
+/// SIGINT or SIGHUP that is ignored already): the first
 /// asks it to stop, the second (or [`RunOptions::stop_timeout`]) ends it.
 pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
+    let most = *donjon_image::MEMORY.end();
+    if options.memory.is_some_and(|bytes| bytes > most) {
+        let what = format!("the guest cannot have more than {} GiB of memory", most >> 30);
+        return Err(Error::Usage { what, hint: "give it less with --memory" });
+    }
     let source = source::Source::open(path)?;
     release_freed_memory();
     match &options.engine {

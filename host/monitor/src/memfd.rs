@@ -22,6 +22,11 @@ pub(crate) fn create(name: &str) -> rustix::io::Result<File> {
 pub(crate) fn sealed(name: &str, bytes: &mut impl Read) -> io::Result<OwnedFd> {
     let mut file = create(name)?;
     io::copy(bytes, &mut file)?;
+    seal(file)
+}
+
+/// Nobody can change it any more.
+pub(crate) fn seal(file: File) -> io::Result<OwnedFd> {
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())
 }

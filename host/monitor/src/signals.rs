@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 /// Sent by [`CpuTimer`].
 pub(crate) const CPU_TIMER: i32 = libc::SIGURG;
 
-/// SIGINT, SIGTERM, SIGHUP and [`CPU_TIMER`] of this thread, blocked and readable while this lives.
+/// SIGINT, SIGTERM, SIGHUP and [`CPU_TIMER`] of this thread, blocked and readable while this lives; but not what was ignored at the start, which
+/// stays so: SIGHUP under nohup(1), SIGINT of what a script starts with `&`.
 #[derive(Debug)]
 pub(crate) struct Signals {
     fd: OwnedFd,
@@ -25,12 +26,18 @@ impl std::fmt::Debug for CpuTimer {
 
 impl Signals {
     pub fn take() -> Result<Signals> {
-        // SAFETY: 1. a sigset is plain bytes, and sigemptyset initialises it, 2. both sets outlive the calls, 3. the descriptor is new and nobody else's.
+        // SAFETY: 1. a sigset is plain bytes, and sigemptyset initialises it, 2. both sets and the action outlive the calls, 3. a sigaction of zeros is
+        // valid, and with a null pointer nothing is changed, 4. the descriptor is new and nobody else's.
         unsafe {
             let mut set: libc::sigset_t = zeroed();
             libc::sigemptyset(&mut set);
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, CPU_TIMER] {
-                libc::sigaddset(&mut set, signal);
+                let mut action: libc::sigaction = zeroed();
+                libc::sigaction(signal, std::ptr::null(), &mut action);
+                let ignored = action.sa_sigaction == libc::SIG_IGN;
+                if !(ignored && matches!(signal, libc::SIGINT | libc::SIGHUP)) {
+                    libc::sigaddset(&mut set, signal);
+                }
             }
             let mut before: libc::sigset_t = zeroed();
             let failed = libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before);

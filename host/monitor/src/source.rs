@@ -1,11 +1,13 @@
 //! The image file, opened and checked, without keeping its bytes in memory.
 
 use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
 use donjon_image::{Head, Manifest, OpenError};
+use rustix::fs::StatVfsMountFlags;
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -16,8 +18,10 @@ pub(crate) struct Source {
     pub manifest: Manifest,
     /// The manifest as it is in the file, for the guest.
     pub manifest_bytes: Vec<u8>,
-    /// What is unpacked of a compressed image, from `header.unpacked.offset` on: memory that has a descriptor.
+    /// Memory that has a descriptor, from `header.unpacked.offset` on: what is unpacked of a compressed image, or a copy ([`Self::make_executable`]).
     pub content: Option<OwnedFd>,
+    /// Bytes of `content`.
+    content_len: u64,
     /// Offsets from the image base of the words to relocate. Each word lies within one writable segment.
     pub relocations: Vec<u32>,
 }
@@ -34,12 +38,33 @@ impl Source {
         let Head { header, manifest, manifest_bytes, relr, content } = Head::read(&file, path)?;
         let relocations = relocations(&header, &relr)
             .ok_or_else(|| OpenError::Field(path.into(), "relocation outside of the writable segments"))?;
+        let content_len = header.unpacked.len;
         let content = if content.is_empty() {
             None
         } else {
             Some(crate::memfd::sealed("donjon-image", &mut &content[..]).map_err(io)?)
         };
-        Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, content, relocations })
+        Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, content, content_len, relocations })
+    }
+
+    /// Copies the segments into memory if the file cannot be mapped executable, as it is on a file system that is mounted `noexec`.
+    pub fn make_executable(&mut self) -> io::Result<()> {
+        let mount = rustix::fs::fstatvfs(&self.file)?;
+        if self.content.is_some() || !mount.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+            return Ok(());
+        }
+        let mut copy = crate::memfd::create("donjon-image")?;
+        for (s, _) in self.header.segments().filter(|(s, _)| s.file.len > 0) {
+            // At the same place, so that an offset means the same.
+            (&self.file).seek(SeekFrom::Start(s.file.offset))?;
+            copy.seek(SeekFrom::Start(s.file.offset))?;
+            if io::copy(&mut (&self.file).take(s.file.len), &mut copy)? != s.file.len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.content_len += s.file.len.next_multiple_of(donjon_abi::PAGE);
+        }
+        self.content = Some(crate::memfd::seal(copy)?);
+        Ok(())
     }
 
     /// Bytes that the image's own writable memory takes at most.
@@ -51,9 +76,9 @@ impl Source {
             .sum()
     }
 
-    /// Bytes of memory that the image takes because it is compressed; otherwise its file backs them.
+    /// Bytes of memory that the image takes because it is compressed, or a copy; otherwise its file backs them.
     pub fn unpacked_len(&self) -> u64 {
-        Self::pages(self.header.unpacked)
+        self.content_len.next_multiple_of(donjon_abi::PAGE)
     }
 
     /// Length of the extent in whole pages.

@@ -43,6 +43,13 @@ impl Names {
         self.file.as_ref().map_or(0, |(_, len)| *len)
     }
 
+    /// A crash report with names, as text that is safe on a terminal: neither is the host's own.
+    pub(crate) fn report(&mut self, report: &[u8]) -> String {
+        let text = String::from_utf8_lossy(report);
+        let named = self.annotate(&text);
+        crate::console::harmless(named.as_deref().unwrap_or(&text).as_bytes())
+    }
+
     /// `text` with a name behind each `image+0x…`; `None` if there is nothing to add.
     pub fn annotate(&mut self, text: &str) -> Option<String> {
         if !text.contains(MARK) {
@@ -138,6 +145,14 @@ mod tests {
         assert_eq!(table.name(0x1011, false), None);
         assert_eq!(table.name(0x2fff, false).as_deref(), Some("asm+0xfff"));
         assert_eq!(table.name(0xfff, false), None);
+    }
+
+    #[test]
+    fn names_do_nothing_to_a_terminal() {
+        let table = Table(vec![(0x1000, 0x10, "\x1b[2Jf\u{9b}1A".into())]);
+        let mut names = Names { file: None, table: Some(Some(table)) };
+        assert_eq!(names.report(b"\x1b[1Aat image+0x1004"), "^[[1Aat image+0x1004 (^[[2Jf?1A+0x4)");
+        assert_eq!(names.report(b"\x9b2J\x07"), "\u{fffd}2J^G");
     }
 
     #[test]

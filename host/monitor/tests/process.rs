@@ -1,9 +1,13 @@
 //! The process engine with a guest that works directly on the gate.
 
 mod common;
+#[path = "common/held.rs"]
+#[expect(dead_code, reason = "one function of it")]
+mod held;
 
+use std::fs::read_to_string;
 use std::io::Read;
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use common::{Ran, Spec, first_line, image, launcher, pack, run, run_with, write};
 
@@ -255,6 +259,105 @@ fn stop_is_asked_for_once() {
     }
 }
 
+/// Under nohup(1), and in the background of a script.
+#[test]
+fn signals_that_were_ignored_stay_so() {
+    use rustix::process::Signal;
+    let (monitor, image) = (env!("CARGO_BIN_EXE_donjon-monitor"), image().display());
+    let script = format!("trap '' HUP INT; exec {monitor} {image} --net none --stop-timeout-ms 100 -- deaf");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    for s in [Signal::HUP, Signal::INT, Signal::TERM] {
+        signal(&child, s);
+    }
+    // The first that is heard is the one to blame.
+    assert_eq!(finish(child).code, Some(143));
+}
+
+/// The end of what a guest says waits for a pipe that somebody has made non-blocking, too.
+#[test]
+fn the_end_of_the_output_waits_for_its_reader() {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    rustix::io::ioctl_fionbio(&to, true).unwrap();
+    let mut full = 0;
+    while let Ok(n) = rustix::io::write(&to, &[b'x'; 4096]) {
+        full += n;
+    }
+    let mut command = launcher(image(), &["--net", "none"], &["hello"]);
+    let mut child = command.stdout(to).spawn().unwrap();
+    drop(command);
+    // Until it has ended, or waits for the pipe: ppoll.
+    let path = format!("/proc/{}/syscall", child.id());
+    while child.try_wait().unwrap().is_none() && !read_to_string(&path).is_ok_and(|call| call.starts_with("271 ")) {
+        std::thread::yield_now();
+    }
+    let mut out = String::new();
+    std::fs::File::from(from).read_to_string(&mut out).unwrap();
+    assert_eq!((&out[full..], child.wait().unwrap().code()), ("hello from test-guest\n", Some(7)));
+}
+
+/// Without a watcher there is no guest: it would have all the memory that it likes.
+#[test]
+fn a_guest_that_cannot_be_watched_does_not_start() {
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--sigpending=0", env!("CARGO_BIN_EXE_donjon-monitor")]).arg(image()).args(["--net", "none"]);
+    let r: Ran = command.args(["--", "hello"]).output().unwrap().into();
+    assert_eq!((r.code, r.out.as_str()), (Some(71), ""), "{r:?}");
+    assert!(r.err.contains("cannot watch the guest's memory"), "{r:?}");
+}
+
+/// Where /proc hides processes (hidepid), it hides one that is not dumpable from its own user, too: it stays so until the monitor watches it.
+#[test]
+fn a_guest_is_watched_before_it_hides() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may hold another program's system calls");
+        return;
+    }
+    let timer = libc::SYS_timer_create as u32;
+    let mut command = launcher(image(), &["--net", "none"], &["hello"]);
+    let (child, calls) = held::spawn(&mut command, [timer, timer]).unwrap();
+    let call = calls.next();
+    assert_eq!(call.pid, child.id(), "the monitor's comes first");
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let guest = read_to_string(children).unwrap();
+    let of_guest = |file: &str| read_to_string(format!("/proc/{}/{file}", guest.trim())).unwrap();
+    // Until it waits: read, or a call that the test holds.
+    while !["0 ", "222 "].iter().any(|number| of_guest("syscall").starts_with(number)) {
+        std::thread::yield_now();
+    }
+    // It takes the image's name right after it has become undumpable.
+    assert_eq!(of_guest("comm"), "donjon-monitor\n", "it has gone on unwatched");
+    calls.go_on(call);
+    calls.go_on(calls.next());
+    assert_eq!(finish(child).code, Some(7));
+}
+
+/// Where no program may be mapped from the image's file, it is from a copy in memory.
+#[test]
+fn images_run_from_where_no_program_may() {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("noexec-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let script =
+        r#"mount -t tmpfs -o noexec none "$1" && cp "$2" "$1/x.img" && exec "$3" "$1/x.img" --net none -- "$4""#;
+    let ran = |what: &str| -> Ran {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", script, "sh"]).arg(&dir).arg(image());
+        command.args([env!("CARGO_BIN_EXE_donjon-monitor"), what]).output().unwrap().into()
+    };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may mount a file system");
+    } else {
+        let r = ran("hello");
+        assert_eq!((r.code, r.out.as_str()), (Some(7), "hello from test-guest\n"), "{r:?}");
+        assert_eq!(ran("relocations").out, "relocated\nwords\nwork\nsame true\n");
+        assert_eq!(ran("write-text").code, Some(70));
+    }
+    std::fs::remove_dir(&dir).unwrap();
+}
+
 #[test]
 fn deaf_guests_are_ended() {
     use rustix::process::Signal;
@@ -363,6 +466,14 @@ fn bad_images_are_refused() {
         assert_eq!(code, 65, "{name}: {err}");
         assert!(err.contains(says) && err.contains("hint: "), "{name}: {err}");
     }
+    for memory in [10 << 40, u64::MAX] {
+        let (code, err) = code("memory", &pack(&Spec { memory, ..Spec::default() }));
+        assert_eq!(code, 65, "{memory}: {err}");
+        assert!(err.contains("Memory record is malformed"), "{memory}: {err}");
+    }
+    let r = run_with(image(), &["--net", "none", "-m", "10485760"], &["hello"]);
+    assert_eq!(r.code, Some(2), "{r:?}");
+    assert!(r.err.contains("more than 1024 GiB"), "{r:?}");
     let r = run_with("/nowhere/at/all.img".as_ref(), &[], &[]);
     assert_eq!(r.code, Some(66), "{r:?}");
     let r = run_with("/tmp".as_ref(), &[], &[]);

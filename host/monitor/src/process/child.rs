@@ -36,6 +36,8 @@ pub(super) struct Plan<'a> {
     pub fds: [i32; stub::LAST_FD as usize],
     /// The network device if the gate says so, without a filter in the kernel.
     pub other_fd: i32,
+    /// A byte comes from the first when the monitor watches this process; the second is where the monitor writes it.
+    pub watched_fds: [i32; 2],
     /// A byte comes from here when the monitor is jailed and the network's frames are filtered; it says which device to take.
     pub gate_fd: i32,
     /// The monitor's process id, or 0 if the child cannot see it.
@@ -132,6 +134,7 @@ unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Err
     // SAFETY: for all calls: 1. the process is ours alone, 2. mappings are made only at addresses that were free, 3. the image's
     // descriptor stays open until it has been mapped.
     unsafe {
+        watched(plan)?;
         session(plan)?;
         map(plan)?;
         signals(plan)?;
@@ -142,6 +145,21 @@ unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Err
         *report_fd = stub::REPORT_FD;
         // Last: no descriptor could get its number with this. Not 0: poll(2) takes no more entries.
         limit(libc::RLIMIT_NOFILE, 1)
+    }
+}
+
+/// Waits until the monitor watches this process, before it is hidden from an ordinary user's monitor (PR_SET_DUMPABLE).
+unsafe fn watched(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
+    let [from, to] = plan.watched_fds.map(|fd| fd as u64);
+    let mut byte = 0u8;
+    // SAFETY: 1. descriptors are not memory, 2. writes at most one byte, to `byte`. Without the other end here, the monitor's is the last one.
+    unsafe {
+        let _ = sys(libc::SYS_close, [to, 0, 0, 0, 0, 0]);
+        match sys(libc::SYS_read, [from, (&raw mut byte) as u64, 1, 0, 0, 0]) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err((Step::Session, Errno(libc::EPIPE))),
+            Err(e) => Err((Step::Session, e)),
+        }
     }
 }
 

@@ -19,6 +19,9 @@ const FAULT_STACK: u64 = 64 * 1024;
 /// The first stack. Touched pages are what it costs.
 const STACK: u64 = 8 << 20;
 
+/// Tries to find a place for a range.
+const TRIES_MAX: usize = 1000;
+
 /// Lengths that depend on image and options.
 #[derive(Clone, Copy, Debug)]
 pub struct Lengths {
@@ -45,36 +48,39 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Chooses places with `random`, which gives 64 random bits per call.
-    pub fn choose(lengths: Lengths, mut random: impl FnMut() -> u64) -> Layout {
+    /// Chooses places with `random`, which gives 64 random bits per call. `None` if there is no room.
+    pub fn choose(lengths: Lengths, mut random: impl FnMut() -> u64) -> Option<Layout> {
         let mut taken: Vec<Range> = Vec::with_capacity(8);
         let mut place = |len: u64| {
             if len == 0 {
-                return Range::default();
+                return Some(Range::default());
             }
-            let len = len.next_multiple_of(PAGE);
-            // 2^34.3 pages to choose from; at most a few GiB are taken, so this ends at the first or second try.
-            loop {
-                let pages = (HIGHEST - LOWEST - len) / PAGE;
+            let len = len.checked_next_multiple_of(PAGE)?;
+            let pages = (HIGHEST - LOWEST).checked_sub(len).filter(|rest| *rest >= PAGE)? / PAGE;
+            // 2^34.3 pages to choose from; at most a tenth is taken, so this ends at one of the first tries.
+            for _ in 0..TRIES_MAX {
                 let range = Range { base: LOWEST + random() % pages * PAGE, len };
                 let free = |t: &Range| range.base >= t.base + t.len + GAP || range.base + len + GAP <= t.base;
                 if taken.iter().all(free) {
                     taken.push(range);
-                    return range;
+                    return Some(range);
                 }
             }
+            None
         };
-        Layout {
-            image: place(lengths.image),
-            bundle: place(lengths.bundle),
-            boot: place(lengths.boot),
-            stub: place(lengths.stub),
-            reserve: place(lengths.reserve),
-            stack: place(STACK),
-            fault_stack: place(FAULT_STACK),
-            signal_stack: place(SIGNAL_STACK),
-            secrets: place(lengths.secrets),
-        }
+        // The largest first: the others leave no hole of its length.
+        let reserve = place(lengths.reserve)?;
+        Some(Layout {
+            bundle: place(lengths.bundle)?,
+            image: place(lengths.image)?,
+            boot: place(lengths.boot)?,
+            stub: place(lengths.stub)?,
+            reserve,
+            stack: place(STACK)?,
+            fault_stack: place(FAULT_STACK)?,
+            signal_stack: place(SIGNAL_STACK)?,
+            secrets: place(lengths.secrets)?,
+        })
     }
 
     /// Everything that is the guest's.
@@ -126,7 +132,7 @@ mod tests {
             Lengths { image: 1 << 20, bundle: 1 << 20, boot: 4096, stub: 3 * 4096, reserve: 1 << 40, secrets: 100 };
         let mut seen_bits = [0u64; 9];
         for _ in 0..2000 {
-            let l = Layout::choose(lengths, &mut next);
+            let l = Layout::choose(lengths, &mut next).unwrap();
             let mut all: Vec<_> = l.all().into_iter().filter(|r| r.len > 0).collect();
             all.sort_by_key(|r| r.base);
             assert!(all.iter().all(|r| r.base % PAGE == 0 && r.base >= LOWEST && r.base + r.len <= HIGHEST));
@@ -135,6 +141,23 @@ mod tests {
         }
         for (i, seen) in seen_bits.into_iter().enumerate() {
             assert!((12..40).all(|bit| seen >> bit & 1 == 1), "28 bits of range {i} vary");
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_ends() {
+        let small = Lengths { image: 4096, bundle: 4096, boot: 4096, stub: 4096, reserve: 4 << 30, secrets: 0 };
+        let mut state = 0u64;
+        let mut choose = |l: Lengths| {
+            Layout::choose(l, || {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                state ^ state >> 29
+            })
+        };
+        // The most memory that there may be.
+        assert!(choose(Lengths { reserve: 8 << 40, ..small }).is_some());
+        for len in [80 << 40, HIGHEST - LOWEST, 1 << 60, u64::MAX] {
+            assert!(choose(Lengths { reserve: len, bundle: len, ..small }).is_none(), "{len:#x}");
         }
     }
 

@@ -21,7 +21,7 @@ use donjon_abi::boot::{BootPage, Clock, Range, flags};
 use donjon_abi::{FAULT_MAX, PAGE};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::console::{Relay, Stream, harmless};
+use crate::console::{Relay, Stream};
 use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Gate, Place};
@@ -61,10 +61,11 @@ pub fn unfit() -> Option<String> {
 }
 
 /// Runs the guest to its end.
-pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Error> {
+pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus, Error> {
     if let Some(reason) = unfit() {
         return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
     }
+    source.make_executable().map_err(Error::host("cannot copy the image into memory"))?;
     let mut link = Link::open(options, &source.manifest, Wire::Offload)?;
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
@@ -81,7 +82,7 @@ pub(crate) fn run(source: Source, options: &RunOptions) -> Result<ExitStatus, Er
     let errors = Relay::new(pipes.errors, Stream::Errors, ERRORS, &reactor)
         .map_err(Error::host("cannot watch the console"))?
         .with_names(of_errors);
-    reactor.add(&guest.pidfd, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
+    reactor.add(&guest.child.0, CHILD, Interest::READ).map_err(Error::host("cannot watch the guest"))?;
     drop(source);
     let jail = jail::begin(&plan);
     // The filter was on its way to the kernel all the time.
@@ -140,30 +141,39 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A started guest.
 struct Guest {
-    pidfd: OwnedFd,
+    /// First: what follows is dropped when it has ended.
+    child: Child,
     /// Wiped when the guest has ended.
     _secrets: Option<Region>,
-    memory: Option<MemoryUse>,
+    memory: MemoryUse,
     /// Anonymous memory that it may have, bytes.
     limit: u64,
-    _timer: Option<CpuTimer>,
+    _timer: CpuTimer,
     /// It has its own.
     namespaces: bool,
 }
 
-impl Drop for Guest {
+/// The guest's process.
+struct Child(OwnedFd);
+
+impl Child {
+    fn signal(&self, signal: rustix::process::Signal) -> rustix::io::Result<()> {
+        rustix::process::pidfd_send_signal(&self.0, signal)
+    }
+}
+
+impl Drop for Child {
     fn drop(&mut self) {
         // On every way out, the early ones too: no guest outlives its run. Where the monitor has become nobody before the guest's
         // process has, it is refused until that one has, too.
         let patience = Instant::now() + KILL_PATIENCE;
-        let kill = || rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
-        while kill() == Err(rustix::io::Errno::PERM) {
+        while self.signal(rustix::process::Signal::KILL) == Err(rustix::io::Errno::PERM) {
             if Instant::now() > patience {
                 return;
             }
             std::thread::yield_now();
         }
-        let _ = wait(&self.pidfd);
+        let _ = wait(&self.0);
     }
 }
 
@@ -223,7 +233,7 @@ impl Running {
         match action {
             Action::Nothing => {}
             Action::Ask => {
-                let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::TERM);
+                let _ = self.guest.child.signal(rustix::process::Signal::TERM);
             }
             Action::Kill(signal) => self.kill(ExitStatus::Stopped { signal }),
         }
@@ -231,15 +241,14 @@ impl Running {
 
     fn kill(&mut self, why: ExitStatus) {
         if self.killed.is_none() {
-            let _ = rustix::process::pidfd_send_signal(&self.guest.pidfd, rustix::process::Signal::KILL);
+            let _ = self.guest.child.signal(rustix::process::Signal::KILL);
             self.killed = Some(why);
         }
     }
 
     fn check_memory(&mut self) {
-        let Some(used) = self.guest.memory.as_ref().and_then(MemoryUse::anonymous) else { return };
-        if used > self.guest.limit + MEMORY_SLACK {
-            let limit = self.guest.limit;
+        let (memory, limit) = (&self.guest.memory, self.guest.limit);
+        if let Some(used) = excess(limit + MEMORY_SLACK, memory.anonymous(), || memory.counted()) {
             self.kill(ExitStatus::Killed {
                 reason: format!(
                     "it touched {} KiB of memory, its budget is {} KiB (--memory or `memory` in Donjon.toml raises it)",
@@ -256,15 +265,12 @@ impl Running {
         self.output.finish();
         self.errors.finish();
         let report = read_report(&self.report);
-        let status = wait(&self.guest.pidfd).map_err(Error::host("cannot learn how the guest ended"))?;
+        let status = wait(&self.guest.child.0).map_err(Error::host("cannot learn how the guest ended"))?;
         if let Some([step, e0, e1, e2, e3]) = report.strip_prefix(&stub::SETUP_FAILED) {
             let errno = i32::from_ne_bytes([*e0, *e1, *e2, *e3]);
             return Err(Error::Host { what: Step::describe(*step), source: io::Error::from_raw_os_error(errno) });
         }
-        let mut annotated = || {
-            let text = harmless(&report);
-            names.annotate(&text).unwrap_or(text)
-        };
+        let mut annotated = || names.report(&report);
         Ok(match (status, self.killed) {
             (End::Exited(code), _) if !report.is_empty() => ExitStatus::Fault { code, report: annotated() },
             (End::Exited(code), _) => ExitStatus::Exited(code),
@@ -320,27 +326,43 @@ pub(crate) fn wait(pidfd: &OwnedFd) -> io::Result<End> {
     })
 }
 
+/// What is used, bytes, if it is more than `most`: by the kernel's own figure, and where that says so and there is another, by a count of the pages.
+fn excess(most: u64, figure: Option<u64>, counted: impl FnOnce() -> Option<u64>) -> Option<u64> {
+    let figure = figure.filter(|bytes| *bytes > most)?;
+    counted().or(Some(figure)).filter(|bytes| *bytes > most)
+}
+
 /// What the host says about a process's memory.
 struct MemoryUse {
     /// Open `/proc/PID/statm`.
     statm: File,
     /// Open `/proc/PID/status`.
     status: File,
+    /// Open `/proc/PID/smaps_rollup`; some kernels are built without.
+    rollup: Option<File>,
 }
 
 impl MemoryUse {
     fn of(pid: i32) -> io::Result<MemoryUse> {
         let open = |name| File::open(format!("/proc/{pid}/{name}"));
-        Ok(MemoryUse { statm: open("statm")?, status: open("status")? })
+        Ok(MemoryUse { statm: open("statm")?, status: open("status")?, rollup: open("smaps_rollup").ok() })
     }
 
-    /// Bytes of private anonymous pages, also those that are in swap (proc(5)).
+    /// Bytes of private anonymous pages, also those that are in swap (proc(5)). Before Linux 6.2 the kernel counts 64 faults late; from then until 6.15
+    /// it may be off by max(32, 2 * CPUs) pages for each CPU, in both directions.
     fn anonymous(&self) -> Option<u64> {
         let mut text = [0; 128];
         let n = self.statm.read_at(&mut text, 0).ok()?;
         let mut numbers = std::str::from_utf8(&text[..n]).ok()?.split(' ').skip(1).map(str::parse::<u64>);
         let (resident, shared) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
         Some(resident.saturating_sub(shared) * PAGE + self.swapped().unwrap_or(0))
+    }
+
+    /// The same, page by page: exact, but work for as long as there are pages.
+    fn counted(&self) -> Option<u64> {
+        let mut text = [0; 4096];
+        let n = self.rollup.as_ref()?.read_at(&mut text, 0).ok()?;
+        counted(std::str::from_utf8(&text[..n]).ok()?)
     }
 
     /// Bytes in swap. `None` if that is not to be found, as where its user is in so many groups that they fill the room.
@@ -353,7 +375,17 @@ impl MemoryUse {
 
 /// `VmSwap` of a `/proc/PID/status`, bytes.
 fn swapped(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmSwap:"))?;
+    field(status, "VmSwap:")
+}
+
+/// `Anonymous` and `Swap` of a `/proc/PID/smaps_rollup`, bytes.
+fn counted(rollup: &str) -> Option<u64> {
+    Some(field(rollup, "Anonymous:")? + field(rollup, "Swap:")?)
+}
+
+/// The value of the line that begins with `name`, bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
@@ -401,11 +433,15 @@ fn start(
             bundle: Source::pages(source.header.bundle),
             boot: PAGE + strings.bytes.len() as u64,
             stub: stub::PAGES * PAGE,
-            reserve: (8 * memory).max(4 << 30),
+            reserve: memory.saturating_mul(8).max(4 << 30),
             secrets: secrets.as_ref().map_or(0, Region::len),
         },
         crate::random,
-    );
+    )
+    .ok_or_else(|| Error::Usage {
+        what: "the image and its memory have no room in an address space".into(),
+        hint: "give it less with --memory",
+    })?;
     let mut boot = boot_page(source, options, link, memory - private, &layout, &strings, vdso.clock_gettime);
     boot.secrets = Range { base: layout.secrets.base, len: secrets.as_ref().map_or(0, Region::len) };
     let rules: Vec<_> = seccomp::RULES.into_iter().filter(|r| options.without_rule != Some(r.name)).collect();
@@ -416,6 +452,7 @@ fn start(
     let config = config(source, link, &layout, &vdso, &filter);
 
     let pipe = |flags| pipe_with(flags).map_err(Error::host("cannot create a pipe"));
+    let (watched, watch) = pipe(PipeFlags::CLOEXEC)?;
     let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
     let ((output, guest_output), (errors, guest_errors), (report, guest_report)) =
         (pipe(flags)?, pipe(flags)?, pipe(flags)?);
@@ -442,6 +479,7 @@ fn start(
             link.filter_fd().map_or(-1, |fd| fd.as_raw_fd()),
         ],
         other_fd: link.other_fd().map_or(-1, |fd| fd.as_raw_fd()),
+        watched_fds: [watched.as_raw_fd(), watch.as_raw_fd()],
         gate_fd: wait.as_raw_fd(),
         parent: u64::from(std::process::id()),
         root: rustix::process::geteuid().is_root(),
@@ -450,11 +488,16 @@ fn start(
     };
     let network = if place == Place::Nowhere { 0 } else { libc::CLONE_NEWNET };
     let (pid, pidfd, namespaces) = clone(&mut plan, NAMESPACES | network)?;
+    let child = Child(pidfd);
+    // It waits: later, where /proc hides what is not one's own (hidepid), these files may not be there for an ordinary user.
+    let use_of = MemoryUse::of(pid).map_err(Error::host("cannot watch the guest's memory"))?;
+    let timer = CpuTimer::new(pid, MEMORY_PERIOD_NS).map_err(Error::host("cannot watch the guest's memory"))?;
+    rustix::io::write(&watch, &[0]).map_err(Error::host("cannot start the guest's process"))?;
     let guest = Guest {
-        memory: MemoryUse::of(pid).ok(),
+        child,
+        memory: use_of,
         limit: memory + layout.stack.len.min(64 * 1024),
-        _timer: CpuTimer::new(pid, MEMORY_PERIOD_NS).ok(),
-        pidfd,
+        _timer: timer,
         _secrets: secrets,
         namespaces,
     };
@@ -642,5 +685,20 @@ mod tests {
         let own = MemoryUse::of(std::process::id().cast_signed()).unwrap();
         assert!(own.swapped().is_some());
         assert!(own.anonymous().is_some_and(|bytes| bytes > 0));
+        assert!(own.rollup.is_none() || own.counted().is_some_and(|bytes| bytes > 0));
+    }
+
+    #[test]
+    fn pages_are_counted_before_a_guest_is_ended() {
+        let text = "00400000-7ffe [rollup]\nRss: 9 kB\nPrivate_Dirty:  8 kB\nAnonymous:  1024 kB\nAnonHugePages: 3 kB\nSwap:  2048 kB\nSwapPss: 1 kB\n";
+        assert_eq!(counted(text), Some(3 << 20));
+        assert_eq!(counted("Anonymous: 1 kB\n"), None);
+        // 256 CPUs: 512 pages of each may be missing or too many.
+        let (most, off) = (64 << 20, 256 * 512 * PAGE);
+        assert_eq!(excess(most, Some(most + off), || Some(most)), None, "the figure is off");
+        assert_eq!(excess(most, Some(most + off), || Some(most + 1)), Some(most + 1));
+        assert_eq!(excess(most, Some(most + 1), || None), Some(most + 1), "nothing else to go by");
+        assert_eq!(excess(most, Some(most), || unreachable!()), None, "no work while all is well");
+        assert_eq!(excess(most, None, || unreachable!()), None);
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::console::{Relay, Stream, harmless};
+use crate::console::{Relay, Stream};
 use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::jail::{self, Confinement, Gate};
@@ -173,10 +173,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let said = last_words(&status);
     match (said.split_last(), killed, ended) {
         (Some((code, [])), ..) => Ok(ExitStatus::Exited(*code)),
-        (Some((code, report)), ..) => {
-            let report = harmless(report);
-            Ok(ExitStatus::Fault { code: *code, report: names.annotate(&report).unwrap_or(report) })
-        }
+        (Some((code, report)), ..) => Ok(ExitStatus::Fault { code: *code, report: names.report(report) }),
         (None, Some(killed), _) => Ok(killed),
         // isa-debug-exit: (status << 1) | 1. 1 alone is also QEMU's own failure, and a guest says its status on the other port first.
         (None, None, End::Exited(code)) if code > 1 && code & 1 == 1 => Ok(ExitStatus::Exited(code >> 1)),

@@ -203,7 +203,22 @@ pub fn image() -> &'static Path {
 pub fn launcher(image: &Path, options: &[&str], args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_donjon-monitor"));
     c.arg(image).args(options).arg("--").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    hears_signals(&mut c);
     c
+}
+
+/// SIGINT is ignored by what a script runs in the background, perhaps by this test, and so would it be by what it starts.
+#[expect(unsafe_code, reason = "UNSAFETY: system calls of a child of ours before exec")]
+pub fn hears_signals(command: &mut Command) {
+    let default = || {
+        for signal in [libc::SIGINT, libc::SIGHUP] {
+            // SAFETY: a number and a constant.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec these are system calls only.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, default) };
 }
 
 /// What a run gave.
