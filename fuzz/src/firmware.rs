@@ -11,6 +11,7 @@ use donjon_ring0::pci::{self, Config, Function};
 use donjon_ring0::phys::{Phys, PhysAddr};
 use donjon_ring0::space::Space;
 use donjon_ring0::text;
+use donjon_ring0::transport::Kind;
 use std::collections::HashMap;
 
 pub fn run(data: &[u8]) {
@@ -152,7 +153,7 @@ impl Config for Bus<'_> {
 
 fn bus(bytes: &[u8]) {
     let mut found = Vec::new();
-    pci::scan(&mut Bus(bytes), |_, function, _| found.push(function));
+    pci::scan(&mut Bus(bytes), Some(Kind::Net), |_, function, _| found.push(function));
     for function in found {
         // The MSI-X table is written to wherever the BAR says: the hypervisor's business. Here it must be where writes are allowed.
         let mut window = bytes.to_vec();

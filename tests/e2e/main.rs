@@ -9,6 +9,7 @@ mod frameworks;
 mod hostile;
 mod limits;
 mod load;
+mod machines;
 mod outbound;
 mod posix;
 mod secrets;

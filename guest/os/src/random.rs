@@ -1,4 +1,5 @@
-//! Random numbers: ChaCha20, seeded by the host and RDRAND, with fast key erasure.
+//! Random numbers: ChaCha20, seeded by the host and RDRAND, with fast key erasure. Each refill takes RDRAND again, if there is one: two machines
+//! that were made from one snapshot go different ways when their buffers are used up.
 //!
 //! Each refill makes a new key and a buffer of output from the old key; what has been handed out is erased. So whoever reads this
 //! memory later learns nothing about numbers given before.
@@ -51,16 +52,26 @@ fn first_key(host: &[u8; 2 * KEY], cpu: [u64; KEY / 8]) -> [u8; KEY] {
     let (mut first, mut key) = ([0; KEY], [0; KEY]);
     first.copy_from_slice(&host[..KEY]);
     ChaCha20Rng::from_seed(first).fill_bytes(&mut key);
-    let cpu = cpu.iter().flat_map(|word| word.to_ne_bytes());
-    for ((k, h), c) in key.iter_mut().zip(&host[KEY..]).zip(cpu) {
-        *k ^= h ^ c;
+    for (k, h) in key.iter_mut().zip(&host[KEY..]) {
+        *k ^= h;
     }
+    mix(&mut key, cpu);
     key
+}
+
+/// Numbers from RDRAND; zeros, which change nothing, where there is none.
+fn fresh() -> [u64; KEY / 8] {
+    core::array::from_fn(|_| rdrand().unwrap_or(0))
+}
+
+fn mix(key: &mut [u8; KEY], cpu: [u64; KEY / 8]) {
+    let cpu = cpu.iter().flat_map(|word| word.to_ne_bytes());
+    key.iter_mut().zip(cpu).for_each(|(k, c)| *k ^= c);
 }
 
 impl Pool {
     fn seed(&mut self) {
-        self.key = first_key(&boot().entropy, core::array::from_fn(|_| rdrand().unwrap_or(0)));
+        self.key = first_key(&boot().entropy, fresh());
         self.seeded = true;
         self.used = BUFFER;
     }
@@ -69,7 +80,7 @@ impl Pool {
         let mut done = 0;
         while done < out.len() {
             if self.used == BUFFER {
-                self.refill();
+                self.refill(fresh());
             }
             let n = (out.len() - done).min(BUFFER - self.used);
             let from = &mut self.buffer[self.used..self.used + n];
@@ -80,7 +91,8 @@ impl Pool {
         }
     }
 
-    fn refill(&mut self) {
+    fn refill(&mut self, cpu: [u64; KEY / 8]) {
+        mix(&mut self.key, cpu);
         let mut rng = ChaCha20Rng::from_seed(self.key);
         rng.fill_bytes(&mut self.key);
         rng.fill_bytes(&mut self.buffer);
@@ -118,6 +130,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// What two machines give that were made from one snapshot.
+    #[test]
+    fn each_refill_takes_the_cpus_numbers() {
+        let refilled = |cpu| {
+            let mut p = Pool { key: [7; KEY], buffer: [0; BUFFER], used: BUFFER, seeded: true };
+            p.refill(cpu);
+            (p.key, p.buffer)
+        };
+        let seen: HashSet<_> =
+            (0..256).map(|bit| refilled(core::array::from_fn(|i| u64::from(bit / 64 == i) << (bit % 64)))).collect();
+        assert_eq!(seen.len(), 256);
+        assert!(!seen.contains(&refilled([0; 4])));
     }
 
     #[test]

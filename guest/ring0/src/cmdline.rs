@@ -14,6 +14,7 @@
 //! | `donjon.listen=any` | the guest may serve on any port | manifest |
 //! | `donjon.egress=any` | the guest may connect to anything | manifest |
 //! | `donjon.time=N` | wall clock, nanoseconds since 1970 | the machine's clock |
+//! | `donjon.started=N` | when the host started the machine, nanoseconds since 1970: refines a clock that has whole seconds | |
 //! | `donjon.env=NAME=VALUE` | environment entry, any number | manifest |
 //! | `virtio_mmio.device=SIZE@BASE:IRQ` | where a virtio device is (written by hypervisors) | fixed places |
 //!
@@ -23,8 +24,8 @@
 use crate::text;
 use donjon_abi::boot::{Net, flags, net};
 
-/// Most places of virtio-mmio devices.
-pub const MMIO: usize = 8;
+/// Most places of virtio-mmio devices that are looked at; what is named after them is passed over. (Firecracker names each of its devices.)
+pub const MMIO: usize = 32;
 
 /// A command line, cut into words.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Settings {
     pub net: Net,
     /// Wall clock, ns since 1970.
     pub time: Option<u64>,
+    /// When the host started the machine, ns since 1970.
+    pub started: Option<u64>,
     /// What the operator opens that the manifest closes: `flags::LISTEN_ANY`, `flags::EGRESS_ANY`.
     pub open: u32,
     /// Addresses of virtio-mmio devices; 0 in unused slots.
@@ -104,9 +107,12 @@ pub fn split(text: &mut [u8]) -> Option<Words<'_>> {
 const DEVICE: &[u8] = b"virtio_mmio.device=";
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    // Each word ends with a NUL, so the last piece is empty and no word.
-    let trimmed = bytes.strip_suffix(&[0]);
-    trimmed.into_iter().flat_map(|b| b.split(|c| *c == 0))
+    let mut left = bytes;
+    core::iter::from_fn(move || {
+        let (word, rest) = left.split_at_checked(left.iter().position(|c| *c == 0)?)?;
+        left = rest.get(1..)?;
+        Some(word)
+    })
 }
 
 impl<'a> Words<'a> {
@@ -122,20 +128,31 @@ impl<'a> Words<'a> {
 
     /// All else.
     pub fn settings(&self) -> Result<Settings, BadWord<'a>> {
-        let mut s = Settings { net: Net::default(), time: None, open: 0, mmio: [0; MMIO] };
+        let mut s = Settings { net: Net::default(), time: None, started: None, open: 0, mmio: [0; MMIO] };
         s.net.flags = net::DHCP | net::SLAAC;
         let mut places = 0;
-        let appended = self.arguments.into_iter().flat_map(words).filter(|w| w.starts_with(DEVICE));
-        for word in words(self.settings).chain(appended) {
-            if let Some(device) = word.strip_prefix(DEVICE) {
-                let place = s.mmio.get_mut(places).ok_or(BadWord(word))?;
-                *place = mmio(device).ok_or(BadWord(word))?;
-                places += 1;
-            } else if let Some(setting) = word.strip_prefix(b"donjon.") {
-                apply(&mut s, setting).ok_or(BadWord(word))?;
+        for (part, before) in [(self.settings, true), (self.arguments.unwrap_or_default(), false)] {
+            for word in words(part) {
+                if let Some(device) = word.strip_prefix(DEVICE) {
+                    let base = mmio(device).ok_or(BadWord(word))?;
+                    if let Some(place) = s.mmio.get_mut(places) {
+                        *place = base;
+                        places += 1;
+                    }
+                } else if let Some(setting) = word.strip_prefix(b"donjon.").filter(|_| before) {
+                    apply(&mut s, setting).ok_or(BadWord(word))?;
+                }
             }
         }
         Ok(s)
+    }
+}
+
+impl Settings {
+    /// Whether the guest is to have an address.
+    pub fn network(&self) -> bool {
+        let Net { flags, ipv4, ipv6, .. } = self.net;
+        flags & (net::DHCP | net::SLAAC) != 0 || ipv4 != [0; 4] || ipv6 != [0; 16]
     }
 }
 
@@ -168,6 +185,7 @@ fn apply(s: &mut Settings, setting: &[u8]) -> Option<()> {
         (b"listen", b"any") => s.open |= flags::LISTEN_ANY,
         (b"egress", b"any") => s.open |= flags::EGRESS_ANY,
         (b"time", _) => s.time = Some(text::decimal(value)?),
+        (b"started", _) => s.started = Some(text::decimal(value)?),
         (b"env", _) => drop(text::cut(value, b'=')?),
         _ => return None,
     }
@@ -220,6 +238,19 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_without_any_address_has_no_network() {
+        for (line, network) in [
+            ("", true),
+            ("donjon.ip=none", true),
+            ("donjon.ip=none donjon.ip6=fd00::2/64", true),
+            ("donjon.ip=10.0.0.2/24 donjon.ip6=none", true),
+            ("donjon.ip=none donjon.ip6=none", false),
+        ] {
+            check(line, |w| assert_eq!(w.settings().unwrap().network(), network, "{line}"));
+        }
+    }
+
+    #[test]
     fn addresses() {
         check(
             "donjon.ip=10.0.2.15/24 donjon.gw=10.0.2.2 donjon.dns=10.0.2.3 donjon.time=5 donjon.ip6=fe80::1/64",
@@ -236,6 +267,18 @@ mod tests {
         });
     }
 
+    /// A hypervisor may have more devices than an image has use for.
+    #[test]
+    fn many_devices_are_no_error() {
+        for count in [9, MMIO, MMIO + 1, 100] {
+            let line: String = (1..=count).map(|i| std::format!("virtio_mmio.device=4K@{}:5 ", i * 4096)).collect();
+            check(&line, |w| {
+                let mmio = w.settings().unwrap().mmio;
+                assert!(mmio.iter().zip(1..).all(|(at, i)| *at == if i <= count as u64 { i * 4096 } else { 0 }));
+            });
+        }
+    }
+
     #[test]
     fn bad_words_are_named() {
         for bad in [
@@ -247,6 +290,7 @@ mod tests {
             "donjon.ip",
             "donjon.env=A",
             "donjon.time=x",
+            "donjon.started=",
             "virtio_mmio.device=512@0:1",
             "virtio_mmio.device=512",
         ] {

@@ -132,8 +132,7 @@ fn shares(header: &ImageHeader) -> bool {
         let end = if e.len == 0 { e.offset } else { (e.offset + e.len).next_multiple_of(PAGE) };
         Span { start: e.offset & !(PAGE - 1), end }
     };
-    let count = header.segments().count();
-    (0..count).filter_map(|i| header.segments().nth(i).map(|s| (i, s))).any(|(i, (segment, prot))| {
+    header.segments().enumerate().any(|(i, (segment, prot))| {
         let own = pages(segment.file);
         let others = header.segments().enumerate().filter(|(j, _)| *j != i).map(|(_, (s, _))| s.file);
         prot == SegmentProt::ReadWrite

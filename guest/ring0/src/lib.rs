@@ -17,6 +17,7 @@ pub mod mix;
 pub mod nic;
 pub mod pci;
 pub mod phys;
+pub mod pit;
 pub mod pool;
 pub mod rng;
 pub mod space;

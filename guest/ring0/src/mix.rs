@@ -40,6 +40,22 @@ impl Mix {
     }
 }
 
+/// Most attempts with one instruction.
+const TRIES: u32 = 32;
+
+/// A number from the CPU: from RDSEED, which runs dry when others on the host ask too often, else from RDRAND. Either gives `None` if it
+/// fails, or is not there.
+pub fn from_cpu(mut rdseed: impl FnMut() -> Option<u64>, mut rdrand: impl FnMut() -> Option<u64>) -> Option<u64> {
+    for attempt in 0..2 * TRIES {
+        match if attempt < TRIES { rdseed() } else { rdrand() } {
+            // All zeros and all ones are what broken generators return.
+            None | Some(0 | u64::MAX) => core::hint::spin_loop(),
+            number => return number,
+        }
+    }
+    None
+}
+
 impl Default for Mix {
     fn default() -> Mix {
         Mix::new()
@@ -81,6 +97,25 @@ mod tests {
         let mut once = bytes(1);
         once.copy_within(8..16, 200);
         assert_eq!(all(&once, |_| None), [None; COUNT]);
+    }
+
+    #[test]
+    fn the_cpu_has_two_generators() {
+        let dry = || None;
+        assert_eq!(from_cpu(|| Some(1), || panic!("not needed")), Some(1));
+        assert_eq!(from_cpu(dry, || Some(2)), Some(2));
+        for broken in [0, u64::MAX] {
+            assert_eq!(from_cpu(|| Some(broken), || Some(2)), Some(2));
+            assert_eq!(from_cpu(dry, || Some(broken)), None);
+        }
+        assert_eq!(from_cpu(dry, dry), None);
+        // Dry for a moment only.
+        let mut asked = 0;
+        let moment = || {
+            asked += 1;
+            (asked == 20).then_some(3)
+        };
+        assert_eq!(from_cpu(moment, || Some(2)), Some(3));
     }
 
     #[test]

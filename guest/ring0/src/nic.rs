@@ -38,6 +38,8 @@ const RX: u16 = 0;
 const TX: u16 = 1;
 /// Most buffers that the longest frame takes.
 const CHAIN_MAX: usize = FRAME_MAX.div_ceil(RX_SIZE as usize);
+/// Least length of the send queue with segmentation offload: the longest frame takes 17 pages.
+const TX_LEAST: u16 = FRAME_MAX.div_ceil(Each::Page.size() as usize).next_power_of_two() as u16;
 /// Least payload of a segment that the device makes, bytes: Linux's own limit (TCP_MIN_SND_MSS).
 const SEGMENT_LEAST: u16 = 48;
 /// Most frames in one call.
@@ -90,19 +92,20 @@ impl Nic {
     pub fn start<M: Phys>(space: &mut Space<M>, transport: Transport, out: &mut boot::Net) -> Result<Nic, Lie> {
         let mem = &mut space.mem;
         let mut wanted = feature::WANTED;
-        let mut features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
+        let mut features = transport.negotiate(mem, wanted)?;
         // Large frames are received in merged buffers only, and neither side of segmentation works without its checksums.
         let mut forgo = 0;
         let maximum = [RX, TX].map(|q| transport.queue_max(mem, q));
         if features & feature::MRG_RXBUF == 0 || features & feature::GUEST_CSUM == 0 || maximum[0] < RX_STEP[1] {
             forgo |= feature::GUEST_TSO4 | feature::GUEST_TSO6;
         }
-        if features & feature::CSUM == 0 {
+        // A queue that has no room for the longest frame would never take it. Its length is rounded down to a power of two.
+        if features & feature::CSUM == 0 || maximum[1] < TX_LEAST {
             forgo |= feature::HOST_TSO4 | feature::HOST_TSO6;
         }
         if features & forgo != 0 {
             wanted &= !forgo;
-            features = transport.negotiate(mem, wanted).ok_or(Lie("it refuses virtio 1.0"))?;
+            features = transport.negotiate(mem, wanted)?;
         }
         let large = usize::from(features & (feature::GUEST_TSO4 | feature::GUEST_TSO6) != 0);
         let mut frame = || space.frames.alloc(&mut space.mem).ok_or(Lie("there is no memory for its queues"));

@@ -251,3 +251,16 @@ fn the_largest_frame_fits_into_the_first_buffers() {
     let asked = u64::from(space.mem.read_u32(REGS.add(0x20)));
     assert_eq!(asked & (feature::GUEST_TSO4 | feature::MRG_RXBUF), feature::MRG_RXBUF);
 }
+
+/// What the device can cut into segments it must be able to take: 17 pages.
+#[test]
+fn a_short_send_queue_is_not_given_the_largest_frames() {
+    let tso = feature::HOST_TSO4 | feature::HOST_TSO6;
+    for (queue_max, large) in [(256, true), (32, true), (31, false), (17, false), (16, false), (4, false)] {
+        let (space, nic, out) = machine(tso, queue_max);
+        let room = u32::from(nic.unwrap().tx.size()) * 4096;
+        assert_eq!(out.flags & (net::TX_TSO4 | net::TX_TSO6) != 0, large, "{queue_max}");
+        assert_eq!(u64::from(space.mem.read_u32(REGS.add(0x20))) & tso != 0, large, "{queue_max}");
+        assert!(!large || room >= FRAME_MAX as u32, "{queue_max}");
+    }
+}

@@ -3,6 +3,7 @@
 use crate::phys::{Phys, PhysAddr};
 use crate::space::{Device, Space};
 use crate::transport::{Kind, Transport};
+use core::cell::Cell;
 
 /// Access to configuration space.
 pub trait Config {
@@ -27,40 +28,78 @@ pub struct Function {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unusable(pub &'static str);
 
-/// Most buses that are looked at.
-const BUSES: u32 = 16;
+/// A set of buses.
+#[derive(Clone, Copy, Default)]
+struct Buses([u64; 4]);
 
-/// Calls `f` for each virtio device that the shim drives.
-pub fn scan<C: Config>(config: &mut C, mut f: impl FnMut(&mut C, Function, Kind)) {
-    // Firmware has numbered the buses; those that bridges name are looked at as well.
-    let mut buses = 1u32;
-    for bus in 0..BUSES as u8 {
-        if buses >> bus & 1 == 0 {
-            continue;
+impl Buses {
+    fn add(&mut self, bus: u8) {
+        if let Some(word) = self.0.get_mut(usize::from(bus / 64)) {
+            *word |= 1 << (bus % 64);
         }
-        for device in 0..32 {
-            for function in 0..8 {
-                let at = Function { bus, device, function };
-                let id = config.read(at, 0);
-                if id & 0xffff == 0xffff || id == 0 {
-                    if function == 0 {
-                        break;
-                    }
-                    continue;
-                }
-                let header = config.read(at, 0x0c) >> 16;
-                if header & 0x7f == 1 {
-                    let secondary = config.read(at, 0x18) >> 8 & 0xff;
-                    if secondary > u32::from(bus) && secondary < BUSES {
-                        buses |= 1 << secondary;
-                    }
-                }
-                if let Some(kind) = kind(id) {
-                    f(config, at, kind);
-                }
-                if function == 0 && header & 0x80 == 0 {
+    }
+
+    fn has(&self, bus: u8) -> bool {
+        self.0.get(usize::from(bus / 64)).is_some_and(|word| word >> (bus % 64) & 1 == 1)
+    }
+}
+
+/// Calls `f` for each virtio device that the shim drives. If none is of the kind that is `sought`, there may be more than one root bus.
+pub fn scan<C: Config>(config: &mut C, sought: Option<Kind>, mut f: impl FnMut(&mut C, Function, Kind)) {
+    // Firmware has numbered the buses; those that bridges name are looked at as well.
+    let mut buses = Buses::default();
+    buses.add(0);
+    let found = Cell::new(false);
+    let mut f = |config: &mut C, at, kind| {
+        found.set(found.get() || Some(kind) == sought);
+        f(config, at, kind);
+    };
+    for bus in 0..=u8::MAX {
+        if buses.has(bus) {
+            scan_bus(config, bus, &mut buses, &mut f);
+        }
+    }
+    if sought.is_none() || found.get() {
+        return;
+    }
+    // Where another root bus is stands in ACPI's byte code. It has a device 0, as a rule.
+    let seen = buses;
+    for bus in 0..=u8::MAX {
+        let there = |config: &mut C| present(config.read(Function { bus, device: 0, function: 0 }, 0));
+        if !seen.has(bus) && (buses.has(bus) || there(config)) {
+            scan_bus(config, bus, &mut buses, &mut f);
+        }
+    }
+}
+
+fn present(id: u32) -> bool {
+    id & 0xffff != 0xffff && id != 0
+}
+
+fn scan_bus<C: Config>(config: &mut C, bus: u8, buses: &mut Buses, f: &mut impl FnMut(&mut C, Function, Kind)) {
+    for device in 0..32 {
+        for function in 0..8 {
+            let at = Function { bus, device, function };
+            let id = config.read(at, 0);
+            if !present(id) {
+                if function == 0 {
                     break;
                 }
+                continue;
+            }
+            let header = config.read(at, 0x0c) >> 16;
+            if header & 0x7f == 1 {
+                let secondary = (config.read(at, 0x18) >> 8) as u8;
+                // Buses are looked at in rising order, each once.
+                if secondary > bus {
+                    buses.add(secondary);
+                }
+            }
+            if let Some(kind) = kind(id) {
+                f(config, at, kind);
+            }
+            if function == 0 && header & 0x80 == 0 {
+                break;
             }
         }
     }

@@ -73,7 +73,7 @@ fn space() -> Space<Fake> {
 fn a_card_behind_a_bridge_is_found_and_opened() {
     let mut b = bus();
     let mut found = Vec::new();
-    scan(&mut b, |_, at, kind| found.push((at, kind)));
+    scan(&mut b, None, |_, at, kind| found.push((at, kind)));
     assert_eq!(found, [(CARD, Kind::Net)]);
     let mut s = space();
     let t = open(&mut b, &mut s, CARD, (0xfee0_1000, 0x21)).unwrap();
@@ -89,6 +89,52 @@ fn a_card_behind_a_bridge_is_found_and_opened() {
     assert_eq!(b.card[0x40 / 4] >> 30, 2, "MSI-X on, not masked");
     let table = PhysAddr(0x40_0100);
     assert_eq!([0, 4, 8, 12].map(|o| s.mem.read_u32(table.add(o))), [0xfee0_1000, 0, 0x21, 0]);
+}
+
+/// Configuration space of single functions, by bus: bridges and devices, each device 0 of its bus.
+struct Tree(Vec<(u8, u32, u8)>);
+
+impl Config for Tree {
+    fn read(&mut self, f: Function, offset: u8) -> u32 {
+        let at = self.0.iter().filter(|(bus, ..)| *bus == f.bus).nth(f.device.into()).filter(|_| f.function == 0);
+        let Some((bus, id, secondary)) = at else { return u32::MAX };
+        match offset {
+            0 => *id,
+            0x0c if *secondary != 0 => 0x0001_0000,
+            0x18 => u32::from(*secondary) << 8 | u32::from(*bus),
+            _ => 0,
+        }
+    }
+    fn write(&mut self, _: Function, _: u8, _: u32) {
+        panic!("nothing is changed")
+    }
+}
+
+const PORT: u32 = 0x000c_1b36;
+const NET: u32 = 0x1041_1af4;
+const RNG: u32 = 0x1044_1af4;
+
+fn found(tree: &[(u8, u32, u8)], sought: Option<Kind>) -> Vec<(u8, Kind)> {
+    let mut out = Vec::new();
+    scan(&mut Tree(tree.to_vec()), sought, |_, at, kind| out.push((at.bus, kind)));
+    out
+}
+
+#[test]
+fn a_bus_may_have_any_number() {
+    // Bridges to themselves and back lead nowhere.
+    let tree =
+        [(0, PORT, 1), (0, PORT, 20), (0, PORT, 0xff), (1, RNG, 0), (20, PORT, 64), (64, NET, 0), (64, PORT, 20)];
+    assert_eq!(found(&tree, Some(Kind::Net)), [(1, Kind::Rng), (64, Kind::Net)]);
+    assert_eq!(found(&[(0, PORT, 0xff), (0xff, NET, 0)], None), [(0xff, Kind::Net)]);
+}
+
+#[test]
+fn another_root_bus_is_found_if_need_be() {
+    let tree = [(0, RNG, 0), (0x40, PORT, 0x41), (0x41, NET, 0), (0x80, RNG, 0)];
+    assert_eq!(found(&tree, None), [(0, Kind::Rng)]);
+    assert_eq!(found(&tree, Some(Kind::Rng)), [(0, Kind::Rng)]);
+    assert_eq!(found(&tree, Some(Kind::Net)), [(0, Kind::Rng), (0x41, Kind::Net), (0x80, Kind::Rng)]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub fn read<M: Phys>(space: &mut Space<M>, transport: &Transport, out: &mut [u8]
     let page = space.frames.alloc(&mut space.mem)?;
     let buffer = space.frames.alloc(&mut space.mem)?;
     let mem = &mut space.mem;
-    transport.negotiate(mem, 0)?;
+    transport.negotiate(mem, 0).ok()?;
     let offered = transport.queue_max(mem, 0);
     let mut queue = Queue::new(page, offered, 2)?;
     transport.set_queue(mem, 0, &queue);

@@ -1,7 +1,7 @@
 //! How a virtio device is reached: registers in memory, either virtio-mmio (virtio 1.3 §4.2) or virtio-pci (§4.1).
 
 use crate::phys::{Phys, PhysAddr};
-use crate::virtq::Queue;
+use crate::virtq::{Lie, Queue};
 
 /// What a device is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,8 +60,10 @@ pub mod status {
     pub const FAILED: u8 = 128;
 }
 
-/// Feature: the device follows virtio 1.0 and later.
+/// Feature: the device follows virtio 1.0 and later (§6).
 pub const VERSION_1: u64 = 1 << 32;
+/// Feature: the device reaches memory through an IOMMU, or only parts of it.
+const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// What a virtio-mmio register block holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,23 +92,31 @@ pub fn probe_mmio(mem: &impl Phys, base: PhysAddr) -> Probe {
 const PATIENCE: u32 = 1_000_000;
 
 impl Transport {
-    /// Resets the device and agrees on those of the `wanted` features that it offers; `None` if it does not offer
-    /// [`VERSION_1`] or refuses.
-    pub fn negotiate(&self, mem: &mut impl Phys, wanted: u64) -> Option<u64> {
+    /// Resets the device and agrees on those of the `wanted` features that it offers, and [`VERSION_1`].
+    pub fn negotiate(&self, mem: &mut impl Phys, wanted: u64) -> Result<u64, Lie> {
         self.set_status(mem, 0);
         // Counting devices that are slow to reset (§4.1.4.3.2).
-        (0..PATIENCE).find(|_| self.status(mem) == 0)?;
+        (0..PATIENCE).find(|_| self.status(mem) == 0).ok_or(Lie("it does not reset"))?;
         self.set_status(mem, status::ACKNOWLEDGE);
         self.set_status(mem, status::ACKNOWLEDGE | status::DRIVER);
-        let features = self.features(mem) & (wanted | VERSION_1);
+        let offered = self.features(mem);
+        let features = offered & (wanted | VERSION_1);
         if features & VERSION_1 == 0 {
             self.set_status(mem, status::FAILED);
-            return None;
+            return Err(Lie("it does not offer virtio 1.0"));
         }
         self.set_features(mem, features);
         let state = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         self.set_status(mem, state);
-        (self.status(mem) & status::FEATURES_OK != 0).then_some(features)
+        if self.status(mem) & status::FEATURES_OK != 0 {
+            return Ok(features);
+        }
+        self.set_status(mem, status::FAILED);
+        Err(Lie(if offered & ACCESS_PLATFORM != 0 {
+            "it requires ACCESS_PLATFORM, feature 33 (QEMU: iommu_platform=off)"
+        } else {
+            "it refuses the features that it offers"
+        }))
     }
 
     /// Lets the device run.
@@ -183,8 +193,9 @@ impl Transport {
     /// Acknowledges the device's interrupt.
     pub fn acknowledge(&self, mem: &mut impl Phys) {
         if let Transport::Mmio { base } = *self {
-            let why = mem.read_u32(base.add(0x60));
-            mem.write_u32(base.add(0x64), why);
+            // Both causes (§4.2.2: used buffers, change of configuration), whichever it was: one that came between a look and the answer to it would
+            // keep the line high, and no edge would follow.
+            mem.write_u32(base.add(0x64), 3);
         }
     }
 
@@ -232,3 +243,7 @@ impl Transport {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

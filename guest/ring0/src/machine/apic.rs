@@ -44,11 +44,16 @@ impl Apic {
             apic.write(mem, lvt, MASKED);
         }
         apic.write(mem, DIVIDE, 0b1011);
-        apic.write(mem, INITIAL, u32::MAX);
+        apic.restart(mem);
         apic
     }
 
-    /// Timer ticks since [`Self::enable`] (until [`Self::start_timer`]).
+    /// Starts the timer's counter from its largest value again.
+    pub fn restart(&self, mem: &mut Direct) {
+        self.write(mem, INITIAL, u32::MAX);
+    }
+
+    /// Timer ticks since [`Self::restart`] (until [`Self::start_timer`]); `u32::MAX` if it has run out since.
     pub fn elapsed(&self, mem: &Direct) -> u32 {
         u32::MAX - self.read(mem, CURRENT)
     }

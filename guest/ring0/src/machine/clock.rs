@@ -3,6 +3,7 @@
 use super::apic::Apic;
 use super::cpu::{self, Features, inb, outb};
 use crate::phys::{Direct, Phys, PhysAddr};
+use crate::pit::{self, Span};
 use donjon_abi::boot;
 
 const SECOND: u64 = 1_000_000_000;
@@ -21,108 +22,94 @@ pub struct Clock {
 
 /// A comparison of clocks that has begun.
 pub struct Calibration {
-    known: Known,
     first: Sample,
+    /// QEMU's and KVM's APIC timer runs at exactly 1 GHz.
+    gigahertz: bool,
 }
 
-/// A clock whose speed is known.
-#[derive(Clone, Copy)]
-enum Known {
-    /// QEMU's and KVM's APIC timer runs at exactly 1 GHz.
-    Apic,
-    /// The interval timer runs at 1,193,182 Hz on every PC.
-    Pit,
-}
+/// How long clocks are compared at least, ns. Longer is more exact, and a later first answer.
+const WINDOW: u32 = 2_000_000;
+/// Most looks at a clock that may stand still.
+const PATIENCE: u32 = 1_000_000;
 
 #[derive(Clone, Copy)]
 struct Sample {
     tsc: u64,
-    known: u64,
-    apic: u64,
+    apic: u32,
 }
 
 impl Calibration {
-    /// Takes the first sample.
+    /// Takes the first sample: if the APIC timer's speed is known, the boot is the time in which the TSC is compared with it.
     pub fn begin(mem: &Direct, apic: &Apic, features: &Features) -> Calibration {
-        let known = if matches!(features.hypervisor, cpu::TCG | cpu::KVM) { Known::Apic } else { Known::Pit };
-        if let Known::Pit = known {
-            // Channel 2, mode 0 from 0xffff; gate on, speaker off.
-            outb(0x61, inb(0x61) & !2 | 1);
-            outb(0x43, 0xb0);
-            outb(0x42, 0xff);
-            outb(0x42, 0xff);
-        }
-        Calibration { known, first: Sample::take(mem, apic, known) }
+        let gigahertz = matches!(features.hypervisor, cpu::TCG | cpu::KVM);
+        Calibration { first: Sample::take(mem, apic), gigahertz }
     }
 
     /// Takes the last sample, not before the window has passed. `None` if no clock of known speed runs.
     pub fn finish(self, mem: &mut Direct, apic: &Apic, features: &Features, scratch: PhysAddr) -> Option<Clock> {
-        let tsc_known = told_by_hypervisor(mem, features, scratch).or_else(told_by_cpu);
-        let (mut last, mut patience) = (Sample::take(mem, apic, self.known), 10_000_000u32);
-        while self.known.ns(&self.first, &last) < self.known.window() && patience > 0 {
-            last = Sample::take(mem, apic, self.known);
-            patience -= 1;
-        }
-        let (tsc, timer) = (last.tsc - self.first.tsc, last.apic.wrapping_sub(self.first.apic));
-        let ns = match tsc_known {
-            Some(hz) => u64::try_from((u128::from(tsc) * u128::from(SECOND)).checked_div(u128::from(hz))?).ok()?,
-            None => self.known.ns(&self.first, &last),
+        let tsc_base = self.first.tsc;
+        let hz = told_by_hypervisor(mem, features, scratch).or_else(told_by_cpu);
+        let span = match hz {
+            // Nothing to find out; with a deadline in TSC ticks the APIC timer's own speed is of no use.
+            Some(hz) if self.gigahertz || features.tsc_deadline => Span { ns: SECOND, tsc: hz, timer: SECOND },
+            None if self.gigahertz => by_apic(mem, apic, self.first)?,
+            _ => {
+                apic.restart(mem);
+                pit::measure(&mut Pc { mem, apic })?
+            }
         };
-        if ns < self.known.window() / 2 || tsc == 0 {
-            return None;
-        }
         let ratio = |a: u64, b: u64| (u128::from(a) << 32).checked_div(u128::from(b)).map_or(0, |r| r as u64);
-        let timer_per_ns = match self.known {
-            Known::Apic => 1 << 32,
-            Known::Pit => ratio(timer, ns),
-        };
-        Some(Clock { tsc_base: self.first.tsc, mult: ratio(ns, tsc), tsc_per_ns: ratio(tsc, ns), timer_per_ns })
+        let (mult, tsc_per_ns) = (ratio(span.ns, span.tsc), ratio(span.tsc, span.ns));
+        (mult != 0).then_some(Clock { tsc_base, mult, tsc_per_ns, timer_per_ns: ratio(span.timer, span.ns) })
     }
 }
 
-impl Known {
-    /// How long the TSC is compared with it at least, ns. Longer is more exact, and a later first answer.
-    const fn window(self) -> u64 {
-        match self {
-            Known::Apic => 2_000_000,
-            // A tick is 838 ns.
-            Known::Pit => 20_000_000,
+/// The TSC by the APIC timer, which runs at 1 GHz and stands still when it has run out, after 4.29 s: a boot may take longer.
+fn by_apic(mem: &mut Direct, apic: &Apic, mut first: Sample) -> Option<Span> {
+    for _ in 0..PATIENCE {
+        let last = Sample::take(mem, apic);
+        if last.apic == u32::MAX {
+            apic.restart(mem);
+            first = Sample::take(mem, apic);
+        } else if last.apic - first.apic >= WINDOW {
+            let ns = (last.apic - first.apic).into();
+            return Some(Span { ns, tsc: last.tsc - first.tsc, timer: ns });
         }
     }
+    None
+}
 
-    fn ns(self, from: &Sample, to: &Sample) -> u64 {
-        match self {
-            Known::Apic => to.known.wrapping_sub(from.known),
-            // A 16-bit counter that runs downwards; the window is far shorter than its period of 55 ms.
-            Known::Pit => (from.known.wrapping_sub(to.known) & 0xffff) * SECOND / 1_193_182,
-        }
+/// For the interval timer.
+struct Pc<'a> {
+    mem: &'a Direct,
+    apic: &'a Apic,
+}
+
+impl pit::Pc for Pc<'_> {
+    fn out(&mut self, port: u16, value: u8) {
+        outb(port, value);
     }
-
-    fn read(self, mem: &Direct, apic: &Apic) -> u64 {
-        match self {
-            Known::Apic => apic.elapsed(mem).into(),
-            Known::Pit => {
-                outb(0x43, 0x80);
-                let low = inb(0x42);
-                u64::from(low) | u64::from(inb(0x42)) << 8
-            }
-        }
+    fn inp(&mut self, port: u16) -> u8 {
+        inb(port)
+    }
+    fn tsc(&mut self) -> u64 {
+        cpu::rdtsc()
+    }
+    fn timer(&mut self) -> u64 {
+        self.apic.elapsed(self.mem).into()
     }
 }
 
 impl Sample {
     /// The tightest of a few attempts: the host may take the CPU away in the middle of one.
-    fn take(mem: &Direct, apic: &Apic, known: Known) -> Sample {
-        let mut best = (u64::MAX, Sample { tsc: 0, known: 0, apic: 0 });
+    fn take(mem: &Direct, apic: &Apic) -> Sample {
+        let mut best = (u64::MAX, Sample { tsc: 0, apic: 0 });
         for _ in 0..4 {
             let before = cpu::rdtsc();
-            let value = known.read(mem, apic);
+            let value = apic.elapsed(mem);
             let width = cpu::rdtsc().wrapping_sub(before);
             if width < best.0 {
-                best = (
-                    width,
-                    Sample { tsc: before.wrapping_add(width / 2), known: value, apic: apic.elapsed(mem).into() },
-                );
+                best = (width, Sample { tsc: before.wrapping_add(width / 2), apic: value });
             }
         }
         best.1
@@ -133,6 +120,11 @@ impl Clock {
     /// Nanoseconds since boot.
     pub fn now(&self) -> u64 {
         scale(cpu::rdtsc().wrapping_sub(self.tsc_base), self.mult)
+    }
+
+    /// Nanoseconds since the machine was switched on, where hypervisors set the TSC to 0 then.
+    pub fn since_reset(&self) -> u64 {
+        scale(cpu::rdtsc(), self.mult)
     }
 
     /// A span of time as ticks of the APIC timer and of the TSC.
@@ -210,20 +202,26 @@ pub fn wall(mem: &mut Direct, features: &Features, scratch: PhysAddr) -> u64 {
 }
 
 fn rtc() -> Option<u64> {
-    let register = |at: u8| {
-        outb(0x70, at);
-        inb(0x71)
-    };
-    let read = || [0u8, 2, 4, 7, 8, 9].map(register);
     for _ in 0..1000 {
         // Two equal readings outside of an update are one consistent time.
-        if register(10) & 0x80 != 0 {
+        if rtc_register(10) & 0x80 != 0 {
             continue;
         }
-        let first = read();
-        if first == read() {
-            return crate::calendar::from_rtc(first, register(11)).map(|s| s * SECOND);
+        let first = rtc_fields();
+        if first == rtc_fields() {
+            return crate::calendar::from_rtc(first, rtc_register(11)).map(|s| s * SECOND);
         }
     }
     None
+}
+
+#[inline(never)]
+fn rtc_fields() -> [u8; 6] {
+    [0, 2, 4, 7, 8, 9].map(rtc_register)
+}
+
+#[inline(never)]
+fn rtc_register(at: u8) -> u8 {
+    outb(0x70, at);
+    inb(0x71)
 }

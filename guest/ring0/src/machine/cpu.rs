@@ -3,6 +3,7 @@
 // UNSAFETY: each function wraps one privileged instruction. The shim is the machine's only ring-0 code and runs on one CPU, so
 // nobody else's state is changed behind their back; what a value may break stands at each function.
 
+use crate::mix;
 use core::arch::{asm, x86_64::__cpuid_count};
 
 /// Reads a byte from an I/O port.
@@ -103,26 +104,25 @@ pub fn flush_all() {
     }
 }
 
-/// A random number from the CPU, if it has the instruction and the instruction works.
+/// A random number from the CPU, if it has an instruction for that and the instruction works.
 pub fn random(features: &Features) -> Option<u64> {
-    for _ in 0..32 {
-        let (value, ok): (u64, u8);
-        // SAFETY: executed only if CPUID declares the instruction.
-        unsafe {
-            if features.rdseed {
-                asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack));
-            } else if features.rdrand {
-                asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack));
-            } else {
-                return None;
-            }
-        }
-        // All zeros and all ones are what broken generators return.
-        if ok != 0 && value != 0 && value != u64::MAX {
-            return Some(value);
-        }
-    }
-    None
+    mix::from_cpu(|| features.rdseed.then(rdseed).flatten(), || features.rdrand.then(rdrand).flatten())
+}
+
+/// Only if CPUID declares it.
+fn rdseed() -> Option<u64> {
+    let (value, ok): (u64, u8);
+    // SAFETY: the instruction exists, by the caller's word, and touches no memory.
+    unsafe { asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+    (ok != 0).then_some(value)
+}
+
+/// Only if CPUID declares it.
+fn rdrand() -> Option<u64> {
+    let (value, ok): (u64, u8);
+    // SAFETY: as for `rdseed`.
+    unsafe { asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) ok, options(nomem, nostack)) };
+    (ok != 0).then_some(value)
 }
 
 /// What this CPU has.

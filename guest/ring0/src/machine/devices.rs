@@ -24,10 +24,11 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Looks at PCI, at the places that the command line names, and, where there is no PCI, at those of microvm.
-    pub fn find(space: &mut Space<Direct>, named: &[u64; MMIO], apic_id: u32) -> Devices {
+    /// Looks at PCI, at the places that the command line names, and, where there is no PCI, at those of microvm. A device that is `sought` is
+    /// worth a look at all PCI buses.
+    pub fn find(space: &mut Space<Direct>, named: &[u64; MMIO], apic_id: u32, sought: Option<Kind>) -> Devices {
         let mut devices = Devices::default();
-        if !devices.find_pci(space, apic_id) {
+        if !devices.find_pci(space, apic_id, sought) {
             let (base, step, count) = MICROVM;
             (0..count).for_each(|i| devices.probe(space, base + i * step));
         }
@@ -62,13 +63,13 @@ impl Devices {
     }
 
     /// Whether there is PCI.
-    fn find_pci(&mut self, space: &mut Space<Direct>, apic_id: u32) -> bool {
+    fn find_pci(&mut self, space: &mut Space<Direct>, apic_id: u32, sought: Option<Kind>) -> bool {
         let mut ports = Ports;
         if ports.read(Function { bus: 0, device: 0, function: 0 }, 0) as u16 == u16::MAX {
             return false;
         }
         let message = (0xfee0_0000 | (apic_id & 0xff) << 12, segments::DEVICE as u32);
-        pci::scan(&mut ports, |ports, at, kind| match pci::open(ports, space, at, message) {
+        pci::scan(&mut ports, sought, |ports, at, kind| match pci::open(ports, space, at, message) {
             Ok(transport) => self.add(kind, transport),
             Err(why) => say!("a virtio device on PCI is not used: ", why.0),
         });

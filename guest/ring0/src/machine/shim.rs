@@ -135,18 +135,21 @@ impl Shim {
                     nic.acknowledge(&mut self.space);
                 }
             }
-            SERIAL => {
-                while let Some(byte) = console::read() {
-                    if byte == 3 {
-                        self.stop.ask();
-                    }
-                }
-            }
+            SERIAL => self.serial(),
             // A spurious interrupt must not be acknowledged.
             _ => return false,
         }
         self.apic.end(&mut self.space.mem);
         true
+    }
+
+    /// Takes what the serial port has received.
+    pub fn serial(&mut self) {
+        while let Some(byte) = console::read() {
+            if byte == 3 {
+                self.stop.ask();
+            }
+        }
     }
 
     fn ready(&mut self) -> u64 {

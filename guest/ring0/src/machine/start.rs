@@ -12,6 +12,7 @@ use super::segments::{self, USER_CODE, USER_DATA};
 use super::shim::{Shim, install};
 use super::trap::Frame;
 use super::{console, exit};
+use crate::calendar;
 use crate::cmdline::{self, Words};
 use crate::firmware::{self, Machine, Power, Protocol};
 use crate::frames::{Frames, Span};
@@ -24,6 +25,7 @@ use crate::space::{Device, Refused, Rights, Space, bits};
 use crate::stop;
 use crate::strings::{STRINGS_MAX, Strings, StringsError};
 use crate::text;
+use crate::transport::Kind;
 use crate::virtq::Lie;
 use donjon_abi::boot::{BootPage, Range, flags};
 use donjon_abi::image::{HeaderError, ImageHeader, PAYLOAD_PADDR, SHIM_PADDR};
@@ -183,8 +185,10 @@ fn boot(
     // SAFETY: the manifest lies in the payload, which nobody writes to before ring 3 starts.
     let manifest = unsafe { mem.bytes(physical(header.manifest.offset), header.manifest.len as usize) };
     let manifest = if header.manifest.len == 0 { &[] } else { manifest };
-    if records(manifest).any(|r| r.is_err()) {
-        return Err(Stop::Manifest);
+    let mut declared = false;
+    for record in records(manifest) {
+        let (tag, _) = record.map_err(|_| Stop::Manifest)?;
+        declared |= matches!(tag, Tag::Listen | Tag::Egress);
     }
     let mut secrets = Span { start: end.next_multiple_of(PAGE), end: end.next_multiple_of(PAGE) };
     if with(manifest, Tag::Secret).next().is_some() {
@@ -227,7 +231,11 @@ fn boot(
     })?;
 
     let apic_id = apic.id(&space.mem);
-    let devices = Devices::find(&mut space, &settings.mmio, apic_id);
+    let sought = (declared && settings.network()).then_some(Kind::Net);
+    let devices = Devices::find(&mut space, &settings.mmio, apic_id, sought);
+    if sought.is_some() && devices.net.is_none() {
+        say!("there is no network device that can be used (virtio-net), and this image has use for one");
+    }
     let lines = if devices.lines { Lines::All } else { Lines::Serial };
     apic::route(&mut space.mem, &acpi.ioapics, lines, apic_id);
 
@@ -282,7 +290,10 @@ fn boot(
     space.touch(page.fault_stack.base + FAULT_STACK - 8, crate::space::Access::Write)?;
 
     let clock = calibration.finish(&mut space.mem, &apic, &features, scratch).ok_or(Stop::NoClock)?;
-    let wall = settings.time.unwrap_or_else(|| wall(&mut space.mem, &features, scratch));
+    let wall = settings.time.unwrap_or_else(|| {
+        let machine = wall(&mut space.mem, &features, scratch);
+        settings.started.map_or(machine, |started| calendar::refine(machine, started, clock.since_reset()))
+    });
     page.clock = clock.describe(wall);
     space.frames.release(&mut space.mem, scratch);
     // What the page tables of the reserve may take.
@@ -328,6 +339,8 @@ fn boot(
     };
     // SAFETY: called once, here, before ring 3 starts.
     let shim = unsafe { install(shim) };
+    // A byte that came before interrupts were routed keeps the line high: there is no edge for it, nor for any later one.
+    shim.serial();
     shim.arm(shim.clock.now(), TICK_NS);
     Ok((frame, shim))
 }

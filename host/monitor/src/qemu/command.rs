@@ -148,6 +148,10 @@ fn append(source: &Source, options: &RunOptions, device: bool) -> Result<String,
             words.push(format!("donjon.{word}=any"));
         }
     }
+    // The real-time clock has whole seconds.
+    if let Ok(now) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+        words.push(format!("donjon.started={}", now.as_nanos()));
+    }
     // The same merge as under the process engine, which also checks the entries.
     crate::net::strings(source, options)?;
     words.extend(options.env.iter().map(|e| quoted(&format!("donjon.env={e}"))));
