@@ -85,7 +85,7 @@ mod tests {
             assert!(differ(all(&bytes(1), |_| stuck), all(&bytes(2), |_| stuck)), "CPU: {stuck:x?}");
         }
         for stuck in [[0; LEN], [0x55; LEN], [0xff; LEN], bytes(3)] {
-            assert!(differ(all(&stuck, |i| Some(i)), all(&stuck, |i| Some(i + 1000))), "device: {:x?}", &stuck[..8]);
+            assert!(differ(all(&stuck, Some), all(&stuck, |i| Some(i + 1000))), "device: {:x?}", &stuck[..8]);
         }
     }
 
