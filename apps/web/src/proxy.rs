@@ -18,13 +18,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 /// Longest wait for a connection to an upstream.
@@ -198,21 +198,35 @@ fn keep(headers: &HeaderMap) -> Duration {
 
 /// Connects to an address of an upstream. The next is tried when those before have failed, or have said nothing for a while.
 async fn connect(upstream: &str) -> Option<TcpStream> {
-    let mut attempts = JoinSet::new();
+    let mut attempts = vec![];
     for name in upstream.split(',') {
         for address in lookup_host(name).await.into_iter().flatten() {
-            attempts.spawn(TcpStream::connect(address));
-            if let Ok(Some(Ok(Ok(stream)))) = timeout(NEXT, attempts.join_next()).await {
+            attempts.push(Box::pin(TcpStream::connect(address)));
+            if let Ok(Some(stream)) = timeout(NEXT, first(&mut attempts)).await {
                 return Some(stream);
             }
         }
     }
-    while let Some(ended) = attempts.join_next().await {
-        if let Ok(Ok(stream)) = ended {
-            return Some(stream);
-        }
-    }
-    None
+    first(&mut attempts).await
+}
+
+/// The first attempt that succeeds; `None` if all have failed.
+async fn first<F>(attempts: &mut Vec<Pin<Box<F>>>) -> Option<TcpStream>
+where
+    F: Future<Output = std::io::Result<TcpStream>>,
+{
+    poll_fn(|cx| {
+        let mut found = None;
+        attempts.retain_mut(|attempt| match attempt.as_mut().poll(cx) {
+            Poll::Ready(ended) => {
+                found = found.take().or(ended.ok());
+                false
+            }
+            Poll::Pending => true,
+        });
+        if found.is_some() || attempts.is_empty() { Poll::Ready(found) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// Whether a connection ended without an answer. One that cannot be read is an answer.
