@@ -60,8 +60,12 @@ fn the_command_line_carries_everything() {
     let r = ran(with("words", script, &["-m", "64", "-e", "A=b c"], &["x y", "z"]));
     assert_eq!(r.code, Some(0), "{r:?}");
     let expected = "donjon.ip=10.0.2.15/24 donjon.gw=10.0.2.2 donjon.dns=10.0.2.3 donjon.ip6=fd00::15/64 donjon.gw6=fd00::2 \
-                    donjon.dns6=fd00::3 \"donjon.env=A=b c\" -- \"x y\" z\n";
-    assert!(r.out.contains(expected), "{}", r.out);
+                    donjon.dns6=fd00::3 donjon.started=";
+    let (_, rest) = r.out.split_once(expected).unwrap_or_else(|| panic!("{}", r.out));
+    let (nanos, rest) = rest.split_once(' ').unwrap();
+    let age = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() - nanos.parse::<u128>().unwrap();
+    assert!(age < 3_600_000_000_000, "{nanos}");
+    assert!(rest.starts_with("\"donjon.env=A=b c\" -- \"x y\" z\n"), "{rest}");
     for word in ["microvm,acpi=off\n", "-nodefaults\n", "64M\n", "tcg\n", "virtio-net-device,netdev=n0"] {
         assert!(r.out.contains(word), "{word} in {}", r.out);
     }

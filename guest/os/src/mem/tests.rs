@@ -20,6 +20,32 @@ pub(crate) fn fresh_global() {
     assert!(super::init());
 }
 
+/// All of the global heap, but for less than a page: also what the program does not get.
+pub(crate) struct UsedUp {
+    _program: super::PageRun,
+    own: Vec<*mut u8>,
+}
+
+const OWN: core::alloc::Layout = core::alloc::Layout::new::<[u128; 256]>();
+
+impl UsedUp {
+    pub fn new() -> UsedUp {
+        use core::alloc::GlobalAlloc;
+        let _program = super::PageRun::new(super::left()).expect("memory");
+        // SAFETY: the size is not 0.
+        let own = core::iter::from_fn(|| Some(unsafe { super::Global.alloc(OWN) }).filter(|p| !p.is_null())).collect();
+        UsedUp { _program, own }
+    }
+}
+
+impl Drop for UsedUp {
+    fn drop(&mut self) {
+        use core::alloc::GlobalAlloc;
+        // SAFETY: they were allocated so, and are freed once.
+        self.own.iter().for_each(|p| unsafe { super::Global.dealloc(*p, OWN) });
+    }
+}
+
 struct Random(u64);
 
 impl Random {
