@@ -6,7 +6,6 @@
 
 pub(crate) mod device;
 mod flow;
-mod kernel;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]
@@ -127,7 +126,6 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
         rustix::net::bind(&socket, &p.host)?;
         if p.protocol == Protocol::Tcp {
             rustix::net::listen(&socket, BACKLOG as i32)?;
-            let _ = kernel::bound_unsent(&socket);
         }
         Ok(socket)
     };
@@ -742,7 +740,6 @@ impl UserNet {
 fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(to, SocketType::STREAM)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
-    let _ = kernel::bound_unsent(&socket);
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e),
