@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 /// Longest wait for a connection to an upstream.
@@ -60,7 +61,29 @@ pub fn find<'a>(config: &'a Config, path: &str) -> Option<&'a Proxy> {
 }
 
 /// Idle connections, each with the time when it is too old.
-type Idle = Vec<(SendRequest<Stream>, Instant)>;
+type Idle = Vec<(Link, Instant)>;
+
+/// A connection to an upstream, which ends when this is dropped: of itself it would go on waiting for an upstream that does not take what is left of a
+/// body, although nobody waits for the answer.
+struct Link {
+    sender: SendRequest<Stream>,
+    task: Option<AbortHandle>,
+}
+
+impl Link {
+    /// The connection goes on without this.
+    fn detach(&mut self) {
+        self.task = None;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
 
 /// The same by upstream.
 #[derive(Default)]
@@ -112,7 +135,7 @@ impl Upstreams {
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
         let mut due = moved.last() + limit;
-        let (response, sender) = loop {
+        let (response, mut link) = loop {
             match timeout_at(due, exchange.as_mut()).await {
                 // A long upload is no reason to give up.
                 Err(_) if moved.last() + limit > due => due = moved.last() + limit,
@@ -121,9 +144,12 @@ impl Upstreams {
             }
         };
         match (response.status(), &upgrade) {
-            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(switch(client, response, promise)),
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => {
+                link.detach();
+                Ok(switch(client, response, promise))
+            }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(StatusCode::BAD_GATEWAY),
-            _ => Ok(incoming(server, proxy, response, sender, promise)),
+            _ => Ok(incoming(server, proxy, response, link, promise)),
         }
     }
 
@@ -132,15 +158,15 @@ impl Upstreams {
         proxy: &Proxy,
         stream: Stream,
         request: impl Fn(Stream) -> Request<Stream>,
-    ) -> Result<(Response<Incoming>, SendRequest<Stream>), StatusCode> {
+    ) -> Result<(Response<Incoming>, Link), StatusCode> {
         let repeatable = stream.is_end_stream();
         let mut request_now = request(stream);
         let repeatable = repeatable && request_now.method().is_idempotent();
         // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
         // repeated where that is harmless: once, on a connection that cannot be stale (RFC 9110 §9.2.2).
-        while let Some(mut sender) = self.take(&proxy.upstream) {
-            match sender.try_send_request(request_now).await {
-                Ok(response) => return Ok((response, sender)),
+        while let Some(mut link) = self.take(&proxy.upstream) {
+            match link.sender.try_send_request(request_now).await {
+                Ok(response) => return Ok((response, link)),
                 Err(mut e) => match e.take_message() {
                     Some(unsent) => request_now = unsent,
                     None if repeatable && is_closed(e.error()) => {
@@ -156,25 +182,29 @@ impl Upstreams {
         let _ = stream.set_nodelay(true);
         let _ = socket2::SockRef::from(&stream).set_send_buffer_size(budget::QUEUE);
         let handshake = http1::Builder::new().max_buf_size(budget::BUFFER).handshake(TokioIo::new(stream));
-        let (mut sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-        tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(request_now).await.map_err(|e| failure(&e))?;
-        Ok((response, sender))
+        let (sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+        let task = tokio::spawn(connection.with_upgrades()).abort_handle();
+        let mut link = Link { sender, task: Some(task) };
+        let response = link.sender.send_request(request_now).await.map_err(|e| failure(&e))?;
+        Ok((response, link))
     }
 
-    fn take(&self, upstream: &str) -> Option<SendRequest<Stream>> {
+    fn take(&self, upstream: &str) -> Option<Link> {
         let mut idle = self.idle.lock().ok()?;
         let list = idle.get_mut(upstream)?;
         prune(list);
-        list.pop().map(|(sender, _)| sender)
+        list.pop().map(|(link, _)| link)
     }
 
     /// Keeps a connection whose exchange is over in both directions. After an early answer the request may still be on its way, as slowly as its
     /// client likes: such a connection ends with it.
-    fn put(&self, upstream: &str, sender: SendRequest<Stream>, keep: Duration) {
+    fn put(&self, upstream: &str, mut link: Link, keep: Duration) {
+        if !link.sender.is_ready() {
+            return link.detach();
+        }
         if let Ok(mut idle) = self.idle.lock() {
             let list = idle.entry(upstream.into()).or_default();
-            list.push((sender, Instant::now() + keep));
+            list.push((link, Instant::now() + keep));
             prune(list);
             list.truncate(IDLE_MAX);
         }
@@ -184,7 +214,7 @@ impl Upstreams {
 /// Drops what can be of no use.
 fn prune(list: &mut Idle) {
     let now = Instant::now();
-    list.retain(|(sender, until)| *until > now && sender.is_ready());
+    list.retain(|(link, until)| *until > now && link.sender.is_ready());
 }
 
 /// For how long an upstream's connection may be kept: for less than it says, so that no request meets its end.
@@ -353,14 +383,14 @@ fn incoming(
     server: &Arc<Server>,
     proxy: &Proxy,
     response: Response<Incoming>,
-    sender: SendRequest<Stream>,
+    link: Link,
     promise: Arc<Exchange>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
     let keep = keep(&head.headers);
     strip(&mut head.headers);
     head.version = Version::default();
-    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), sender, keep };
+    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), link, keep };
     let stream = Stream {
         body: Some(Upload::response(body)),
         left: u64::MAX,
@@ -535,8 +565,8 @@ pub struct Stream {
 impl Stream {
     /// The connection is free for another request.
     fn give_back(&mut self) {
-        if let Some(Back { server, upstream, sender, keep }) = self.back.take() {
-            server.upstreams.put(&upstream, sender, keep);
+        if let Some(Back { server, upstream, link, keep }) = self.back.take() {
+            server.upstreams.put(&upstream, link, keep);
         }
     }
 
@@ -552,7 +582,7 @@ impl Stream {
 struct Back {
     server: Arc<Server>,
     upstream: String,
-    sender: SendRequest<Stream>,
+    link: Link,
     keep: Duration,
 }
 
@@ -670,12 +700,12 @@ mod tests {
     }
 
     /// A connection to an upstream that never says anything, and its other end.
-    async fn silent() -> (SendRequest<Stream>, tokio::io::DuplexStream) {
+    async fn silent() -> (Link, tokio::io::DuplexStream) {
         let (near, far) = tokio::io::duplex(1024);
         let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
-        tokio::spawn(connection);
+        let task = tokio::spawn(connection).abort_handle();
         sender.ready().await.unwrap();
-        (sender, far)
+        (Link { sender, task: Some(task) }, far)
     }
 
     #[tokio::test(start_paused = true)]
