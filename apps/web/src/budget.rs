@@ -20,11 +20,12 @@ use tokio::time::{timeout, timeout_at};
 
 /// Longest wait for somebody who is idle or slow, while memory or places for connections are short.
 pub const CROWDED: Duration = Duration::from_secs(2);
-/// How often is looked whether there is memory again: for all that wait for the same, and for each that may not read.
+/// How often is looked whether there is memory again, for all that wait for the same.
 const LOOK: Duration = Duration::from_millis(10);
+/// The same for each connection that may not read.
+pub const LOOK_TO_READ: Duration = Duration::from_millis(100);
 /// How often those that are idle are called because memory is short.
 const CALL: Duration = Duration::from_millis(500);
-pub const LOOK_TO_READ: Duration = Duration::from_millis(100);
 const PAGE: u64 = 4096;
 /// What a byte that HTTP/2 reads may become: a reference to a field of a head becomes an entry in a map.
 const BYTE: u64 = 256;
@@ -198,15 +199,18 @@ impl Promise {
             budget.call_for_memory();
             return None;
         }
-        budget.promised.fetch_add(bytes, Relaxed);
-        Some(Promise(server.clone(), bytes))
+        Some(Promise::made(server, bytes))
     }
 
     /// As soon as there is enough; `None` if that takes longer than a request's head may.
     pub async fn soon(server: &Arc<Server>, wanted: For, bytes: u64) -> Option<Promise> {
         in_time(server, server.budget.room_for(wanted, bytes)).await?;
+        Some(Promise::made(server, bytes))
+    }
+
+    fn made(server: &Arc<Server>, bytes: u64) -> Promise {
         server.budget.promised.fetch_add(bytes, Relaxed);
-        Some(Promise(server.clone(), bytes))
+        Promise(server.clone(), bytes)
     }
 
     /// Less is enough from now on.
@@ -227,7 +231,7 @@ impl Drop for Promise {
 /// Waits for what a client does, for no longer than a request's head may take; or [`CROWDED`], if it is crowded or becomes so.
 pub async fn patient<T>(server: &Server, what: impl Future<Output = T>) -> Option<T> {
     let (start, mut crowded) = (Instant::now(), server.is_crowded());
-    let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
+    let limit = head_time(server);
     let mut what = std::pin::pin!(what);
     loop {
         let called = server.budget.called();
@@ -242,8 +246,11 @@ pub async fn patient<T>(server: &Server, what: impl Future<Output = T>) -> Optio
 
 /// Waits for no longer than a request's head may take.
 pub async fn in_time<T>(server: &Server, what: impl Future<Output = T>) -> Option<T> {
-    let limit = Duration::from_secs(server.site.config.limits.header_seconds.into());
-    timeout(limit, what).await.ok()
+    timeout(head_time(server), what).await.ok()
+}
+
+fn head_time(server: &Server) -> Duration {
+    Duration::from_secs(server.site.config.limits.header_seconds.into())
 }
 
 #[cfg(test)]
