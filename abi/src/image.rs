@@ -13,7 +13,7 @@
 //! is another at [`SHIM_PADDR`]. Offsets in the header are file offsets; the shim turns them into physical
 //! addresses by `PAYLOAD_PADDR + offset - HEADER_OFFSET`.
 //!
-//! Of a compressed image, the file has one LZ4 block ([`ImageHeader::packed`]) in place of the segments. Unpacked, they lie behind the end of the
+//! Of a compressed image, the file has one Zstandard frame ([`ImageHeader::packed`]) in place of the segments. Unpacked, they lie behind the end of the
 //! file ([`ImageHeader::unpacked`]): the offsets of segments and relocations may be there, and mean the same.
 
 use crate::PAGE;
@@ -124,7 +124,7 @@ pub struct ImageHeader {
     pub shim: Extent,
     /// The segments, ascending by `mem_offset`, not overlapping.
     pub segments: [Segment; SEGMENTS_MAX],
-    /// The segments' bytes as one LZ4 block; `len` 0 if the file has them as they are. What is executable went through [`crate::bcj`] before.
+    /// The segments' bytes as one Zstandard frame; `len` 0 if the file has them as they are. What is executable went through [`crate::bcj`] before.
     pub packed: Extent,
     /// Where the block's content is taken to lie: whole pages behind the end of the file; `len` is the content's exact length.
     pub unpacked: Extent,
@@ -258,9 +258,10 @@ impl ImageHeader {
         })
     }
 
-    /// Unpacks `block`, the bytes of `packed`, into `content`, which is as long as `unpacked`. False if the block has another length or is damaged.
-    pub fn unpack(&self, block: &[u8], content: &mut [u8]) -> bool {
-        if crate::lz4::unpack(block, content) != Some(content.len()) {
+    /// Unpacks `frame`, the bytes of `packed`, into `content`, which is as long as `unpacked`. False if the content has another length or the frame is damaged.
+    #[inline(never)] // The tables are on the stack.
+    pub fn unpack(&self, frame: &[u8], content: &mut [u8]) -> bool {
+        if crate::zstd::unpack(frame, content, &mut crate::zstd::Tables::new()) != Some(content.len()) {
             return false;
         }
         self.code().for_each(|range| content.get_mut(range).into_iter().for_each(crate::bcj::decode));
@@ -279,7 +280,7 @@ impl ImageHeader {
         field(in_file(self.packed), "compressed part")?;
         field(if packed { unpacked.len > 0 } else { unpacked == Extent::default() }, "unpacked length")?;
         field(unpacked.len <= UNPACKED_MAX && unpacked.len <= self.span, "unpacked length")?;
-        field(self.packed.len <= unpacked.len + unpacked.len / 255 + 16, "compressed part")?;
+        field(self.packed.len <= unpacked.len, "compressed part")?;
         let behind = unpacked.offset.is_multiple_of(PAGE) && unpacked.offset >= self.file_len;
         field(!packed || (behind && unpacked.offset <= 1 << 32), "unpacked place")?;
         let in_content = |e: Extent| {
@@ -379,7 +380,7 @@ const _: () = {
     assert!(size_of::<ImageHeader>() == HEADER_LEN);
     assert!(HEADER_LEN as u64 <= PAGE);
     // Another length is another version.
-    assert!(HEADER_LEN == 504 && crate::VERSION == 3);
+    assert!(HEADER_LEN == 504 && crate::VERSION == 4);
     assert!(size_of::<Segment>() == 40);
     assert!(core::mem::offset_of!(ImageHeader, hash) == 24);
 };

@@ -15,13 +15,13 @@ pub mod bcj;
 pub mod boot;
 pub mod bundle;
 pub mod image;
-pub mod lz4;
 pub mod manifest;
 pub mod secrets;
 pub mod unwind;
+pub mod zstd;
 
 /// Version of every layout and call in this crate. Host and guest must agree exactly.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bytes in a page, the unit of every address range that crosses the gate.
 pub const PAGE: u64 = 4096;

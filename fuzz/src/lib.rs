@@ -16,6 +16,7 @@ mod machine;
 mod packet;
 mod usernet;
 mod virtqueue;
+mod zstd;
 
 /// A target.
 pub struct Target {
@@ -36,6 +37,7 @@ fn none() -> Vec<Vec<u8>> {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "image", about: "image file: command, monitor and shim", run: image::run, seeds: image::seeds },
+    Target { name: "zstd", about: "the program in a compressed image", run: zstd::run, seeds: zstd::seeds },
     Target { name: "boot", about: "what the boot page points at", run: boot::run, seeds: boot::seeds },
     Target { name: "gate", about: "the guest's gate calls, as the shim sees them", run: gate::run, seeds: none },
     Target { name: "virtqueue", about: "a virtio device that lies", run: virtqueue::run, seeds: none },

@@ -15,8 +15,8 @@ use donjon_tests::{is_root, repo_root, target_dir};
 use crate::process::{Result, cargo, failed, show, usage};
 
 /// The targets; `fuzz/src/lib.rs` says what each is.
-const TARGETS: [&str; 11] =
-    ["image", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet", "filter"];
+const TARGETS: [&str; 12] =
+    ["image", "zstd", "boot", "gate", "virtqueue", "firmware", "frames", "dhcp", "dns", "http", "usernet", "filter"];
 /// Seconds for each target in `cargo xtask test`, after the corpus.
 const SMOKE: u64 = 3;
 /// How many of them at once.

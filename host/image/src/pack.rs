@@ -32,6 +32,8 @@ use crate::{
     unwind,
 };
 
+/// Zstandard's best level.
+const COMPRESSION: i32 = 22;
 const LE: Endianness = Endianness::Little;
 /// Dynamic tags of the generic ABI that are newer than the `object` crate's list.
 const DT_RELRSZ: u32 = 35;
@@ -350,7 +352,7 @@ impl Program {
         out
     }
 
-    /// The same as one LZ4 block, and its length before; nothing if that would not be smaller, or too much to unpack.
+    /// The same as one Zstandard frame, and its length before; nothing if that would not be smaller, or too much to unpack.
     fn compressed(&self) -> Option<(Vec<u8>, u64)> {
         let mut content = self.content();
         if content.len() as u64 > UNPACKED_MAX {
@@ -359,10 +361,8 @@ impl Program {
         for (at, s) in self.places().zip(&self.segments).filter(|(_, s)| s.prot == SegmentProt::ReadExecute) {
             bcj::encode(&mut content[at as usize..][..s.bytes.len()]);
         }
-        // The best that it can do.
-        let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(12);
-        let block = lz4::block::compress(&content, Some(mode), false).ok()?;
-        (block.len() < content.len()).then_some((block, content.len() as u64))
+        let frame = zstd::bulk::compress(&content, COMPRESSION).ok()?;
+        (frame.len() < content.len()).then_some((frame, content.len() as u64))
     }
 
     /// Puts the table of [`crate::unwind`] in the place of the linker's.

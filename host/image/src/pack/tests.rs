@@ -246,7 +246,7 @@ fn a_compressed_image_is_the_same_image() {
                 (&head.relr[..], head.content.len() as u64),
                 (image.extent(head.header.relr), head.header.unpacked.len)
             );
-            // Of another length, or no LZ4 block: with the right hash.
+            // Of another length, or no frame: with the right hash.
             for f in [
                 (|h, _| h.unpacked.len += 1) as fn(&mut ImageHeader, &mut Vec<u8>),
                 |h, _| h.packed.len -= 1,
