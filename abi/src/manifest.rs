@@ -31,7 +31,12 @@ pub enum Tag {
     Part = 10,
     /// How fast the guest may send: see [`Limit`]. At most once.
     Limit = 11,
+    /// Seconds that the guest may take to end after it was asked to, `u64`. At most once; without it [`STOP_SECONDS`].
+    Stop = 12,
 }
+
+/// Seconds that a guest may take to end after it was asked to, unless its manifest says otherwise.
+pub const STOP_SECONDS: u64 = 10;
 
 impl Tag {
     /// The tag of that number.
@@ -48,6 +53,7 @@ impl Tag {
             9 => Tag::Secret,
             10 => Tag::Part,
             11 => Tag::Limit,
+            12 => Tag::Stop,
             _ => return None,
         })
     }

@@ -481,11 +481,13 @@ impl States {
         Some(())
     }
 
+    #[cfg_attr(donjon_guest, inline(never))]
     fn start(&self, bits: &mut Bits<'_>) -> Option<Entry> {
         bits.fill();
         self.entries.get(bits.next(self.bits?) as usize).copied()
     }
 
+    #[cfg_attr(donjon_guest, inline(never))]
     fn next(&self, now: Entry, bits: &mut Bits<'_>) -> Option<Entry> {
         self.entries.get(usize::from(now.base) + bits.next(u32::from(now.bits)) as usize).copied()
     }
@@ -512,7 +514,7 @@ impl<'a> Bits<'a> {
     }
 
     /// Takes in enough for more than 56 bits, if there is as much.
-    #[inline]
+    #[cfg_attr(donjon_guest, inline(never))]
     fn fill(&mut self) {
         if !(0..=56).contains(&self.have) {
             return;
@@ -547,7 +549,7 @@ impl<'a> Bits<'a> {
     }
 
     /// The same, and they are read.
-    #[inline]
+    #[cfg_attr(donjon_guest, inline(never))]
     fn next(&mut self, n: u32) -> u32 {
         let value = self.peek(n);
         self.skip(n);
@@ -566,11 +568,13 @@ impl<'a> Bits<'a> {
 }
 
 /// Cuts the first `len` bytes off.
+#[cfg_attr(donjon_guest, inline(never))]
 fn take<'a>(input: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     input.split_off(..len)
 }
 
 /// Up to eight bytes as a number.
+#[cfg_attr(donjon_guest, inline(never))]
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rfold(0, |n, byte| n << 8 | u64::from(*byte))
 }

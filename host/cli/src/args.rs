@@ -203,6 +203,9 @@ pub struct RunArgs {
     /// Bytes that the guest may send in a second, such as 10M, whatever its manifest says; 0 is no limit.
     #[arg(long, value_name = "SIZE", value_parser = donjon_image::config::parse_size)]
     pub limit_send: Option<u64>,
+    /// How long the guest may take to end after Ctrl-C or SIGTERM, in seconds, before it is ended [default: what the image says].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub stop_timeout: Option<u64>,
     /// Print how guest and monitor are jailed here, and end before the guest starts.
     #[arg(long)]
     pub explain_jail: bool,
@@ -271,6 +274,9 @@ pub struct ServeArgs {
     /// Publish a port of the guest: [ADDR:]HOST:GUEST [default: 8080:80, and 8443:443 with --tls]. May be given several times.
     #[arg(long, short, value_name = "PORTS")]
     pub publish: Vec<Publish>,
+    /// How long the server may take to end after Ctrl-C or SIGTERM, in seconds, before it is ended [default: --drain-seconds and 2 more].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub stop_timeout: Option<u64>,
     /// Hand a secret over, in place of the file that the options name. May be given several times.
     #[arg(long, value_name = "NAME=FILE")]
     pub secret: Vec<Secret>,

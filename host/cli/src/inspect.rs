@@ -62,6 +62,7 @@ fn describe(image: &Head, files: &[(String, u64)]) -> Value {
         "made_by": m.tool,
         "memory": m.memory,
         "tmpfs": m.tmpfs,
+        "stop_seconds": m.stop,
         "listen": m.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "egress": m.egress.iter().map(show_egress).collect::<Vec<_>>(),
         "limit": {"connections": m.limit.connections, "send": m.limit.send},
@@ -104,6 +105,9 @@ fn human(about: &Value) -> String {
     line("blake3", text("blake3"));
     line("made by", format!("{}, gate version {}", text("made_by"), about["gate_version"]));
     line("memory", format!("{} bytes", number(&about["memory"])));
+    if !about["stop_seconds"].is_null() {
+        line("may take", format!("{} s to end after it was asked to", number(&about["stop_seconds"])));
+    }
     if !about["tmpfs"].is_null() {
         line("/tmp", format!("at most {} bytes", number(&about["tmpfs"])));
     }

@@ -1,6 +1,7 @@
 //! `donjon run`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use donjon_image::project::Options;
 use donjon_monitor::jail::Explain;
@@ -30,6 +31,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         egress_any: args.egress_any,
         limit_connections: args.limit_connections,
         limit_send: args.limit_send,
+        stop_timeout: args.stop_timeout.map(Duration::from_secs),
         explain_jail: args.explain_jail.then_some(if args.json { Explain::Json } else { Explain::Text }),
         verbose: args.verbose,
         starting: ui::io_is_terminal().then_some(ui::starting),

@@ -1,6 +1,7 @@
 //! `donjon serve`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fs};
 
 use donjon_monitor::{NetMode, Protocol, Publish, RunOptions, Secret};
@@ -31,6 +32,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         net: args.engine.net.clone(),
         publish,
         secrets: secrets(args, &site),
+        stop_timeout: args.stop_timeout.map(Duration::from_secs),
         verbose: args.verbose,
         starting: ui::io_is_terminal().then_some(ui::starting),
         ..RunOptions::default()

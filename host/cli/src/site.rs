@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{self, Path, PathBuf};
 
 use donjon_image::{
-    Manifest, Port, Protocol,
+    Manifest, Port, Protocol, STOP,
     bundle::{BundleError, bundle_sources},
     config::{Config, DEFAULT_MEMORY, parse_egress},
     pack::{Parts, pack},
@@ -140,6 +140,9 @@ impl Site {
         let secrets = self.prepared.secrets.iter().map(|(name, _)| name.clone());
         manifest.secrets.extend(secrets.filter(|name| !self.config.secrets.contains(name)));
         manifest.parts = self.parts();
+        // What it gives its own connections, and a little to end in.
+        let drain = u64::from(self.prepared.config.limits.drain_seconds);
+        manifest.stop = manifest.stop.or(Some((drain + 2).min(*STOP.end())));
         Ok(manifest)
     }
 

@@ -10,7 +10,7 @@ use std::{
 use donjon_abi::manifest::{Egress, Limit};
 use serde::Deserialize;
 
-use crate::manifest::{MEMORY, Manifest, Port, deceives};
+use crate::manifest::{MEMORY, Manifest, Port, STOP, deceives};
 
 /// Name of the file, beside `Cargo.toml`.
 pub const FILE: &str = "Donjon.toml";
@@ -38,6 +38,8 @@ pub struct Config {
     pub args: Vec<String>,
     /// Largest size of `/tmp`, bytes.
     pub tmpfs: Option<u64>,
+    /// Seconds that the guest may take to end after it was asked to.
+    pub stop: Option<u64>,
     /// Names of the secrets that the guest is handed at its start.
     pub secrets: Vec<String>,
     /// What the compiler aims at.
@@ -101,9 +103,9 @@ pub enum ConfigError {
 }
 
 /// All keys.
-pub const KEYS: [&str; 14] = [
-    "name", "memory", "listen", "egress", "limit", "files", "env", "args", "tmpfs", "secrets", "optimize", "bin",
-    "compress", "web",
+pub const KEYS: [&str; 15] = [
+    "name", "memory", "listen", "egress", "limit", "files", "env", "args", "tmpfs", "stop", "secrets", "optimize",
+    "bin", "compress", "web",
 ];
 
 #[derive(Deserialize)]
@@ -124,6 +126,7 @@ struct Raw {
     #[serde(default)]
     args: Vec<String>,
     tmpfs: Option<Size>,
+    stop: Option<u64>,
     #[serde(default)]
     secrets: Vec<String>,
     #[serde(default)]
@@ -229,6 +232,9 @@ impl Config {
         if raw.limit.connections == Some(0) || send == Some(0) {
             return Err(value("limit", "0 would be none at all; leave it out for no limit".into()));
         }
+        if raw.stop.is_some_and(|s| !STOP.contains(&s)) {
+            return Err(value("stop", format!("expected {} to {} seconds", STOP.start(), STOP.end())));
+        }
         let mut secrets = raw.secrets;
         secrets.sort_unstable();
         secrets.dedup();
@@ -249,6 +255,7 @@ impl Config {
             files: files.collect(),
             env: raw.env,
             args: raw.args,
+            stop: raw.stop,
             tmpfs: raw.tmpfs.map(|t| size("tmpfs", t)).transpose()?,
             secrets,
             optimize: raw.optimize,
@@ -267,6 +274,7 @@ impl Config {
             args: self.args.clone(),
             env: self.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
             tmpfs: self.tmpfs,
+            stop: self.stop,
             tool: concat!("donjon ", env!("CARGO_PKG_VERSION")).into(),
             secrets: self.secrets.clone(),
             parts: Vec::new(),

@@ -22,4 +22,4 @@ mod unwind;
 
 pub use head::Head;
 pub use image::{Image, OpenError};
-pub use manifest::{MEMORY, Manifest, Port, Protocol, deceives, shown};
+pub use manifest::{MEMORY, Manifest, Port, Protocol, STOP, deceives, shown};

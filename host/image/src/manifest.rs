@@ -8,6 +8,9 @@ use donjon_abi::secrets::{COUNT_MAX, is_name};
 /// What a guest may have, bytes.
 pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 
+/// What a guest may take to end, seconds.
+pub const STOP: RangeInclusive<u64> = 1..=86_400;
+
 /// What a guest was declared to be and to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
@@ -33,6 +36,8 @@ pub struct Manifest {
     pub parts: Vec<(String, bool)>,
     /// How fast the guest may send.
     pub limit: Limit,
+    /// Seconds that the guest may take to end after it was asked to; `None` is [`STOP_SECONDS`](donjon_abi::manifest::STOP_SECONDS).
+    pub stop: Option<u64>,
 }
 
 /// A transport protocol.
@@ -147,6 +152,10 @@ impl Manifest {
                     }
                 }
                 Tag::Tool => once(tool.replace(label()?).is_none())?,
+                Tag::Stop => {
+                    let seconds = number().ok().filter(|s| STOP.contains(s)).ok_or_else(bad)?;
+                    once(out.stop.replace(seconds).is_none())?;
+                }
                 Tag::Tmpfs => once(out.tmpfs.replace(number()?).is_none())?,
                 Tag::Listen => out.listen.push(Port::from_record(value).ok_or_else(bad)?),
                 Tag::Egress => out.egress.push(Egress::from_bytes(value).ok_or_else(bad)?),
@@ -188,6 +197,9 @@ impl Manifest {
         self.env.iter().for_each(|e| put(Tag::Env, e.as_bytes()));
         if let Some(tmpfs) = self.tmpfs {
             put(Tag::Tmpfs, &tmpfs.to_le_bytes());
+        }
+        if let Some(stop) = self.stop {
+            put(Tag::Stop, &stop.to_le_bytes());
         }
         put(Tag::Tool, self.tool.as_bytes());
         let mut secrets: Vec<&String> = self.secrets.iter().collect();
@@ -231,6 +243,7 @@ mod tests {
             args: vec!["-v".into(), String::new()],
             env: vec!["A=b".into()],
             tmpfs: Some(4096),
+            stop: Some(32),
             tool: "0.1".into(),
             secrets: vec!["db".into(), "tls-key".into()],
             parts: vec![("proxy".into(), false), ("tls".into(), true)],

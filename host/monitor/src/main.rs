@@ -115,7 +115,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions),
             }),
             "-v" => options.verbose = true,
             "--stop-timeout-ms" => {
-                options.stop_timeout = std::time::Duration::from_millis(value()?.parse().map_err(|e| format!("{e}"))?)
+                let millis = value()?.parse().map_err(|e| format!("{e}"))?;
+                options.stop_timeout = Some(std::time::Duration::from_millis(millis));
             }
             "--" => options.args = Some(args.by_ref().collect()),
             _ if arg.starts_with('-') => return Err(format!("unknown option {arg}")),

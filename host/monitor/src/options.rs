@@ -27,8 +27,8 @@ pub struct RunOptions {
     pub publish: Vec<Publish>,
     /// What the guest is handed at its start and what is not in its image.
     pub secrets: Vec<Secret>,
-    /// How long the guest may take to stop after it has been asked to.
-    pub stop_timeout: Duration,
+    /// How long the guest may take to stop after it has been asked to; `None` is what the manifest says.
+    pub stop_timeout: Option<Duration>,
     /// Lets the guest serve on any port, whatever its manifest says.
     pub listen_any: bool,
     /// Lets the guest connect to anything, whatever its manifest says.
@@ -76,7 +76,7 @@ impl Default for RunOptions {
             net: NetMode::User,
             publish: Vec::new(),
             secrets: Vec::new(),
-            stop_timeout: Duration::from_secs(10),
+            stop_timeout: None,
             listen_any: false,
             egress_any: false,
             limit_connections: None,

@@ -4,10 +4,14 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use donjon_abi::image::{Extent, ImageHeader, SegmentProt, relr_offsets};
+use donjon_abi::manifest::STOP_SECONDS;
 use donjon_image::{Head, Manifest, OpenError};
 use rustix::fs::StatVfsMountFlags;
+
+use crate::options::RunOptions;
 
 /// A checked image. Engines map the file or hand its path on; only the small parts are held in memory.
 #[derive(Debug)]
@@ -45,6 +49,11 @@ impl Source {
             Some(crate::memfd::sealed("donjon-image", &mut &content[..]).map_err(io)?)
         };
         Ok(Source { path: path.into(), file, header, manifest, manifest_bytes, content, content_len, relocations })
+    }
+
+    /// How long the guest may take to end after it was asked to.
+    pub fn stop_timeout(&self, options: &RunOptions) -> Duration {
+        options.stop_timeout.unwrap_or_else(|| Duration::from_secs(self.manifest.stop.unwrap_or(STOP_SECONDS)))
     }
 
     /// Copies the segments into memory if the file cannot be mapped executable, as it is on a file system that is mounted `noexec`.

@@ -66,6 +66,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
         return Err(Error::EngineUnavailable { engine: "process", reason, hint: "use --engine qemu" });
     }
     source.make_executable().map_err(Error::host("cannot copy the image into memory"))?;
+    let patience = source.stop_timeout(options);
     let mut link = Link::open(options, &source.manifest, Wire::Offload)?;
     let mut reactor = Reactor::new().map_err(Error::host("cannot create an epoll instance"))?;
     let signals = Signals::take().map_err(Error::host("cannot take signals over"))?;
@@ -93,7 +94,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
         guests = keeper.after(guests);
     }
     let link = link.into_running(NETWORK, &reactor)?;
-    let stop = Stop::new(options.stop_timeout);
+    let stop = Stop::new(patience);
     let mut run = Running { output, errors, report: pipes.report, link, guest, stop, killed: None };
     if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options) {
         return Ok(status);

@@ -83,6 +83,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     command.process_group(0);
     let inherited = [Some(guest_status.as_fd()), Some(image.as_fd()), link.guest_fd(), link.filter_fd()];
     let mut jailed = jail::Report::new("QEMU");
+    let patience = source.stop_timeout(options);
     let files = [source.path.as_path(), program.as_path()];
     let named = command::named_files(&qemu.extra);
     let confinement = Confinement::new((!qemu.unconfined).then_some((&files[..], &named[..])), &mut jailed);
@@ -113,7 +114,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let mut output = Relay::new(output, Stream::Output, OUTPUT, &reactor).map_err(watch())?.with_names(of_output);
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
 
-    let mut stop = Stop::new(options.stop_timeout);
+    let mut stop = Stop::new(patience);
     if let Some(status) = jail::enter(&plan).after(jailed).before_the_guest(options) {
         // QEMU's process, which waits there, is root's still, and we are nobody: it cannot be killed, but ends when nobody can open the gate any more.
         drop(gate);
