@@ -240,11 +240,14 @@ fn what_may_not_be_meant_is_said() {
         assert!(warned && said.contains(want), "{want}: {said}{talk}");
     }
     // An address is no reason for a word, and the only place where the image may go.
-    let output = donjon(&["build", "--web", text(&public), "--proxy", "/a=10.0.0.5:81", "--pin", "-o", text(&image)]);
+    let options = ["--proxy", "/a=10.0.0.5:81", "--pin", "--drain-seconds", "30", "-o", text(&image)];
+    let output = donjon(&[&["build", "--web", text(&public)], &options[..]].concat());
     let talk = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !talk.contains("warning:"), "{talk}");
     let about = String::from_utf8_lossy(&donjon(&["inspect", text(&image), "--json"]).stdout).into_owned();
     assert!(about.contains("10.0.0.5/32:81/tcp") && !about.contains("any:"), "{about}");
+    // `donjon run` waits for what the server waits for.
+    assert!(about.replace(' ', "").contains(r#""stop_seconds":32"#), "{about}");
     std::fs::remove_dir_all(dir).unwrap();
 }
 

@@ -378,6 +378,21 @@ fn deaf_guests_are_ended() {
 }
 
 #[test]
+fn the_image_says_how_long_a_guest_may_take_to_end() {
+    // Both are ended in time, by whoever says less.
+    for (stop, options) in [(1, &["--net", "none"][..]), (86_400, &["--net", "none", "--stop-timeout-ms", "100"])] {
+        let image = write("stop", &pack(&Spec { stop: Some(stop), ..Spec::default() }));
+        let mut child = launcher(&image, options, &["deaf"]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        signal(&child, rustix::process::Signal::TERM);
+        let begun = std::time::Instant::now();
+        assert_eq!(finish(child).code, Some(143), "{stop}");
+        // Not by the 10 seconds of an image that says nothing, and not at once.
+        assert!(stop > 1 || begun.elapsed() > std::time::Duration::from_millis(900));
+    }
+}
+
+#[test]
 fn the_process_holds_nothing_but_the_guest() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: only root may look into the guest's process");

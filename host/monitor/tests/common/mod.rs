@@ -69,6 +69,8 @@ pub struct Spec {
     pub listen: Vec<(u8, u16)>,
     pub egress: Vec<donjon_abi::manifest::Egress>,
     pub limit: donjon_abi::manifest::Limit,
+    /// Seconds.
+    pub stop: Option<u64>,
 }
 
 impl Default for Spec {
@@ -80,6 +82,7 @@ impl Default for Spec {
             listen: vec![(6, 7), (17, 7)],
             egress: vec![],
             limit: Default::default(),
+            stop: None,
         }
     }
 }
@@ -103,6 +106,9 @@ pub fn pack(spec: &Spec) -> Vec<u8> {
             put(Tag::Egress, &e.to_bytes());
         }
         put(Tag::Limit, &spec.limit.to_bytes());
+        if let Some(stop) = spec.stop {
+            put(Tag::Stop, &stop.to_le_bytes());
+        }
         for a in &spec.args {
             put(Tag::Arg, a.as_bytes());
         }
