@@ -64,7 +64,7 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
 
 /// Builds the project in `dir`.
 pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<Built, Failure> {
-    let built = Project::load(dir)?.build(options, output)?;
+    let built = Project::load(dir, &options.cargo)?.build(options, output)?;
     if let [first, rest @ ..] = built.direct_system_calls.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
         donjon_monitor::say!(

@@ -6,6 +6,7 @@ use donjon_image::{
     OpenError,
     bundle::BundleError,
     config::ConfigError,
+    output::NotAFile,
     project::{self, BuildError},
 };
 use donjon_monitor::Error as RunError;
@@ -94,6 +95,7 @@ impl From<BuildError> for Failure {
             BuildError::Programs { .. } | BuildError::NoProgram { .. } => {
                 Failure::new(code::USAGE, text, "name one with `--bin NAME`, or with `bin` in Donjon.toml".to_owned())
             }
+            BuildError::Output(not_a_file) => not_a_file.into(),
             BuildError::Cargo => Failure::new(code::FAILED, text, None),
             BuildError::Link(d) => {
                 let lines: String = project::explain(&d).iter().map(|l| format!("\n  {l}")).collect();
@@ -124,6 +126,12 @@ impl From<BuildError> for Failure {
             }
             _ => Failure::new(code::DATA, text, None),
         }
+    }
+}
+
+impl From<NotAFile> for Failure {
+    fn from(e: NotAFile) -> Failure {
+        Failure::new(code::USAGE, e, "name a file: `-o NAME.img`".to_owned())
     }
 }
 

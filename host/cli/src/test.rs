@@ -27,17 +27,17 @@ use crate::{
 const MEMORY: u64 = 256 << 20;
 
 pub fn test(args: &TestArgs) -> Result<u8, Failure> {
-    let project = Project::load(&args.dir)?;
-    let mut cargo: Vec<String> = args.test.iter().flat_map(|t| ["--test".into(), t.clone()]).collect();
-    for (on, flag) in [(args.lib, "--lib"), (args.bins, "--bins"), (args.release, "--release")] {
-        cargo.extend(on.then(|| flag.to_owned()));
-    }
     let options = Options {
         cargo: args.compile.cargo(),
         plain: !ui::colour(),
         allow_undefined: args.allow_undefined,
         ..Options::default()
     };
+    let project = Project::load(&args.dir, &options.cargo)?;
+    let mut cargo: Vec<String> = args.test.iter().flat_map(|t| ["--test".into(), t.clone()]).collect();
+    for (on, flag) in [(args.lib, "--lib"), (args.bins, "--bins"), (args.release, "--release")] {
+        cargo.extend(on.then(|| flag.to_owned()));
+    }
     let programs = project.tests(&cargo, &options).map_err(|e| as_cargo_test(e.into()))?;
     let images = pack(&project, &programs)?;
     if args.no_run {

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use crate::{
     bundle::{BundleError, Layout, bundle},
     config::{Config, ConfigError, Optimize},
-    linker::{self, Diagnosis, Spec},
+    linker::{self, Diagnosis, Refreshed, Spec},
+    output::{self, NotAFile, with_suffix},
     pack::{PackError, Parts, pack},
     scan::direct_system_calls,
 };
@@ -36,9 +37,12 @@ pub enum BuildError {
     /// A program that is needed does not start.
     #[error("`{0}` does not start: {1}")]
     Tool(&'static str, #[source] io::Error),
-    /// `cargo metadata` or rustc failed; it has said why.
-    #[error("{0}")]
-    Metadata(String),
+    /// `cargo metadata` failed; it has said why.
+    #[error("cargo does not take the project")]
+    Metadata,
+    /// `cargo metadata` says what we do not understand.
+    #[error("cargo describes the project in another way than expected: {0}")]
+    Description(#[source] serde_json::Error),
     /// Not exactly one package.
     #[error("{0} is a workspace of several programs: {1}")]
     Packages(PathBuf, String),
@@ -81,6 +85,12 @@ pub enum BuildError {
     /// The packer.
     #[error(transparent)]
     Pack(#[from] PackError),
+    /// Where the image was to be put.
+    #[error(transparent)]
+    Output(#[from] NotAFile),
+    /// cargo does not say which programs it has linked how.
+    #[error("{0} was not linked by this program: remove {1}")]
+    Unknown(PathBuf, PathBuf),
     /// A file could not be read or written.
     #[error("{0}: {1}")]
     Io(PathBuf, #[source] io::Error),
@@ -97,6 +107,8 @@ pub struct Project {
     pub bins: Vec<String>,
     /// What cargo itself would run: `default-run`.
     default_run: Option<String>,
+    /// Whether it has a build script, which may make files.
+    build_script: bool,
     version: String,
     /// Its `Donjon.toml`.
     pub config: Config,
@@ -182,24 +194,26 @@ impl Target {
 }
 
 impl Project {
-    /// Finds the package in `dir`.
-    pub fn load(given: &Path) -> Result<Project, BuildError> {
+    /// Finds the package in `given`; `cargo` are arguments as in [`Options::cargo`], of which those count that are about the network and the lock
+    /// file.
+    pub fn load(given: &Path, cargo: &[String]) -> Result<Project, BuildError> {
         let none = |_| BuildError::NoProject(given.into());
         let dir = given.canonicalize().map_err(none)?;
         let manifest = dir.join("Cargo.toml").canonicalize().map_err(none)?;
-        let output = Command::new(cargo())
+        // What it says goes to the user: it may be downloading.
+        let output = Command::new(self::cargo())
             .args(["metadata", "--format-version=1", "--filter-platform", TARGET, "--manifest-path"])
             .arg(&manifest)
+            .args(cargo.iter().filter(|a| ["--locked", "--offline"].contains(&a.as_str())))
             .current_dir(&dir)
-            .args(["--color", "never"])
+            .stderr(Stdio::inherit())
             .output()
             .map_err(|e| BuildError::Tool("cargo", e))?;
         if !output.status.success() {
-            let talk = String::from_utf8_lossy(&output.stderr);
-            return Err(BuildError::Metadata(talk.trim().trim_start_matches("error: ").to_owned()));
+            return Err(BuildError::Metadata);
         }
         let Metadata { mut packages, target_directory, workspace_root, workspace_members, workspace_default_members } =
-            serde_json::from_slice(&output.stdout).map_err(|e| BuildError::Metadata(e.to_string()))?;
+            serde_json::from_slice(&output.stdout).map_err(BuildError::Description)?;
         let registries = packages.iter().filter(|p| p.source.as_ref().is_some_and(|s| s.starts_with("registry+")));
         let registries: BTreeSet<PathBuf> =
             registries.filter_map(|p| Some(p.manifest_path.parent()?.parent()?.to_owned())).collect();
@@ -222,6 +236,7 @@ impl Project {
             config: Config::load(&dir)?,
             package: package.name,
             dir,
+            build_script: package.targets.iter().any(|t| t.is("custom-build")),
             bins: package.targets.into_iter().filter(|t| t.is("bin")).map(|t| t.name).collect(),
             default_run: package.default_run,
             version: package.version,
@@ -233,12 +248,22 @@ impl Project {
 
     /// Builds the package's program into an image at `out`, or at the default place.
     pub fn build(&self, options: &Options, out: Option<&Path>) -> Result<Built, BuildError> {
-        // What `files` lacks is better said before a long compilation.
-        let bundle = bundle(&self.dir, &self.config.files)?;
-        let program = self.program(options)?;
-        let name = self.config.name.clone().unwrap_or_else(|| program.name.clone());
+        let name = self.config.name.clone().map_or_else(|| self.choose(options.bin.as_deref()), Ok)?;
         let default = self.target_dir.join(format!("{name}.img"));
-        self.write(&program, &bundle, options.compress, out.unwrap_or(&default))
+        let out = out.unwrap_or(&default);
+        // What is wrong with these is better said before a long compilation.
+        output::check(out)?;
+        self.files_so_far()?;
+        let program = self.program(options)?;
+        self.write(&program, &bundle(&self.dir, &self.config.files)?, options.compress, out)
+    }
+
+    /// Whether there is what `files` lists, as far as that can be known before a build script has run.
+    fn files_so_far(&self) -> Result<(), BuildError> {
+        match bundle(&self.dir, &self.config.files) {
+            Err(BundleError::Missing(_) | BundleError::NoMatch(_)) if self.build_script => Ok(()),
+            other => other.map(drop).map_err(BuildError::from),
+        }
     }
 
     /// Builds the package's program, linked with the guest object but not packed.
@@ -274,7 +299,7 @@ impl Project {
         let compress = compress.or(self.config.compress).unwrap_or(false);
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |e| BuildError::Io(path, e)
+            move |e| BuildError::Io(path.clone(), e)
         };
         let elf = fs::read(&program.path).map_err(io(&program.path))?;
         let manifest = self.config.manifest(&program.name);
@@ -282,15 +307,8 @@ impl Project {
         if let Some(dir) = out.parent() {
             fs::create_dir_all(dir).map_err(io(dir))?;
         }
-        // Never a half-written image under the final name.
-        let part = with_suffix(out, &format!(".{}.part", std::process::id()));
-        let mut file = fs::File::create(&part).map_err(io(&part))?;
-        let done = image.write_to(&mut file).map_err(BuildError::from);
-        if let Err(e) = done.and_then(|()| fs::rename(&part, out).map_err(io(out))) {
-            _ = fs::remove_file(&part);
-            return Err(e);
-        }
-        let debug = with_suffix(out, ".debug");
+        output::replace(out, io(out), |file| image.write_to(file).map_err(BuildError::from))?;
+        let debug = output::debug(out);
         _ = fs::remove_file(&debug);
         fs::hard_link(&program.path, &debug)
             .or_else(|_| fs::copy(&program.path, &debug).map(drop))
@@ -355,8 +373,33 @@ impl Project {
         wanted: impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec = self.spec(options)?;
+        let run = || {
+            let programs = self.cargo_with(&spec, &args, options, &wanted)?;
+            let mut unknown = Vec::new();
+            for Program { path, .. } in &programs {
+                let io = |e| BuildError::Io(path.clone(), e);
+                match spec.refresh(path).map_err(io)?.map_err(|d| BuildError::Link(Box::new(d)))? {
+                    Refreshed::Current => {}
+                    Refreshed::Unknown => unknown.push(path.clone()),
+                }
+            }
+            Ok((programs, unknown))
+        };
+        let known = |(programs, unknown): (_, Vec<PathBuf>)| match unknown.into_iter().next() {
+            None => Ok(programs),
+            Some(path) => Err(BuildError::Unknown(path, self.target_dir.clone())),
+        };
         spec.forget();
-        let result = self.cargo_with(&spec, args, options, wanted);
+        let result = run().and_then(|(programs, unknown)| {
+            if unknown.is_empty() {
+                return Ok(programs);
+            }
+            // With which guest object, nobody knows: cargo links what is not there.
+            for path in &unknown {
+                linker::discard(path).map_err(|e| BuildError::Io(path.clone(), e))?;
+            }
+            run().and_then(known)
+        });
         spec.forget();
         result
     }
@@ -364,14 +407,14 @@ impl Project {
     fn cargo_with(
         &self,
         spec: &Spec,
-        args: Vec<String>,
+        args: &[String],
         options: &Options,
-        wanted: impl Fn(&Target, bool) -> bool,
+        wanted: &impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
         let flags = self.flags(spec)?;
         let mut cargo = Command::new(cargo());
-        cargo.args(&args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
+        cargo.args(args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
         let format = if options.plain { "json" } else { "json-diagnostic-rendered-ansi" };
         cargo.arg("--message-format").arg(format).current_dir(&self.dir).env(linker::SPEC_VAR, &spec_path);
         if options.plain {
@@ -403,10 +446,6 @@ impl Project {
         }
         if !status.success() {
             return Err(BuildError::Cargo);
-        }
-        for program in &programs {
-            let again = spec.refresh(&program.path).map_err(|e| BuildError::Io(program.path.clone(), e))?;
-            again.map_err(|d| BuildError::Link(Box::new(d)))?;
         }
         Ok(programs)
     }
@@ -553,12 +592,6 @@ fn program_name(path: &Path) -> String {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => name.to_owned(),
         _ => name.into_owned(),
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Symbols that a program wants and the guest object lacks, by what they are for.
