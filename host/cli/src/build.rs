@@ -4,6 +4,7 @@ use std::path::Path;
 
 use donjon_image::{
     config::Optimize,
+    output,
     project::{Built, Options, Project},
 };
 
@@ -48,9 +49,18 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
 fn web(args: &BuildArgs) -> Result<u8, Failure> {
     // Beside the image, where there must be place for the same content anyway.
     let beside = args.output.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty());
-    let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside.unwrap_or(Path::new(".")))?;
+    let beside = beside.unwrap_or(Path::new("."));
+    let image = |name: &str| args.output.clone().unwrap_or_else(|| format!("{name}.img").into());
+    let output = |name: &str| {
+        let image = image(name);
+        output::check(&image)?;
+        std::fs::create_dir_all(beside)
+            .map_err(|e| Failure::new(code::OS, format!("cannot make {}: {e}", beside.display()), None))?;
+        Ok(image)
+    };
+    let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside, output)?;
     site.compress = args.compress.unwrap_or(site.compress);
-    let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
+    let made = site.write(&image(&site.name))?;
     if args.json {
         donjon_monitor::out!("{}", made.json(&site));
     } else {

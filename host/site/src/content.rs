@@ -4,7 +4,7 @@ use crate::certificate::Checked;
 use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
-use donjon_image::bundle::Source;
+use donjon_image::{bundle::Source, output::belongs_to, secrets};
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line, matches};
 use std::fs::{self, File};
 use std::io::Read;
@@ -69,18 +69,30 @@ impl Prepared {
     }
 }
 
-/// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one; in any case, they are
-/// in files without names in the directory `scratch` as long as the result lives. Nothing is held in memory that grows with the content.
+/// Where things are that are no content.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The directory in which compressed variants are kept, if they are.
+    pub cache: Option<&'a Path>,
+    /// The directory for what is made on the way.
+    pub scratch: &'a Path,
+    /// The image that will be made, or the directory that it will be in: that of the last time is no content of the site, and neither are its symbols.
+    pub output: &'a Path,
+}
+
+/// Reads the content below `base` as `options` say. Compressed variants are in files without names in the scratch directory as long as the result
+/// lives. Nothing is held in memory that grows with the content.
 ///
 /// If SOURCE_DATE_EPOCH is set, there are no modification times: with it, the same content gives the same image.
-pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
+pub fn prepare(base: &Path, options: &Options, places: Places<'_>) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
+    let output = real(places.output);
     let (mut list, mut bytes) = (vec![], 0);
     for (number, root) in roots.iter().enumerate() {
         let real = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| Error::NoDirectory(root.clone()))?;
-        exposed(base, options, &real)?;
+        exposed(base, options, &output, &real)?;
         let mut files = vec![];
-        walk(&real, &real, "", &mut (&mut files, &mut bytes), 0)?;
+        walk((&real, &output), &real, "", &mut (&mut files, &mut bytes), 0)?;
         files.sort();
         list.extend(files.into_iter().map(|(path, file)| (number as u32, path, file)));
     }
@@ -127,7 +139,7 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
         }
     }
-    let made = resources(&list, &Compressor::new(cache), scratch)?;
+    let made = resources(&list, &Compressor::new(places.cache), places.scratch)?;
     let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, index_bytes: 0, secrets, warnings };
     let mut index = String::new();
     for made in made {
@@ -164,13 +176,43 @@ fn pack_certificate(
         (None, true) => {
             return Err(Error::Option { option: "tls", problem: "`embed_key` needs a `key`".into() });
         }
-        (key, false) => secrets.push((tls.secret_name(index), key.map(|(path, _)| path))),
+        (key, false) => secret(tls.secret_name(index), key.map(|(path, _)| path), secrets)?,
     }
     Ok(checked)
 }
 
+/// Notes a key that is to be handed over. Two certificates may have the same.
+fn secret(name: String, file: Option<PathBuf>, all: &mut Vec<(String, Option<PathBuf>)>) -> Result<(), Error> {
+    let option = |problem| Err(Error::Option { option: "tls", problem });
+    let full = all.len() == secrets::COUNT_MAX;
+    match all.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, Some(known))) if file.as_ref().is_some_and(|file| file != known) => {
+            return option(format!("the secret `{name}` is for two keys: give one of them another `secret`"));
+        }
+        Some((_, known)) => *known = known.take().or(file),
+        None if full => {
+            return option(format!("more than {} keys would have to be handed over", secrets::COUNT_MAX));
+        }
+        None => all.push((name, file)),
+    }
+    Ok(())
+}
+
+/// The path without links, of a file that need not be there.
+fn real(path: &Path) -> PathBuf {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (dir.canonicalize(), path.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => path.into(),
+    }
+}
+
 /// What must not be served must not lie where it would be.
-fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
+fn exposed(base: &Path, options: &Options, output: &Path, root: &Path) -> Result<(), Error> {
+    // An image with a key in it is a secret, too: the next one, in another place, would have it.
+    if output.starts_with(root) && options.tls.iter().any(|t| t.embed_key) {
+        return Err(Error::Exposed(output.into()));
+    }
     let keys = options.tls.iter().filter_map(|t| t.key.as_ref());
     let passwords = options.auth.iter().filter_map(|a| a.password_file.as_ref());
     for file in keys.chain(passwords).map(|p| base.join(p)).chain([root.join(FILE)]) {
@@ -218,7 +260,7 @@ fn roots(base: &Path, options: &Options) -> (Vec<PathBuf>, Vec<Host>) {
 /// Files with their paths in the site, and how many bytes they have together, others before them counted in.
 type Found<'a> = (&'a mut Vec<(String, PathBuf)>, &'a mut u64);
 
-fn walk(top: &Path, dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> Result<(), Error> {
+fn walk((top, output): (&Path, &Path), dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> Result<(), Error> {
     let io = |e| Error::Io(dir.into(), e);
     if depth > 64 {
         return Err(Error::Name(dir.into(), "is nested too deeply"));
@@ -234,14 +276,20 @@ fn walk(top: &Path, dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> 
         if name.starts_with('.') && !(site.is_empty() && name == ".well-known") {
             continue;
         }
+        if belongs_to(&path, output) {
+            continue;
+        }
         let real = path.canonicalize().map_err(|e| Error::Io(path.clone(), e))?;
+        if belongs_to(&real, output) {
+            continue;
+        }
         if !real.starts_with(top) {
             return Err(Error::Name(path, "is a link that leads out of the directory"));
         }
         let below = format!("{site}/{name}");
         let kind = fs::metadata(&real).map_err(|e| Error::Io(path.clone(), e))?;
         if kind.is_dir() {
-            walk(top, &real, &below, out, depth + 1)?;
+            walk((top, output), &real, &below, out, depth + 1)?;
         } else if kind.is_file() {
             out.0.push((below, real));
             *out.1 = out.1.saturating_add(kind.len());

@@ -1,6 +1,10 @@
 use super::*;
 use crate::{Auth, Proxy, Rule};
 
+fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
+    super::prepare(base, options, Places { cache, scratch, output: Path::new("/site.img") })
+}
+
 fn scratch(name: &str) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("donjon-site-{name}-{}", std::process::id()));
     _ = fs::remove_dir_all(&dir);
@@ -255,6 +259,34 @@ fn links_out_of_the_directory_are_refused() {
 }
 
 #[test]
+fn an_image_is_not_in_the_next() {
+    let dir = scratch("again");
+    let public = dir.join("public");
+    let paths = |output: &Path, options: &Options| {
+        let places = Places { cache: None, scratch: &dir, output };
+        super::prepare(&dir, options, places).map(|p| index(&p)).map_err(|e| e.to_string())
+    };
+    let (output, before) = (public.join("site.img"), paths(&public.join("site.img"), &Options::default()).unwrap());
+    for name in ["site.img", "site.img.debug", "site.img.17.part", "site.img.debug.17.part"] {
+        fs::write(public.join(name), "image").unwrap();
+    }
+    std::os::unix::fs::symlink("../site.img", public.join("sub/latest")).unwrap();
+    assert_eq!(paths(&output, &Options::default()).unwrap(), before);
+    // By another name for its directory; and a directory that it will be in.
+    std::os::unix::fs::symlink("public", dir.join("www")).unwrap();
+    assert_eq!(paths(&dir.join("www/site.img"), &Options::default()).unwrap(), before);
+    assert!(!paths(&public.join("sub"), &Options::default()).unwrap().contains("pic.png"));
+    assert!(paths(&dir.join("site.img"), &Options::default()).unwrap().contains("/site.img.debug"), "not made here");
+    // One that has a key in it is refused there: from another place the next one would have it.
+    let tls = Tls { cert: "c".into(), key: Some("k".into()), secret: None, names: vec![], embed_key: true };
+    let embedded = Options { tls: vec![tls], ..Options::default() };
+    let error = paths(&output, &embedded).unwrap_err();
+    assert!(error.contains("site.img is in the directory that would be served to everybody"), "{error}");
+    assert!(paths(&dir.join("site.img"), &embedded).unwrap_err().contains("/c: No such file"));
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
 fn secrets_stay_out_of_the_image() {
     let dir = scratch("secrets");
     let pair = rcgen::generate_simple_self_signed(["a.example".into(), "*.b.example".into()]).unwrap();
@@ -284,6 +316,28 @@ fn secrets_stay_out_of_the_image() {
     named.tls[0].names = vec!["A.example".into(), "c.example".into()];
     let p = prepare(&dir, &named, None, &dir).unwrap();
     assert!(p.warnings.len() == 1 && p.warnings[0].contains("not for `c.example`"), "{:?}", p.warnings);
+    // Certificates for one key, and more keys than a guest can be handed.
+    let same = Tls { secret: Some("tls-key".into()), key: None, ..o.tls[0].clone() };
+    let mut two = Options { tls: vec![same.clone(), o.tls[0].clone(), same], ..o.clone() };
+    assert_eq!(
+        prepare(&dir, &two, None, &dir).unwrap().secrets,
+        [("tls-key".into(), None), ("tls-key-2".into(), Some(dir.join("k.pem")))]
+    );
+    fs::copy(dir.join("k.pem"), dir.join("copy.pem")).unwrap();
+    (two.tls[0].key, two.tls[2].key) = (Some("k.pem".into()), Some("copy.pem".into()));
+    let error = prepare(&dir, &two, None, &dir).unwrap_err().to_string();
+    assert!(error.contains("`tls-key` is for two keys"), "{error}");
+    let mut many = Options { tls: vec![o.tls[0].clone(); 16], ..o.clone() };
+    assert_eq!(prepare(&dir, &many, None, &dir).unwrap().secrets.len(), 16);
+    many.tls.push(o.tls[0].clone());
+    let error = prepare(&dir, &many, None, &dir).unwrap_err().to_string();
+    assert!(error.contains("more than 16 keys"), "{error}");
+    for bad in [".key", "a/b", "", "a-name-that-is-more-than-32-bytes-"] {
+        let mut named = o.clone();
+        named.tls[0].secret = Some(bad.into());
+        let error = prepare(&dir, &named, None, &dir).unwrap_err().to_string();
+        assert!(error.contains("is no name"), "{bad}: {error}");
+    }
     o.tls[0].embed_key = true;
     let p = prepare(&dir, &o, None, &dir).unwrap();
     assert!(has(&p, &key) && p.secrets.is_empty());
