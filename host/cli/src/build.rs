@@ -36,7 +36,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         donjon_monitor::out!(
             "{}",
             serde_json::json!({
-                "name": built.name, "image": built.image, "debug": built.debug, "bytes": built.bytes,
+                "name": built.name, "image": built.image.to_string_lossy(), "debug": built.debug.to_string_lossy(), "bytes": built.bytes,
                 "direct_system_calls": built.direct_system_calls,
             })
         );
@@ -74,7 +74,8 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
 
 /// Builds the project in `dir`.
 pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<Built, Failure> {
-    let built = Project::load(dir, &options.cargo)?.build(options, output)?;
+    let project = load(dir, options)?;
+    let built = project.build(options, output)?;
     if let [first, rest @ ..] = built.direct_system_calls.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
         donjon_monitor::say!(
@@ -82,4 +83,14 @@ pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<B
         );
     }
     Ok(built)
+}
+
+/// Reads the project in `dir`, and says what may have been meant to be its `Donjon.toml`.
+pub fn load(dir: &Path, options: &Options) -> Result<Project, Failure> {
+    let project = Project::load(dir, &options.cargo)?;
+    if let Some(path) = &project.overlooked {
+        let place = project.dir.join(donjon_image::config::FILE);
+        donjon_monitor::say!("donjon: warning: {} is not read: it would be {}", path.display(), place.display());
+    }
+    Ok(project)
 }

@@ -70,7 +70,7 @@ impl From<BuildError> for Failure {
                     format!("`donjon new {}` makes a project", shown(&dir))
                 },
             ),
-            BuildError::Tool("cc", _) | BuildError::Libgcc(_) => Failure::new(
+            BuildError::Compiler(..) | BuildError::Libgcc(..) => Failure::new(
                 code::UNAVAILABLE,
                 text,
                 "a C compiler is needed, as for Rust itself: `apt-get install gcc`, or set CC".to_owned(),

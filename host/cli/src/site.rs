@@ -252,7 +252,7 @@ impl Made {
     pub fn json(&self, site: &Site) -> Value {
         let p = &site.prepared;
         json!({
-            "name": site.name, "image": self.image, "debug": output::debug(&self.image), "bytes": self.bytes,
+            "name": site.name, "image": self.image.to_string_lossy(), "debug": output::debug(&self.image).to_string_lossy(), "bytes": self.bytes,
             "files": p.resources, "content_bytes": p.plain_bytes, "memory": self.memory,
             "features": p.features(),
             "ports": {"http": p.config.http, "https": p.config.https, "metrics": p.config.metrics},

@@ -19,6 +19,7 @@ use donjon_monitor::{Machine, NetMode};
 
 use crate::{
     args::{EngineName, TestArgs},
+    build,
     failure::{Failure, code},
     ui,
 };
@@ -33,7 +34,7 @@ pub fn test(args: &TestArgs) -> Result<u8, Failure> {
         allow_undefined: args.allow_undefined,
         ..Options::default()
     };
-    let project = Project::load(&args.dir, &options.cargo)?;
+    let project = build::load(&args.dir, &options)?;
     let mut cargo: Vec<String> = args.test.iter().flat_map(|t| ["--test".into(), t.clone()]).collect();
     for (on, flag) in [(args.lib, "--lib"), (args.bins, "--bins"), (args.release, "--release")] {
         cargo.extend(on.then(|| flag.to_owned()));
@@ -125,7 +126,7 @@ fn run_all(args: &TestArgs, project: &Project, images: &[(String, PathBuf)]) -> 
             }
             if args.json {
                 let line = serde_json::json!({
-                    "name": name, "image": image, "passed": verdict == Verdict::Passed, "seconds": seconds,
+                    "name": name, "image": image.to_string_lossy(), "passed": verdict == Verdict::Passed, "seconds": seconds,
                     "status": match verdict { Verdict::Passed => Some(0), Verdict::Failed(s) => Some(s), _ => None },
                     "timed_out": verdict == Verdict::TimedOut,
                 });

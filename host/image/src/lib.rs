@@ -18,6 +18,8 @@ pub mod pack;
 #[cfg(feature = "guest")]
 pub mod project;
 pub mod scan;
+#[cfg(feature = "guest")]
+mod settings;
 mod shim;
 mod trim;
 mod unwind;

@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -166,7 +167,7 @@ impl Spec {
             return Ok(Err(Diagnosis { output: output.into(), ..diagnose(text) }));
         }
         if !text.is_empty() {
-            eprint!("{text}");
+            _ = io::stderr().write_all(text.as_bytes());
         }
         let kept = Kept { stamp: self.stamp.clone(), output: output.into(), args, dir };
         fs::write(self.kept(output).join("link.json"), serde_json::to_vec(&kept)?)?;
@@ -194,11 +195,11 @@ pub fn run_if_linker() -> Option<u8> {
     Some(match run(Path::new(&path)) {
         Ok(Ok(())) => 0,
         Ok(Err(diagnosis)) => {
-            eprint!("{}", diagnosis.text);
+            _ = io::stderr().write_all(diagnosis.text.as_bytes());
             1
         }
         Err(e) => {
-            eprintln!("donjon, as the linker: {e}");
+            _ = io::stderr().write_all(format!("donjon, as the linker: {e}\n").as_bytes());
             1
         }
     })

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -12,11 +12,12 @@ use serde::Deserialize;
 
 use crate::{
     bundle::{BundleError, Layout, bundle},
-    config::{Config, ConfigError, Optimize},
+    config::{self, Config, ConfigError, Optimize},
     linker::{self, Diagnosis, Refreshed, Spec},
     output::{self, NotAFile, with_suffix},
     pack::{PackError, Parts, pack},
     scan::direct_system_calls,
+    settings,
 };
 
 /// The only target there is.
@@ -71,8 +72,11 @@ pub enum BuildError {
     #[error("{} does not link", program_name(&.0.output))]
     Link(Box<Diagnosis>),
     /// A library that comes with the C compiler is missing.
-    #[error("`cc` does not know where {0} is")]
-    Libgcc(&'static str),
+    #[error("`{0}` does not know where {1} is")]
+    Libgcc(String, &'static str),
+    /// The C compiler does not start.
+    #[error("`{0}` does not start: {1}")]
+    Compiler(String, #[source] io::Error),
     /// The Rust toolchain lacks its linker or the target.
     #[error("the Rust toolchain has no {0}")]
     Toolchain(PathBuf),
@@ -112,6 +116,8 @@ pub struct Project {
     version: String,
     /// Its `Donjon.toml`.
     pub config: Config,
+    /// A file that looks as if it was meant to be its `Donjon.toml`, if it has none.
+    pub overlooked: Option<PathBuf>,
     /// Where we build, within cargo's target directory.
     pub target_dir: PathBuf,
     workspace: PathBuf,
@@ -218,6 +224,8 @@ impl Project {
         let registries: BTreeSet<PathBuf> =
             registries.filter_map(|p| Some(p.manifest_path.parent()?.parent()?.to_owned())).collect();
         packages.retain(|p| workspace_members.contains(&p.id));
+        let of_root = |p: &Package| p.manifest_path == workspace_root.join("Cargo.toml");
+        let is_virtual = !packages.iter().any(of_root);
         let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == manifest);
         if packages.iter().any(is_here) {
             packages.retain(is_here);
@@ -232,8 +240,11 @@ impl Project {
         }
         let package = packages.remove(0);
         let dir = package.manifest_path.parent().map_or(dir, Path::to_owned);
+        let others = [Some(dir.join("donjon.toml")), is_virtual.then(|| workspace_root.join(config::FILE))];
+        let overlooked = others.into_iter().flatten().find(|p| !dir.join(config::FILE).exists() && p.exists());
         Ok(Project {
             config: Config::load(&dir)?,
+            overlooked,
             package: package.name,
             dir,
             build_script: package.targets.iter().any(|t| t.is("custom-build")),
@@ -350,7 +361,10 @@ impl Project {
     fn profile(&self, optimize: Optimize) -> Vec<String> {
         let text = fs::read_to_string(self.workspace.join("Cargo.toml")).unwrap_or_default();
         let table: toml::Table = toml::from_str(&text).unwrap_or_default();
-        let own = table.get("profile").and_then(|p| p.get("release"));
+        let mut tables = settings::files(&self.dir);
+        tables.push(table);
+        let own =
+            |key: &str| tables.iter().any(|t| t.get("profile").and_then(|p| p.get("release")?.get(key)).is_some());
         let level = match optimize {
             Optimize::Size => "\"s\"",
             Optimize::Speed => "3",
@@ -358,7 +372,7 @@ impl Project {
         let mut out = Vec::new();
         for (key, value) in [("opt-level", level), ("lto", "\"fat\""), ("codegen-units", "1")] {
             let variable = format!("CARGO_PROFILE_RELEASE_{}", key.to_ascii_uppercase().replace('-', "_"));
-            if own.is_none_or(|o| o.get(key).is_none()) && env::var_os(variable).is_none() {
+            if !own(key) && env::var_os(variable).is_none() {
                 out.extend(["--config".to_owned(), format!("profile.release.{key}={value}")]);
             }
         }
@@ -429,7 +443,8 @@ impl Project {
                 match message {
                     // What the linker has to say is said better by our own diagnosis.
                     Message::CompilerMessage { message } if spec.diagnosis().is_none() || !message.is_link_error() => {
-                        eprint!("{}", message.rendered.unwrap_or_default());
+                        // Who reads it may have gone.
+                        _ = io::stderr().write_all(message.rendered.unwrap_or_default().as_bytes());
                     }
                     Message::CompilerArtifact { target, executable: Some(path), profile }
                         if wanted(&target, profile.test) =>
@@ -460,7 +475,7 @@ impl Project {
                 .and_then(|()| fs::rename(&part, &link))
                 .map_err(|e| BuildError::Io(link.clone(), e))?;
         }
-        let mut flags = user_flags(&self.dir);
+        let mut flags = settings::rustflags(&self.dir);
         flags.extend([
             format!("-Clinker={}", link.display()),
             "-Clinker-flavor=ld".into(),
@@ -536,51 +551,26 @@ impl Diagnostic {
     }
 }
 
-/// The flags that cargo would give rustc for `dir`: of the environment, else of the configuration files for the target, else of those
-/// for all targets. (Sections such as `[target.'cfg(unix)']` are not looked at.)
-fn user_flags(dir: &Path) -> Vec<String> {
-    let words = |text: String| text.split_whitespace().map(String::from).collect::<Vec<_>>();
-    let encoded = |v: String| v.split('\x1f').filter(|f| !f.is_empty()).map(String::from).collect();
-    if let Some(flags) =
-        env::var("CARGO_ENCODED_RUSTFLAGS").ok().map(encoded).or_else(|| env::var("RUSTFLAGS").ok().map(words))
-    {
-        return flags;
-    }
-    // Lists of several files are joined, the one nearest to the project last.
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
-    let mut places: Vec<PathBuf> = dir.ancestors().map(|a| a.join(".cargo")).collect();
-    places.extend(home.filter(|h| !places.contains(h)));
-    let (mut target, mut build) = (Vec::new(), Vec::new());
-    for place in places.iter().rev() {
-        let text = ["config", "config.toml"].iter().find_map(|name| fs::read_to_string(place.join(name)).ok());
-        let table: toml::Table = text.and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
-        let flags = |section: Option<&toml::Value>| match section.and_then(|s| s.get("rustflags")) {
-            Some(toml::Value::String(text)) => words(text.clone()),
-            Some(toml::Value::Array(list)) => list.iter().filter_map(|f| Some(f.as_str()?.to_owned())).collect(),
-            _ => Vec::new(),
-        };
-        target.extend(flags(table.get("target").and_then(|t| t.get(TARGET))));
-        build.extend(flags(table.get("build")));
-    }
-    if target.is_empty() { build } else { target }
-}
-
 fn cargo() -> std::ffi::OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// The static libraries for unwinding and arithmetic that come with the C compiler.
 fn libgcc() -> Result<Vec<PathBuf>, BuildError> {
-    let cc = env::var_os("CC").filter(|c| !c.is_empty()).unwrap_or_else(|| "cc".into());
+    let cc = env::var("CC").unwrap_or_default();
+    // It may have arguments, or be one of another program: `ccache gcc`.
+    let mut words = cc.split_whitespace();
+    let (program, arguments) = (words.next().unwrap_or("cc"), words.collect::<Vec<_>>());
     ["libgcc_eh.a", "libgcc.a"]
         .into_iter()
         .map(|name| {
-            let output = Command::new(&cc)
+            let output = Command::new(program)
+                .args(&arguments)
                 .arg(format!("-print-file-name={name}"))
                 .output()
-                .map_err(|e| BuildError::Tool("cc", e))?;
+                .map_err(|e| BuildError::Compiler(program.into(), e))?;
             let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(name)) }
+            if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(program.into(), name)) }
         })
         .collect()
 }
@@ -720,24 +710,6 @@ mod tests {
         assert_eq!(crate_of("_ZN61_$LT$axum..routing..Router$u20$as$u20$core..clone..Clone$GT$5clone17h0123E"), "axum");
         assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
         assert_eq!(crate_of("memcpy"), "C");
-    }
-
-    #[test]
-    fn flags_of_configuration_files_are_kept() {
-        if env::var_os("RUSTFLAGS").or(env::var_os("CARGO_ENCODED_RUSTFLAGS")).is_some() {
-            return; // these would win, as with cargo
-        }
-        let dir = env::temp_dir().join(format!("donjon-flags-{}", std::process::id()));
-        let write = |at: &str, text: &str| {
-            fs::create_dir_all(dir.join(at).join(".cargo")).unwrap();
-            fs::write(dir.join(at).join(".cargo/config.toml"), text).unwrap();
-        };
-        write("", "[build]\nrustflags = [\"--cfg\", \"outer\"]\n");
-        write("a", "[build]\nrustflags = \"--cfg inner\"\n");
-        assert!(user_flags(&dir.join("a")).ends_with(&["--cfg", "outer", "--cfg", "inner"].map(String::from)));
-        write("a/b", &format!("[target.{TARGET}]\nrustflags = [\"-Ctarget-cpu=native\"]\n"));
-        assert_eq!(user_flags(&dir.join("a/b")), ["-Ctarget-cpu=native"]);
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
