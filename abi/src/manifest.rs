@@ -5,6 +5,9 @@
 
 use core::net::Ipv6Addr;
 
+/// Most bytes of name, arguments and environment together, a NUL after each.
+pub const STRINGS_MAX: u64 = 64 * 1024;
+
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]

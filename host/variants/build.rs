@@ -102,14 +102,14 @@ fn build_all(place: &Path) {
 
 fn build_one(place: &Path, lane: usize, set: usize) {
     let started = Instant::now();
-    let mut project = Project::load(Path::new(".")).unwrap_or_else(|e| panic!("apps/web: {e}"));
-    project.target_dir = place.join(format!("lane-{lane}"));
     let cargo = vec![
         "--locked".into(),
         "--quiet".into(),
         "--no-default-features".into(),
         format!("--features={}", features(set)),
     ];
+    let mut project = Project::load(Path::new("."), &cargo).unwrap_or_else(|e| panic!("apps/web: {e}"));
+    project.target_dir = place.join(format!("lane-{lane}"));
     let options = Options { cargo, plain: true, ..Options::default() };
     let program = project.program(&options).unwrap_or_else(|e| {
         let why = if let BuildError::Link(d) = &e { explain(d).join("\n") } else { String::new() };

@@ -12,7 +12,7 @@ pub fn donjon(args: &[&str]) -> Output {
 
 /// Fails unless the command ended with this code and its errors contain all of these texts.
 #[track_caller]
-fn expect(output: &Output, code: i32, texts: &[&str]) {
+pub fn expect(output: &Output, code: i32, texts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr).to_lowercase();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     for text in texts {

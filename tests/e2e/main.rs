@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boot;
+mod build;
 mod cli;
 mod dhcp;
 mod examples;

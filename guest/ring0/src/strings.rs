@@ -4,9 +4,7 @@ use crate::phys::{Phys, PhysAddr};
 use crate::space::{Refused, Rights, Space};
 use donjon_abi::PAGE;
 use donjon_abi::boot::Range;
-
-/// Most bytes of arguments and environment together.
-pub const STRINGS_MAX: u64 = 64 * 1024;
+pub use donjon_abi::manifest::STRINGS_MAX;
 
 /// Writes strings one after another; pages appear as they are needed.
 pub struct Strings {

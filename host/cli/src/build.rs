@@ -4,6 +4,7 @@ use std::path::Path;
 
 use donjon_image::{
     config::Optimize,
+    output,
     project::{Built, Options, Project},
 };
 
@@ -35,7 +36,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         donjon_monitor::out!(
             "{}",
             serde_json::json!({
-                "name": built.name, "image": built.image, "debug": built.debug, "bytes": built.bytes,
+                "name": built.name, "image": built.image.to_string_lossy(), "debug": built.debug.to_string_lossy(), "bytes": built.bytes,
                 "direct_system_calls": built.direct_system_calls,
             })
         );
@@ -48,9 +49,18 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
 fn web(args: &BuildArgs) -> Result<u8, Failure> {
     // Beside the image, where there must be place for the same content anyway.
     let beside = args.output.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty());
-    let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside.unwrap_or(Path::new(".")))?;
+    let beside = beside.unwrap_or(Path::new("."));
+    let image = |name: &str| args.output.clone().unwrap_or_else(|| format!("{name}.img").into());
+    let output = |name: &str| {
+        let image = image(name);
+        output::check(&image)?;
+        std::fs::create_dir_all(beside)
+            .map_err(|e| Failure::new(code::OS, format!("cannot make {}: {e}", beside.display()), None))?;
+        Ok(image)
+    };
+    let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside, output)?;
     site.compress = args.compress.unwrap_or(site.compress);
-    let made = site.write(&args.output.clone().unwrap_or_else(|| format!("{}.img", site.name).into()))?;
+    let made = site.write(&image(&site.name))?;
     if args.json {
         donjon_monitor::out!("{}", made.json(&site));
     } else {
@@ -64,7 +74,8 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
 
 /// Builds the project in `dir`.
 pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<Built, Failure> {
-    let built = Project::load(dir)?.build(options, output)?;
+    let project = load(dir, options)?;
+    let built = project.build(options, output)?;
     if let [first, rest @ ..] = built.direct_system_calls.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
         donjon_monitor::say!(
@@ -72,4 +83,14 @@ pub fn project(dir: &Path, options: &Options, output: Option<&Path>) -> Result<B
         );
     }
     Ok(built)
+}
+
+/// Reads the project in `dir`, and says what may have been meant to be its `Donjon.toml`.
+pub fn load(dir: &Path, options: &Options) -> Result<Project, Failure> {
+    let project = Project::load(dir, &options.cargo)?;
+    if let Some(path) = &project.overlooked {
+        let place = project.dir.join(donjon_image::config::FILE);
+        donjon_monitor::say!("donjon: warning: {} is not read: it would be {}", path.display(), place.display());
+    }
+    Ok(project)
 }

@@ -6,6 +6,7 @@ use donjon_image::{
     OpenError,
     bundle::BundleError,
     config::ConfigError,
+    output::NotAFile,
     project::{self, BuildError},
 };
 use donjon_monitor::Error as RunError;
@@ -69,7 +70,7 @@ impl From<BuildError> for Failure {
                     format!("`donjon new {}` makes a project", shown(&dir))
                 },
             ),
-            BuildError::Tool("cc", _) | BuildError::Libgcc(_) => Failure::new(
+            BuildError::Compiler(..) | BuildError::Libgcc(..) => Failure::new(
                 code::UNAVAILABLE,
                 text,
                 "a C compiler is needed, as for Rust itself: `apt-get install gcc`, or set CC".to_owned(),
@@ -94,6 +95,7 @@ impl From<BuildError> for Failure {
             BuildError::Programs { .. } | BuildError::NoProgram { .. } => {
                 Failure::new(code::USAGE, text, "name one with `--bin NAME`, or with `bin` in Donjon.toml".to_owned())
             }
+            BuildError::Output(not_a_file) => not_a_file.into(),
             BuildError::Cargo => Failure::new(code::FAILED, text, None),
             BuildError::Link(d) => {
                 let lines: String = project::explain(&d).iter().map(|l| format!("\n  {l}")).collect();
@@ -124,6 +126,12 @@ impl From<BuildError> for Failure {
             }
             _ => Failure::new(code::DATA, text, None),
         }
+    }
+}
+
+impl From<NotAFile> for Failure {
+    fn from(e: NotAFile) -> Failure {
+        Failure::new(code::USAGE, e, "name a file: `-o NAME.img`".to_owned())
     }
 }
 

@@ -34,8 +34,12 @@ pub fn inspect(args: &InspectArgs) -> Result<u8, Failure> {
     }
     let text = if args.json { machine(&about) } else { human(&about) };
     // A reader that has enough (`| head`) is no error.
-    _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(0)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(code::OS, format!("cannot write to standard output: {e}"), None))
+        }
+        _ => Ok(0),
+    }
 }
 
 fn describe(image: &Head, files: &[(String, u64)]) -> Value {

@@ -2,16 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{self, Path, PathBuf};
 
 use donjon_image::{
     Manifest, Port, Protocol, STOP,
     bundle::{BundleError, bundle_sources},
     config::{Config, DEFAULT_MEMORY, parse_egress},
+    output,
     pack::{Parts, pack},
     project::SHIM,
 };
-use donjon_site::{Auth, Options, Prepared, Proxy, Rule, Tls, prepare};
+use donjon_site::{Auth, Options, Places, Prepared, Proxy, Rule, Tls, prepare};
 use serde_json::{Value, json};
 
 use crate::{
@@ -31,6 +33,7 @@ pub struct Site {
     /// Whether its image is compressed.
     pub compress: bool,
     base: PathBuf,
+    options: Options,
     config: Config,
 }
 
@@ -43,8 +46,15 @@ pub struct Made {
 }
 
 impl Site {
-    /// Reads the options of `dir` and the command line, and the content that they name. What is made on the way is in `scratch`.
-    pub fn load(dir: Option<&Path>, args: &SiteArgs, cache: Option<&Path>, scratch: &Path) -> Result<Site, Failure> {
+    /// Reads the options of `dir` and the command line, and the content that they name. `output` says, for a site of this name, where its image will
+    /// be, or the directory for it.
+    pub fn load(
+        dir: Option<&Path>,
+        args: &SiteArgs,
+        cache: Option<&Path>,
+        scratch: &Path,
+        output: impl FnOnce(&str) -> Result<PathBuf, Failure>,
+    ) -> Result<Site, Failure> {
         let given = dir.unwrap_or(Path::new("."));
         let base = given.canonicalize().ok().filter(|d| d.is_dir());
         let base = base.ok_or_else(|| Failure::from(donjon_site::Error::NoDirectory(given.into())))?;
@@ -61,22 +71,30 @@ impl Site {
             None => (Options { root: Some(".".into()), ..Options::default() }, Config::default()),
         };
         add(args, &mut options)?;
-        let bar = ui::spinner("reading the content");
-        let prepared = prepare(&base, &options, cache, scratch);
-        bar.finish_and_clear();
-        let prepared = prepared?;
-        prepared.warnings.iter().for_each(|w| donjon_monitor::say!("donjon: warning: {w}"));
         let name = config.name.clone().unwrap_or_else(|| {
             let own = base.file_name().map(|n| n.to_string_lossy().replace(donjon_image::deceives, "_"));
             own.filter(|n| !n.is_empty()).unwrap_or_else(|| "site".into())
         });
+        let output = output(&name)?;
+        let bar = ui::spinner("reading the content");
+        let prepared = prepare(&base, &options, Places { cache, scratch, output: &output });
+        bar.finish_and_clear();
+        let prepared = prepared?;
+        prepared.warnings.iter().for_each(|w| donjon_monitor::say!("donjon: warning: {w}"));
         let compress = config.compress.unwrap_or(true);
-        Ok(Site { name, prepared, compress, base, config })
+        Ok(Site { name, prepared, compress, base, options, config })
     }
 
-    /// Tells sites apart.
-    pub fn key(&self) -> String {
-        blake3::hash(self.base.as_os_str().as_encoded_bytes()).to_hex()[..16].to_owned()
+    /// Tells sites apart, and one with a password from the same without: two commands that are started at the same time do not take each other's image.
+    /// Only what is in the files of the content may differ.
+    pub fn key(&self) -> Result<String, Failure> {
+        let mut options = self.options.clone();
+        // The name of a file is not for these; of which file they are read is in it.
+        options.auth.iter_mut().for_each(|a| a.password = None);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{:?} {options:?} {}", self.base, self.compress).as_bytes());
+        hasher.update(&self.manifest()?.to_bytes());
+        Ok(hasher.finalize().to_hex()[..16].to_owned())
     }
 
     /// Ports that one tries first: here, and the guest's for them.
@@ -188,13 +206,16 @@ impl Site {
             BundleError::Write(e) => cannot_write(out, &e),
             e => donjon_image::project::BuildError::from(e).into(),
         };
-        // What is there already is not written again: the content may be large.
-        if !(out.is_file() && File::open(out).is_ok_and(|old| image.is_in(&old))) {
-            replace(out, |file| image.write_to(file).map_err(failed))?;
+        // What is there already is not written again: the content may be large. But whose file it is can change it.
+        let ours = |file: &File| file.metadata().is_ok_and(|m| m.uid() == rustix::process::geteuid().as_raw());
+        let is_there = |old: &File| ours(old) && image.is_in(old);
+        if !(out.is_file() && File::open(out).is_ok_and(|old| is_there(&old))) {
+            output::replace(out, |e| cannot_write(out, &e), |file| image.write_to(file).map_err(failed))?;
         }
-        let debug = out.with_added_extension("debug");
+        let debug = output::debug(out);
         if !fs::read(&debug).is_ok_and(|old| old == program) {
-            replace(&debug, |file| file.write_all(&program).map_err(|e| cannot_write(&debug, &e)))?;
+            let failed = |e| cannot_write(&debug, &e);
+            output::replace(&debug, failed, |file| file.write_all(&program).map_err(failed))?;
         }
         Ok(Made { image: out.into(), bytes: image.len(), memory: manifest.memory })
     }
@@ -234,7 +255,7 @@ impl Made {
     pub fn json(&self, site: &Site) -> Value {
         let p = &site.prepared;
         json!({
-            "name": site.name, "image": self.image, "debug": self.image.with_added_extension("debug"), "bytes": self.bytes,
+            "name": site.name, "image": self.image.to_string_lossy(), "debug": output::debug(&self.image).to_string_lossy(), "bytes": self.bytes,
             "files": p.resources, "content_bytes": p.plain_bytes, "memory": self.memory,
             "features": p.features(),
             "ports": {"http": p.config.http, "https": p.config.https, "metrics": p.config.metrics},
@@ -247,19 +268,6 @@ impl Made {
 /// A part of a program that could have been left out.
 pub fn part((name, there): &(String, bool)) -> String {
     format!("{name}: {}", if *there { "in" } else { "absent" })
-}
-
-/// Never a half-written file under the final name.
-fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<(), Failure>) -> Result<(), Failure> {
-    let part = path.with_added_extension(format!("{}.part", std::process::id()));
-    let io = |e: io::Error| cannot_write(path, &e);
-    let done = File::create(&part).map_err(io).and_then(|mut file| write(&mut file));
-    let done = done.and_then(|()| fs::rename(&part, path).map_err(io));
-    if done.is_err() {
-        // It may never have come to be.
-        _ = fs::remove_file(&part);
-    }
-    done
 }
 
 fn cannot_write(path: &Path, e: &io::Error) -> Failure {

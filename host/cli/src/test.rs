@@ -19,6 +19,7 @@ use donjon_monitor::{Machine, NetMode};
 
 use crate::{
     args::{EngineName, TestArgs},
+    build,
     failure::{Failure, code},
     ui,
 };
@@ -27,17 +28,17 @@ use crate::{
 const MEMORY: u64 = 256 << 20;
 
 pub fn test(args: &TestArgs) -> Result<u8, Failure> {
-    let project = Project::load(&args.dir)?;
-    let mut cargo: Vec<String> = args.test.iter().flat_map(|t| ["--test".into(), t.clone()]).collect();
-    for (on, flag) in [(args.lib, "--lib"), (args.bins, "--bins"), (args.release, "--release")] {
-        cargo.extend(on.then(|| flag.to_owned()));
-    }
     let options = Options {
         cargo: args.compile.cargo(),
         plain: !ui::colour(),
         allow_undefined: args.allow_undefined,
         ..Options::default()
     };
+    let project = build::load(&args.dir, &options)?;
+    let mut cargo: Vec<String> = args.test.iter().flat_map(|t| ["--test".into(), t.clone()]).collect();
+    for (on, flag) in [(args.lib, "--lib"), (args.bins, "--bins"), (args.release, "--release")] {
+        cargo.extend(on.then(|| flag.to_owned()));
+    }
     let programs = project.tests(&cargo, &options).map_err(|e| as_cargo_test(e.into()))?;
     let images = pack(&project, &programs)?;
     if args.no_run {
@@ -125,7 +126,7 @@ fn run_all(args: &TestArgs, project: &Project, images: &[(String, PathBuf)]) -> 
             }
             if args.json {
                 let line = serde_json::json!({
-                    "name": name, "image": image, "passed": verdict == Verdict::Passed, "seconds": seconds,
+                    "name": name, "image": image.to_string_lossy(), "passed": verdict == Verdict::Passed, "seconds": seconds,
                     "status": match verdict { Verdict::Passed => Some(0), Verdict::Failed(s) => Some(s), _ => None },
                     "timed_out": verdict == Verdict::TimedOut,
                 });

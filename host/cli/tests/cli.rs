@@ -9,12 +9,17 @@ use std::{
     sync::OnceLock,
 };
 
-fn donjon(dir: &Path, args: &[&str]) -> Output {
+fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_donjon"));
     for (name, _) in env::vars().filter(|(n, _)| n.starts_with("CARGO") && n != "CARGO_HOME" || n == "RUSTFLAGS") {
         command.env_remove(name);
     }
-    command.current_dir(dir).args(args).env("NO_COLOR", "1").env("COLUMNS", "100").output().unwrap()
+    command.current_dir(dir).args(args).env("NO_COLOR", "1").env("COLUMNS", "100");
+    command
+}
+
+fn donjon(dir: &Path, args: &[&str]) -> Output {
+    command(dir, args).output().unwrap()
 }
 
 /// Exit code, standard output and standard error as one text, with the scratch directory's name taken out.
@@ -141,6 +146,67 @@ fn projects_that_do_not_build() {
         all += "\n";
     }
     snapshot("projects", &all);
+}
+
+/// A program's sources in `dir`; its `Donjon.toml` may be somewhere else.
+fn program(dir: &Path, manifest: &str) {
+    fs::create_dir_all(dir.join("src")).unwrap();
+    let package = "[package]\nname = \"demo\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    fs::write(dir.join("Cargo.toml"), format!("{package}{manifest}")).unwrap();
+    fs::write(dir.join("src/main.rs"), "fn main() {}").unwrap();
+}
+
+#[test]
+fn a_file_that_may_have_been_meant_is_named() {
+    let dir = scratch("overlooked");
+    program(&dir.join("ws/demo"), "");
+    fs::write(dir.join("ws/Cargo.toml"), "[workspace]\nmembers = [\"demo\"]\nresolver = \"3\"\n").unwrap();
+    fs::write(dir.join("ws/Donjon.toml"), "").unwrap();
+    let said = |at: &str| {
+        // The directory of the output is refused after the project was read.
+        let o = donjon(&dir, &["build", at, "-o", "."]);
+        assert_eq!(o.status.code(), Some(2));
+        String::from_utf8_lossy(&o.stderr).into_owned()
+    };
+    let warning = "ws/Donjon.toml is not read: it would be ";
+    assert!(said("ws").contains(warning) && said("ws/demo").contains(warning), "{}", said("ws"));
+    fs::write(dir.join("ws/demo/Donjon.toml"), "").unwrap();
+    assert!(!said("ws").contains("not read"));
+    program(&dir.join("small"), "[workspace]\n");
+    fs::write(dir.join("small/donjon.toml"), "").unwrap();
+    assert!(said("small").contains("small/donjon.toml is not read"));
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn paths_and_outputs_of_all_kinds() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let (dir, image) = project();
+    let strange = dir.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    // A C compiler with arguments.
+    let mut build = command(dir, &["build", "--json", "hello", "-o"]);
+    let o = build.arg(strange.join("h.img")).env("CC", "env cc").output().unwrap();
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let made: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert!(made["image"].as_str().unwrap().ends_with("\u{fffd}/h.img") && strange.join("h.img").is_file());
+    fs::remove_dir_all(strange).unwrap();
+    let o = command(dir, &["build", "hello"]).env("CC", "no-such-compiler x").output().unwrap();
+    assert!(
+        o.status.code() == Some(69) && String::from_utf8_lossy(&o.stderr).contains("`no-such-compiler` does not start")
+    );
+    // An output that takes nothing: a file that may have no bytes.
+    let script = "trap '' XFSZ; ulimit -f 0; exec \"$0\" inspect --json \"$1\" > full";
+    let sh = |script: &str| {
+        Command::new("sh")
+            .args(["-c", script, env!("CARGO_BIN_EXE_donjon")])
+            .arg(image)
+            .current_dir(dir)
+            .output()
+            .unwrap()
+    };
+    let o = sh(script);
+    assert!(o.status.code() == Some(71) && String::from_utf8_lossy(&o.stderr).contains("cannot write"), "{o:?}");
+    assert!(sh("{ \"$0\" inspect \"$1\"; echo $? >&2; } | true").stderr.starts_with(b"0"), "a reader that has enough");
 }
 
 #[test]

@@ -160,7 +160,8 @@ impl Tree {
             return self.add(&self.root.join(&entry.from), to(rest)?, 0);
         }
         let bad = |e: String| BundleError::Pattern(entry.from.clone(), e);
-        let full = self.root.join(&entry.from);
+        // The directory's own name is no pattern.
+        let full = Path::new(&glob::Pattern::escape(&self.root.to_string_lossy())).join(&entry.from);
         let paths = glob::glob(&full.to_string_lossy()).map_err(|e| bad(e.to_string()))?;
         let mut any = false;
         // With `to`, the part before the first pattern is cut off.
@@ -406,7 +407,8 @@ mod tests {
     #[test]
     fn directories_files_and_patterns() {
         let dir = scratch("tree");
-        let root = dir.join("project");
+        let root = dir.join("pro[j]?ect*");
+        fs::rename(dir.join("project"), &root).unwrap();
         let bundle = |files: &[Files]| bundle(&root, files).unwrap().to_bytes().unwrap();
         let bytes = bundle(&[from("www", None), from("*.json", Some("/etc"))]);
         assert_eq!(paths(&bytes), ["etc", "etc/a.json", "www", "www/index.html", "www/sub", "www/sub/big.bin"]);

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use donjon_abi::manifest::{Egress, Limit};
+use donjon_abi::manifest::{Egress, Limit, STRINGS_MAX};
 use serde::Deserialize;
 
 use crate::manifest::{MEMORY, Manifest, Port, STOP, deceives};
@@ -212,6 +212,12 @@ impl Config {
         }
         if raw.args.iter().any(|a| a.contains('\0')) {
             return Err(value("args", "an argument cannot contain a NUL".into()));
+        }
+        let env = raw.env.iter().map(|(k, v)| k.len() + v.len() + 2);
+        let strings: usize = raw.args.iter().map(|a| a.len() + 1).chain(env).sum();
+        if strings as u64 > STRINGS_MAX {
+            let message = format!("with `env` these are {strings} bytes, expected at most 64K together");
+            return Err(value("args", message));
         }
         if raw.name.as_deref().is_some_and(|n| n.is_empty() || n.contains('/') || n.contains(deceives)) {
             return Err(value("name", "a name is not empty and has no `/` and no control characters".into()));

@@ -11,13 +11,11 @@ use donjon_abi::{
 
 use crate::{
     image::{OpenError, check_hash, parse_header, unpack, unpacked},
-    manifest::Manifest,
+    manifest::{LEN_MAX, Manifest},
 };
 
 /// Bytes that are read and hashed at a time; the header lies in the first ones.
 const CHUNK: usize = 64 * 1024;
-/// Longest manifest, in bytes.
-const MANIFEST_MAX: u64 = 1 << 20;
 const _: () = assert!(ImageHeader::HASH_OFFSET as usize + 32 <= CHUNK);
 
 /// The small parts of an image whose header, hash and manifest have been checked.
@@ -64,7 +62,7 @@ impl Head {
         }
         check_hash(&header, hasher.finalize(), path)?;
 
-        if header.manifest.len > MANIFEST_MAX {
+        if header.manifest.len > LEN_MAX {
             return Err(OpenError::Field(path.into(), "manifest of more than 1 MiB"));
         }
         let extent = |e: Extent| {

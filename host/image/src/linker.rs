@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -65,6 +66,18 @@ struct Kept {
     stamp: String,
     output: PathBuf,
     args: Vec<String>,
+    /// The directory to which relative paths among the arguments belong; cargo chooses it by package.
+    #[serde(default)]
+    dir: Option<PathBuf>,
+}
+
+/// What is known of a program that cargo says it has linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refreshed {
+    /// It is linked as the [`Spec`] says.
+    Current,
+    /// Nothing: there is no record of the link.
+    Unknown,
 }
 
 impl Spec {
@@ -92,17 +105,17 @@ impl Spec {
     }
 
     /// Links `program` again if that was last done with another guest object.
-    pub fn refresh(&self, program: &Path) -> io::Result<Result<(), Diagnosis>> {
-        let Some(kept) = self.link_of(program)? else { return Ok(Ok(())) };
+    pub fn refresh(&self, program: &Path) -> io::Result<Result<Refreshed, Diagnosis>> {
+        let Some(kept) = self.link_of(program)? else { return Ok(Ok(Refreshed::Unknown)) };
         if kept.stamp == self.stamp {
-            return Ok(Ok(()));
+            return Ok(Ok(Refreshed::Current));
         }
-        let done = self.link(kept.args, &kept.output)?;
+        let done = self.link(kept.args, kept.dir, &kept.output)?;
         if done.is_ok() && kept.output != program {
             fs::remove_file(program)?;
             fs::hard_link(&kept.output, program).or_else(|_| fs::copy(&kept.output, program).map(drop))?;
         }
-        Ok(done)
+        Ok(done.map(|()| Refreshed::Current))
     }
 
     /// The link that made `program`. cargo gives programs another name after the link, so that the content tells.
@@ -124,9 +137,10 @@ impl Spec {
         self.state.join("links").join(output.file_name().unwrap_or_default())
     }
 
-    /// Runs `ld.lld`, keeps the inputs.
-    fn link(&self, args: Vec<String>, output: &Path) -> io::Result<Result<(), Diagnosis>> {
+    /// Runs `ld.lld` in `dir`, keeps the inputs.
+    fn link(&self, args: Vec<String>, dir: Option<PathBuf>, output: &Path) -> io::Result<Result<(), Diagnosis>> {
         let mut lld = Command::new(&self.lld);
+        dir.iter().for_each(|dir| _ = lld.current_dir(dir));
         lld.args(&args).arg("-o").arg(output).arg(&self.object).args(&self.libgcc);
         // The packer needs: one page-aligned segment per kind of rights, RELRO in a segment of its own (lld always makes one),
         // relative relocations only, the entry points, and the symbol table.
@@ -153,12 +167,26 @@ impl Spec {
             return Ok(Err(Diagnosis { output: output.into(), ..diagnose(text) }));
         }
         if !text.is_empty() {
-            eprint!("{text}");
+            _ = io::stderr().write_all(text.as_bytes());
         }
-        let kept = Kept { stamp: self.stamp.clone(), output: output.into(), args };
+        let kept = Kept { stamp: self.stamp.clone(), output: output.into(), args, dir };
         fs::write(self.kept(output).join("link.json"), serde_json::to_vec(&kept)?)?;
         Ok(Ok(()))
     }
+}
+
+/// Removes a program that cargo has made, and what cargo has made it from (the same file under another name, or a copy): it is then made again.
+pub fn discard(program: &Path) -> io::Result<()> {
+    let bytes = fs::read(program)?;
+    let deps = program.parent().map(|dir| dir.join("deps"));
+    for entry in deps.and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten() {
+        let path = entry?.path();
+        let same_length = fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == bytes.len() as u64);
+        if same_length && fs::read(&path)? == bytes {
+            fs::remove_file(&path)?;
+        }
+    }
+    fs::remove_file(program)
 }
 
 /// Acts as rustc's linker if the environment says so. Returns the exit status.
@@ -167,11 +195,11 @@ pub fn run_if_linker() -> Option<u8> {
     Some(match run(Path::new(&path)) {
         Ok(Ok(())) => 0,
         Ok(Err(diagnosis)) => {
-            eprint!("{}", diagnosis.text);
+            _ = io::stderr().write_all(diagnosis.text.as_bytes());
             1
         }
         Err(e) => {
-            eprintln!("donjon, as the linker: {e}");
+            _ = io::stderr().write_all(format!("donjon, as the linker: {e}\n").as_bytes());
             1
         }
     })
@@ -194,7 +222,7 @@ fn run(spec: &Path) -> io::Result<Result<(), Diagnosis>> {
     }
     fs::create_dir_all(&kept)?;
     let args = args.into_iter().enumerate().map(|(i, arg)| keep(&kept, i, arg)).collect::<io::Result<_>>()?;
-    let result = spec.link(args, &output)?;
+    let result = spec.link(args, env::current_dir().ok(), &output)?;
     if let Err(diagnosis) = &result {
         fs::write(spec.own("diagnosis"), serde_json::to_vec(diagnosis)?)?;
     }
@@ -359,10 +387,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = env::temp_dir().join(format!("donjon-link-{}", std::process::id()));
         fs::create_dir_all(dir.join("deps")).unwrap();
-        // A linker that writes the object's name into the program.
+        // A linker that writes the object's name and where it runs into the program.
         let lld = dir.join("lld");
-        fs::write(&lld, "#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\nrm -f \"$2\"; echo \"$3\" > \"$2\"\n")
-            .unwrap();
+        let script =
+            "#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\nrm -f \"$2\"; echo \"$3 ${PWD##*/}\" > \"$2\"\n";
+        fs::write(&lld, script).unwrap();
         fs::set_permissions(&lld, fs::Permissions::from_mode(0o755)).unwrap();
         let mut spec = Spec {
             lld,
@@ -375,14 +404,21 @@ mod tests {
         };
         let (output, program) = (dir.join("deps/web-0123"), dir.join("web"));
         fs::create_dir_all(spec.kept(&output)).unwrap();
-        spec.link(vec!["a.o".into()], &output).unwrap().unwrap();
+        spec.link(vec!["a.o".into()], Some(dir.join("deps")), &output).unwrap().unwrap();
         fs::hard_link(&output, &program).unwrap();
-        spec.refresh(&program).unwrap().unwrap();
-        assert_eq!(fs::read_to_string(&program).unwrap(), "first.o\n");
+        let refresh = |spec: &Spec| spec.refresh(&program).unwrap().unwrap();
+        assert_eq!(refresh(&spec), Refreshed::Current);
+        assert_eq!(fs::read_to_string(&program).unwrap(), "first.o deps\n");
         (spec.object, spec.stamp) = ("second.o".into(), "2".into());
-        spec.refresh(&program).unwrap().unwrap();
-        assert_eq!(fs::read_to_string(&program).unwrap(), "second.o\n");
-        assert_eq!(fs::read_to_string(&output).unwrap(), "second.o\n");
+        assert_eq!(refresh(&spec), Refreshed::Current);
+        assert_eq!(fs::read_to_string(&program).unwrap(), "second.o deps\n", "where rustc has run the linker");
+        assert_eq!(fs::read_to_string(&output).unwrap(), "second.o deps\n");
+        // Without the record of the link nobody knows the object: cargo is to make the program again.
+        fs::remove_dir_all(dir.join("links")).unwrap();
+        assert_eq!(refresh(&spec), Refreshed::Unknown);
+        fs::write(dir.join("deps/other"), "second.o DEPS\n").unwrap();
+        discard(&program).unwrap();
+        assert!(!program.exists() && !output.exists() && dir.join("deps/other").exists());
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use donjon_abi::manifest::{Egress, Limit, RecordError, Tag, records, write_record};
+use donjon_abi::manifest::{Egress, Limit, RecordError, STRINGS_MAX, Tag, records, write_record};
 use donjon_abi::secrets::{COUNT_MAX, is_name};
 
 /// What a guest may have, bytes.
@@ -10,6 +10,9 @@ pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 
 /// What a guest may take to end, seconds.
 pub const STOP: RangeInclusive<u64> = 1..=86_400;
+
+/// Longest manifest, in bytes.
+pub const LEN_MAX: u64 = 1 << 20;
 
 /// What a guest was declared to be and to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,6 +108,15 @@ pub enum ManifestError {
     /// A record that may be there only once.
     #[error("its manifest has more than one {0:?} record")]
     Twice(Tag),
+    /// Longer than [`LEN_MAX`].
+    #[error("its manifest is {0} bytes long; at most 1 MiB can be opened")]
+    Length(u64),
+    /// More bytes than [`STRINGS_MAX`].
+    #[error("its name, arguments and environment are {0} bytes; at most 64 KiB can be started")]
+    Strings(u64),
+    /// More than [`COUNT_MAX`].
+    #[error("it has {0} secrets; at most {COUNT_MAX} can be handed over")]
+    Secrets(usize),
 }
 
 /// Whether a character may make a terminal show something else than the text: control characters (C0, DEL, C1), and those that change the
@@ -183,6 +195,22 @@ impl Manifest {
         out.memory = memory.ok_or(ManifestError::Missing(Tag::Memory))?;
         out.tool = tool.ok_or(ManifestError::Missing(Tag::Tool))?;
         Ok(out)
+    }
+
+    /// The records, for an image: what nobody could open or start is refused.
+    pub fn to_image(&self) -> Result<Vec<u8>, ManifestError> {
+        let bytes = self.to_bytes();
+        if bytes.len() as u64 > LEN_MAX {
+            return Err(ManifestError::Length(bytes.len() as u64));
+        }
+        let strings = [&self.name].into_iter().chain(&self.args).chain(&self.env).map(|s| s.len() as u64 + 1).sum();
+        if strings > STRINGS_MAX {
+            return Err(ManifestError::Strings(strings));
+        }
+        if self.secrets.len() > COUNT_MAX {
+            return Err(ManifestError::Secrets(self.secrets.len()));
+        }
+        Manifest::parse(&bytes).map(|_| bytes)
     }
 
     /// The records.
@@ -297,6 +325,27 @@ mod tests {
         m = manifest();
         m.listen[0].port = 0;
         assert_eq!(Manifest::parse(&m.to_bytes()), Err(ManifestError::Value(Tag::Listen)));
+    }
+
+    #[test]
+    fn an_image_can_be_opened_and_started() {
+        let mut m = manifest();
+        assert_eq!(m.to_image(), Ok(m.to_bytes()));
+        // A NUL ends each; "web", "-v" and "" are there.
+        m.env = vec![format!("A={}", "x".repeat((64 << 10) - 4 - 3 - 1 - 3))];
+        assert_eq!(m.to_image(), Ok(m.to_bytes()));
+        m.args[1].push('x');
+        assert_eq!(m.to_image(), Err(ManifestError::Strings((64 << 10) + 1)));
+        m = manifest();
+        m.secrets = (0..=COUNT_MAX).map(|n| format!("s{n}")).collect();
+        assert_eq!(m.to_image(), Err(ManifestError::Secrets(17)));
+        m.secrets.pop();
+        assert_eq!(m.to_image(), Ok(m.to_bytes()));
+        m.secrets = vec![".hidden".into()];
+        assert_eq!(m.to_image(), Err(ManifestError::Value(Tag::Secret)));
+        m = manifest();
+        m.listen = vec![m.listen[0]; 1 << 16];
+        assert!(matches!(m.to_image(), Err(ManifestError::Length(LEN_MAX..))));
     }
 
     #[test]

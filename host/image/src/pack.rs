@@ -27,7 +27,7 @@ use object::{
 
 use crate::{
     bundle::{BundleError, Hashed, Layout},
-    manifest::Manifest,
+    manifest::{Manifest, ManifestError},
     shim::Shim,
     unwind,
 };
@@ -72,6 +72,9 @@ pub enum PackError {
     /// An entry point is missing.
     #[error("the linked program does not define `{0}`: it was not linked with the guest object")]
     Entry(&'static str),
+    /// What the image would declare.
+    #[error("nobody could use the image: {0}")]
+    Manifest(#[from] ManifestError),
     /// The embedded shim is unusable.
     #[error("the ring-0 shim is unusable: {0}")]
     Shim(&'static str),
@@ -190,7 +193,7 @@ pub fn pack<'a>(parts: Parts<'a>) -> Result<Packed<'a>, PackError> {
     let program = Program::read(parts.program)?;
     let shim = Shim::read(parts.shim).map_err(PackError::Shim)?;
     let mut out = vec![0; (HEADER_OFFSET + PAGE) as usize];
-    let manifest = append(&mut out, &parts.manifest.to_bytes(), 8);
+    let manifest = append(&mut out, &parts.manifest.to_image()?, 8);
     // lld has already put the words into a read-only segment, unless there were other relocations as well.
     let mut relr = Extent::default();
     if program.relr.is_none() {

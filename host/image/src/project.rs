@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -12,10 +12,12 @@ use serde::Deserialize;
 
 use crate::{
     bundle::{BundleError, Layout, bundle},
-    config::{Config, ConfigError, Optimize},
-    linker::{self, Diagnosis, Spec},
+    config::{self, Config, ConfigError, Optimize},
+    linker::{self, Diagnosis, Refreshed, Spec},
+    output::{self, NotAFile, with_suffix},
     pack::{PackError, Parts, pack},
     scan::direct_system_calls,
+    settings,
 };
 
 /// The only target there is.
@@ -36,9 +38,12 @@ pub enum BuildError {
     /// A program that is needed does not start.
     #[error("`{0}` does not start: {1}")]
     Tool(&'static str, #[source] io::Error),
-    /// `cargo metadata` or rustc failed; it has said why.
-    #[error("{0}")]
-    Metadata(String),
+    /// `cargo metadata` failed; it has said why.
+    #[error("cargo does not take the project")]
+    Metadata,
+    /// `cargo metadata` says what we do not understand.
+    #[error("cargo describes the project in another way than expected: {0}")]
+    Description(#[source] serde_json::Error),
     /// Not exactly one package.
     #[error("{0} is a workspace of several programs: {1}")]
     Packages(PathBuf, String),
@@ -67,8 +72,11 @@ pub enum BuildError {
     #[error("{} does not link", program_name(&.0.output))]
     Link(Box<Diagnosis>),
     /// A library that comes with the C compiler is missing.
-    #[error("`cc` does not know where {0} is")]
-    Libgcc(&'static str),
+    #[error("`{0}` does not know where {1} is")]
+    Libgcc(String, &'static str),
+    /// The C compiler does not start.
+    #[error("`{0}` does not start: {1}")]
+    Compiler(String, #[source] io::Error),
     /// The Rust toolchain lacks its linker or the target.
     #[error("the Rust toolchain has no {0}")]
     Toolchain(PathBuf),
@@ -81,6 +89,12 @@ pub enum BuildError {
     /// The packer.
     #[error(transparent)]
     Pack(#[from] PackError),
+    /// Where the image was to be put.
+    #[error(transparent)]
+    Output(#[from] NotAFile),
+    /// cargo does not say which programs it has linked how.
+    #[error("{0} was not linked by this program: remove {1}")]
+    Unknown(PathBuf, PathBuf),
     /// A file could not be read or written.
     #[error("{0}: {1}")]
     Io(PathBuf, #[source] io::Error),
@@ -97,9 +111,13 @@ pub struct Project {
     pub bins: Vec<String>,
     /// What cargo itself would run: `default-run`.
     default_run: Option<String>,
+    /// Whether it has a build script, which may make files.
+    build_script: bool,
     version: String,
     /// Its `Donjon.toml`.
     pub config: Config,
+    /// A file that looks as if it was meant to be its `Donjon.toml`, if it has none.
+    pub overlooked: Option<PathBuf>,
     /// Where we build, within cargo's target directory.
     pub target_dir: PathBuf,
     workspace: PathBuf,
@@ -182,28 +200,32 @@ impl Target {
 }
 
 impl Project {
-    /// Finds the package in `dir`.
-    pub fn load(given: &Path) -> Result<Project, BuildError> {
+    /// Finds the package in `given`; `cargo` are arguments as in [`Options::cargo`], of which those count that are about the network and the lock
+    /// file.
+    pub fn load(given: &Path, cargo: &[String]) -> Result<Project, BuildError> {
         let none = |_| BuildError::NoProject(given.into());
         let dir = given.canonicalize().map_err(none)?;
         let manifest = dir.join("Cargo.toml").canonicalize().map_err(none)?;
-        let output = Command::new(cargo())
+        // What it says goes to the user: it may be downloading.
+        let output = Command::new(self::cargo())
             .args(["metadata", "--format-version=1", "--filter-platform", TARGET, "--manifest-path"])
             .arg(&manifest)
+            .args(cargo.iter().filter(|a| ["--locked", "--offline"].contains(&a.as_str())))
             .current_dir(&dir)
-            .args(["--color", "never"])
+            .stderr(Stdio::inherit())
             .output()
             .map_err(|e| BuildError::Tool("cargo", e))?;
         if !output.status.success() {
-            let talk = String::from_utf8_lossy(&output.stderr);
-            return Err(BuildError::Metadata(talk.trim().trim_start_matches("error: ").to_owned()));
+            return Err(BuildError::Metadata);
         }
         let Metadata { mut packages, target_directory, workspace_root, workspace_members, workspace_default_members } =
-            serde_json::from_slice(&output.stdout).map_err(|e| BuildError::Metadata(e.to_string()))?;
+            serde_json::from_slice(&output.stdout).map_err(BuildError::Description)?;
         let registries = packages.iter().filter(|p| p.source.as_ref().is_some_and(|s| s.starts_with("registry+")));
         let registries: BTreeSet<PathBuf> =
             registries.filter_map(|p| Some(p.manifest_path.parent()?.parent()?.to_owned())).collect();
         packages.retain(|p| workspace_members.contains(&p.id));
+        let of_root = |p: &Package| p.manifest_path == workspace_root.join("Cargo.toml");
+        let is_virtual = !packages.iter().any(of_root);
         let is_here = |p: &Package| p.manifest_path.canonicalize().is_ok_and(|m| m == manifest);
         if packages.iter().any(is_here) {
             packages.retain(is_here);
@@ -218,10 +240,14 @@ impl Project {
         }
         let package = packages.remove(0);
         let dir = package.manifest_path.parent().map_or(dir, Path::to_owned);
+        let others = [Some(dir.join("donjon.toml")), is_virtual.then(|| workspace_root.join(config::FILE))];
+        let overlooked = others.into_iter().flatten().find(|p| !dir.join(config::FILE).exists() && p.exists());
         Ok(Project {
             config: Config::load(&dir)?,
+            overlooked,
             package: package.name,
             dir,
+            build_script: package.targets.iter().any(|t| t.is("custom-build")),
             bins: package.targets.into_iter().filter(|t| t.is("bin")).map(|t| t.name).collect(),
             default_run: package.default_run,
             version: package.version,
@@ -233,12 +259,22 @@ impl Project {
 
     /// Builds the package's program into an image at `out`, or at the default place.
     pub fn build(&self, options: &Options, out: Option<&Path>) -> Result<Built, BuildError> {
-        // What `files` lacks is better said before a long compilation.
-        let bundle = bundle(&self.dir, &self.config.files)?;
-        let program = self.program(options)?;
-        let name = self.config.name.clone().unwrap_or_else(|| program.name.clone());
+        let name = self.config.name.clone().map_or_else(|| self.choose(options.bin.as_deref()), Ok)?;
         let default = self.target_dir.join(format!("{name}.img"));
-        self.write(&program, &bundle, options.compress, out.unwrap_or(&default))
+        let out = out.unwrap_or(&default);
+        // What is wrong with these is better said before a long compilation.
+        output::check(out)?;
+        self.files_so_far()?;
+        let program = self.program(options)?;
+        self.write(&program, &bundle(&self.dir, &self.config.files)?, options.compress, out)
+    }
+
+    /// Whether there is what `files` lists, as far as that can be known before a build script has run.
+    fn files_so_far(&self) -> Result<(), BuildError> {
+        match bundle(&self.dir, &self.config.files) {
+            Err(BundleError::Missing(_) | BundleError::NoMatch(_)) if self.build_script => Ok(()),
+            other => other.map(drop).map_err(BuildError::from),
+        }
     }
 
     /// Builds the package's program, linked with the guest object but not packed.
@@ -274,7 +310,7 @@ impl Project {
         let compress = compress.or(self.config.compress).unwrap_or(false);
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |e| BuildError::Io(path, e)
+            move |e| BuildError::Io(path.clone(), e)
         };
         let elf = fs::read(&program.path).map_err(io(&program.path))?;
         let manifest = self.config.manifest(&program.name);
@@ -282,15 +318,8 @@ impl Project {
         if let Some(dir) = out.parent() {
             fs::create_dir_all(dir).map_err(io(dir))?;
         }
-        // Never a half-written image under the final name.
-        let part = with_suffix(out, &format!(".{}.part", std::process::id()));
-        let mut file = fs::File::create(&part).map_err(io(&part))?;
-        let done = image.write_to(&mut file).map_err(BuildError::from);
-        if let Err(e) = done.and_then(|()| fs::rename(&part, out).map_err(io(out))) {
-            _ = fs::remove_file(&part);
-            return Err(e);
-        }
-        let debug = with_suffix(out, ".debug");
+        output::replace(out, io(out), |file| image.write_to(file).map_err(BuildError::from))?;
+        let debug = output::debug(out);
         _ = fs::remove_file(&debug);
         fs::hard_link(&program.path, &debug)
             .or_else(|_| fs::copy(&program.path, &debug).map(drop))
@@ -332,7 +361,10 @@ impl Project {
     fn profile(&self, optimize: Optimize) -> Vec<String> {
         let text = fs::read_to_string(self.workspace.join("Cargo.toml")).unwrap_or_default();
         let table: toml::Table = toml::from_str(&text).unwrap_or_default();
-        let own = table.get("profile").and_then(|p| p.get("release"));
+        let mut tables = settings::files(&self.dir);
+        tables.push(table);
+        let own =
+            |key: &str| tables.iter().any(|t| t.get("profile").and_then(|p| p.get("release")?.get(key)).is_some());
         let level = match optimize {
             Optimize::Size => "\"s\"",
             Optimize::Speed => "3",
@@ -340,7 +372,7 @@ impl Project {
         let mut out = Vec::new();
         for (key, value) in [("opt-level", level), ("lto", "\"fat\""), ("codegen-units", "1")] {
             let variable = format!("CARGO_PROFILE_RELEASE_{}", key.to_ascii_uppercase().replace('-', "_"));
-            if own.is_none_or(|o| o.get(key).is_none()) && env::var_os(variable).is_none() {
+            if !own(key) && env::var_os(variable).is_none() {
                 out.extend(["--config".to_owned(), format!("profile.release.{key}={value}")]);
             }
         }
@@ -355,8 +387,33 @@ impl Project {
         wanted: impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec = self.spec(options)?;
+        let run = || {
+            let programs = self.cargo_with(&spec, &args, options, &wanted)?;
+            let mut unknown = Vec::new();
+            for Program { path, .. } in &programs {
+                let io = |e| BuildError::Io(path.clone(), e);
+                match spec.refresh(path).map_err(io)?.map_err(|d| BuildError::Link(Box::new(d)))? {
+                    Refreshed::Current => {}
+                    Refreshed::Unknown => unknown.push(path.clone()),
+                }
+            }
+            Ok((programs, unknown))
+        };
+        let known = |(programs, unknown): (_, Vec<PathBuf>)| match unknown.into_iter().next() {
+            None => Ok(programs),
+            Some(path) => Err(BuildError::Unknown(path, self.target_dir.clone())),
+        };
         spec.forget();
-        let result = self.cargo_with(&spec, args, options, wanted);
+        let result = run().and_then(|(programs, unknown)| {
+            if unknown.is_empty() {
+                return Ok(programs);
+            }
+            // With which guest object, nobody knows: cargo links what is not there.
+            for path in &unknown {
+                linker::discard(path).map_err(|e| BuildError::Io(path.clone(), e))?;
+            }
+            run().and_then(known)
+        });
         spec.forget();
         result
     }
@@ -364,14 +421,14 @@ impl Project {
     fn cargo_with(
         &self,
         spec: &Spec,
-        args: Vec<String>,
+        args: &[String],
         options: &Options,
-        wanted: impl Fn(&Target, bool) -> bool,
+        wanted: &impl Fn(&Target, bool) -> bool,
     ) -> Result<Vec<Program>, BuildError> {
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
         let flags = self.flags(spec)?;
         let mut cargo = Command::new(cargo());
-        cargo.args(&args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
+        cargo.args(args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
         let format = if options.plain { "json" } else { "json-diagnostic-rendered-ansi" };
         cargo.arg("--message-format").arg(format).current_dir(&self.dir).env(linker::SPEC_VAR, &spec_path);
         if options.plain {
@@ -386,7 +443,8 @@ impl Project {
                 match message {
                     // What the linker has to say is said better by our own diagnosis.
                     Message::CompilerMessage { message } if spec.diagnosis().is_none() || !message.is_link_error() => {
-                        eprint!("{}", message.rendered.unwrap_or_default());
+                        // Who reads it may have gone.
+                        _ = io::stderr().write_all(message.rendered.unwrap_or_default().as_bytes());
                     }
                     Message::CompilerArtifact { target, executable: Some(path), profile }
                         if wanted(&target, profile.test) =>
@@ -404,10 +462,6 @@ impl Project {
         if !status.success() {
             return Err(BuildError::Cargo);
         }
-        for program in &programs {
-            let again = spec.refresh(&program.path).map_err(|e| BuildError::Io(program.path.clone(), e))?;
-            again.map_err(|d| BuildError::Link(Box::new(d)))?;
-        }
         Ok(programs)
     }
 
@@ -421,7 +475,7 @@ impl Project {
                 .and_then(|()| fs::rename(&part, &link))
                 .map_err(|e| BuildError::Io(link.clone(), e))?;
         }
-        let mut flags = user_flags(&self.dir);
+        let mut flags = settings::rustflags(&self.dir);
         flags.extend([
             format!("-Clinker={}", link.display()),
             "-Clinker-flavor=ld".into(),
@@ -497,51 +551,26 @@ impl Diagnostic {
     }
 }
 
-/// The flags that cargo would give rustc for `dir`: of the environment, else of the configuration files for the target, else of those
-/// for all targets. (Sections such as `[target.'cfg(unix)']` are not looked at.)
-fn user_flags(dir: &Path) -> Vec<String> {
-    let words = |text: String| text.split_whitespace().map(String::from).collect::<Vec<_>>();
-    let encoded = |v: String| v.split('\x1f').filter(|f| !f.is_empty()).map(String::from).collect();
-    if let Some(flags) =
-        env::var("CARGO_ENCODED_RUSTFLAGS").ok().map(encoded).or_else(|| env::var("RUSTFLAGS").ok().map(words))
-    {
-        return flags;
-    }
-    // Lists of several files are joined, the one nearest to the project last.
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
-    let mut places: Vec<PathBuf> = dir.ancestors().map(|a| a.join(".cargo")).collect();
-    places.extend(home.filter(|h| !places.contains(h)));
-    let (mut target, mut build) = (Vec::new(), Vec::new());
-    for place in places.iter().rev() {
-        let text = ["config", "config.toml"].iter().find_map(|name| fs::read_to_string(place.join(name)).ok());
-        let table: toml::Table = text.and_then(|t| toml::from_str(&t).ok()).unwrap_or_default();
-        let flags = |section: Option<&toml::Value>| match section.and_then(|s| s.get("rustflags")) {
-            Some(toml::Value::String(text)) => words(text.clone()),
-            Some(toml::Value::Array(list)) => list.iter().filter_map(|f| Some(f.as_str()?.to_owned())).collect(),
-            _ => Vec::new(),
-        };
-        target.extend(flags(table.get("target").and_then(|t| t.get(TARGET))));
-        build.extend(flags(table.get("build")));
-    }
-    if target.is_empty() { build } else { target }
-}
-
 fn cargo() -> std::ffi::OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// The static libraries for unwinding and arithmetic that come with the C compiler.
 fn libgcc() -> Result<Vec<PathBuf>, BuildError> {
-    let cc = env::var_os("CC").filter(|c| !c.is_empty()).unwrap_or_else(|| "cc".into());
+    let cc = env::var("CC").unwrap_or_default();
+    // It may have arguments, or be one of another program: `ccache gcc`.
+    let mut words = cc.split_whitespace();
+    let (program, arguments) = (words.next().unwrap_or("cc"), words.collect::<Vec<_>>());
     ["libgcc_eh.a", "libgcc.a"]
         .into_iter()
         .map(|name| {
-            let output = Command::new(&cc)
+            let output = Command::new(program)
+                .args(&arguments)
                 .arg(format!("-print-file-name={name}"))
                 .output()
-                .map_err(|e| BuildError::Tool("cc", e))?;
+                .map_err(|e| BuildError::Compiler(program.into(), e))?;
             let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(name)) }
+            if path.is_absolute() && path.is_file() { Ok(path) } else { Err(BuildError::Libgcc(program.into(), name)) }
         })
         .collect()
 }
@@ -553,12 +582,6 @@ fn program_name(path: &Path) -> String {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => name.to_owned(),
         _ => name.into_owned(),
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Symbols that a program wants and the guest object lacks, by what they are for.
@@ -687,24 +710,6 @@ mod tests {
         assert_eq!(crate_of("_ZN61_$LT$axum..routing..Router$u20$as$u20$core..clone..Clone$GT$5clone17h0123E"), "axum");
         assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
         assert_eq!(crate_of("memcpy"), "C");
-    }
-
-    #[test]
-    fn flags_of_configuration_files_are_kept() {
-        if env::var_os("RUSTFLAGS").or(env::var_os("CARGO_ENCODED_RUSTFLAGS")).is_some() {
-            return; // these would win, as with cargo
-        }
-        let dir = env::temp_dir().join(format!("donjon-flags-{}", std::process::id()));
-        let write = |at: &str, text: &str| {
-            fs::create_dir_all(dir.join(at).join(".cargo")).unwrap();
-            fs::write(dir.join(at).join(".cargo/config.toml"), text).unwrap();
-        };
-        write("", "[build]\nrustflags = [\"--cfg\", \"outer\"]\n");
-        write("a", "[build]\nrustflags = \"--cfg inner\"\n");
-        assert!(user_flags(&dir.join("a")).ends_with(&["--cfg", "outer", "--cfg", "inner"].map(String::from)));
-        write("a/b", &format!("[target.{TARGET}]\nrustflags = [\"-Ctarget-cpu=native\"]\n"));
-        assert_eq!(user_flags(&dir.join("a/b")), ["-Ctarget-cpu=native"]);
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::certificate::Checked;
 use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
-use donjon_image::bundle::Source;
+use donjon_image::{bundle::Source, output::belongs_to, secrets};
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line, matches};
 use std::fs::{self, File};
 use std::io::Read;
@@ -69,18 +69,30 @@ impl Prepared {
     }
 }
 
-/// Reads the content below `base` as `options` say. Compressed variants are kept in the directory `cache`, if there is one; in any case, they are
-/// in files without names in the directory `scratch` as long as the result lives. Nothing is held in memory that grows with the content.
+/// Where things are that are no content.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The directory in which compressed variants are kept, if they are.
+    pub cache: Option<&'a Path>,
+    /// The directory for what is made on the way.
+    pub scratch: &'a Path,
+    /// The image that will be made, or the directory that it will be in: that of the last time is no content of the site, and neither are its symbols.
+    pub output: &'a Path,
+}
+
+/// Reads the content below `base` as `options` say. Compressed variants are in files without names in the scratch directory as long as the result
+/// lives. Nothing is held in memory that grows with the content.
 ///
 /// If SOURCE_DATE_EPOCH is set, there are no modification times: with it, the same content gives the same image.
-pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &Path) -> Result<Prepared, Error> {
+pub fn prepare(base: &Path, options: &Options, places: Places<'_>) -> Result<Prepared, Error> {
     let (roots, hosts) = roots(base, options);
+    let output = real(places.output);
     let (mut list, mut bytes) = (vec![], 0);
     for (number, root) in roots.iter().enumerate() {
         let real = root.canonicalize().ok().filter(|r| r.is_dir()).ok_or_else(|| Error::NoDirectory(root.clone()))?;
-        exposed(base, options, &real)?;
+        exposed(base, options, &output, &real)?;
         let mut files = vec![];
-        walk(&real, &real, "", &mut (&mut files, &mut bytes), 0)?;
+        walk((&real, &output), &real, "", &mut (&mut files, &mut bytes), 0)?;
         files.sort();
         list.extend(files.into_iter().map(|(path, file)| (number as u32, path, file)));
     }
@@ -127,7 +139,7 @@ pub fn prepare(base: &Path, options: &Options, cache: Option<&Path>, scratch: &P
             return Err(Error::Option { option: "not_found / spa", problem: format!("the site has no {page}") });
         }
     }
-    let made = resources(&list, &Compressor::new(cache), scratch)?;
+    let made = resources(&list, &Compressor::new(places.cache), places.scratch)?;
     let mut out = Prepared { config, files, resources: made.len(), plain_bytes: 0, index_bytes: 0, secrets, warnings };
     let mut index = String::new();
     for made in made {
@@ -164,13 +176,43 @@ fn pack_certificate(
         (None, true) => {
             return Err(Error::Option { option: "tls", problem: "`embed_key` needs a `key`".into() });
         }
-        (key, false) => secrets.push((tls.secret_name(index), key.map(|(path, _)| path))),
+        (key, false) => secret(tls.secret_name(index), key.map(|(path, _)| path), secrets)?,
     }
     Ok(checked)
 }
 
+/// Notes a key that is to be handed over. Two certificates may have the same.
+fn secret(name: String, file: Option<PathBuf>, all: &mut Vec<(String, Option<PathBuf>)>) -> Result<(), Error> {
+    let option = |problem| Err(Error::Option { option: "tls", problem });
+    let full = all.len() == secrets::COUNT_MAX;
+    match all.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, Some(known))) if file.as_ref().is_some_and(|file| file != known) => {
+            return option(format!("the secret `{name}` is for two keys: give one of them another `secret`"));
+        }
+        Some((_, known)) => *known = known.take().or(file),
+        None if full => {
+            return option(format!("more than {} keys would have to be handed over", secrets::COUNT_MAX));
+        }
+        None => all.push((name, file)),
+    }
+    Ok(())
+}
+
+/// The path without links, of a file that need not be there.
+fn real(path: &Path) -> PathBuf {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (dir.canonicalize(), path.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => path.into(),
+    }
+}
+
 /// What must not be served must not lie where it would be.
-fn exposed(base: &Path, options: &Options, root: &Path) -> Result<(), Error> {
+fn exposed(base: &Path, options: &Options, output: &Path, root: &Path) -> Result<(), Error> {
+    // An image with a key in it is a secret, too: the next one, in another place, would have it.
+    if output.starts_with(root) && options.tls.iter().any(|t| t.embed_key) {
+        return Err(Error::Exposed(output.into()));
+    }
     let keys = options.tls.iter().filter_map(|t| t.key.as_ref());
     let passwords = options.auth.iter().filter_map(|a| a.password_file.as_ref());
     for file in keys.chain(passwords).map(|p| base.join(p)).chain([root.join(FILE)]) {
@@ -218,7 +260,7 @@ fn roots(base: &Path, options: &Options) -> (Vec<PathBuf>, Vec<Host>) {
 /// Files with their paths in the site, and how many bytes they have together, others before them counted in.
 type Found<'a> = (&'a mut Vec<(String, PathBuf)>, &'a mut u64);
 
-fn walk(top: &Path, dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> Result<(), Error> {
+fn walk((top, output): (&Path, &Path), dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> Result<(), Error> {
     let io = |e| Error::Io(dir.into(), e);
     if depth > 64 {
         return Err(Error::Name(dir.into(), "is nested too deeply"));
@@ -234,14 +276,20 @@ fn walk(top: &Path, dir: &Path, site: &str, out: &mut Found<'_>, depth: u32) -> 
         if name.starts_with('.') && !(site.is_empty() && name == ".well-known") {
             continue;
         }
+        if belongs_to(&path, output) {
+            continue;
+        }
         let real = path.canonicalize().map_err(|e| Error::Io(path.clone(), e))?;
+        if belongs_to(&real, output) {
+            continue;
+        }
         if !real.starts_with(top) {
             return Err(Error::Name(path, "is a link that leads out of the directory"));
         }
         let below = format!("{site}/{name}");
         let kind = fs::metadata(&real).map_err(|e| Error::Io(path.clone(), e))?;
         if kind.is_dir() {
-            walk(top, &real, &below, out, depth + 1)?;
+            walk((top, output), &real, &below, out, depth + 1)?;
         } else if kind.is_file() {
             out.0.push((below, real));
             *out.1 = out.1.saturating_add(kind.len());
@@ -373,347 +421,4 @@ fn content_type(path: &str, utf8: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Auth, Proxy, Rule};
-
-    fn scratch(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("donjon-site-{name}-{}", std::process::id()));
-        _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(dir.join("public/sub")).unwrap();
-        fs::create_dir_all(dir.join("public/.well-known")).unwrap();
-        fs::create_dir_all(dir.join("public/.git")).unwrap();
-        fs::write(dir.join("public/index.html"), "<p>hello</p>\n".repeat(100)).unwrap();
-        fs::write(dir.join("public/sub/pic.png"), [7; 5000]).unwrap();
-        fs::write(dir.join("public/.well-known/x"), "x").unwrap();
-        fs::write(dir.join("public/.git/config"), "secret").unwrap();
-        fs::write(dir.join("public/.env"), "secret").unwrap();
-        dir
-    }
-
-    fn index(p: &Prepared) -> String {
-        let (_, source) = p.files.iter().find(|(path, _)| path == INDEX_PATH).unwrap();
-        let Source::Bytes(bytes) = source else { panic!("the index is generated") };
-        String::from_utf8(bytes.clone()).unwrap()
-    }
-
-    #[test]
-    fn a_directory_becomes_a_site() {
-        let dir = scratch("plain");
-        let p = prepare(&dir, &Options::default(), None, &dir).unwrap();
-        let text = index(&p);
-        let all: Vec<_> = donjon_web_format::parse_index(&text).map(Result::unwrap).collect();
-        let paths: Vec<_> = all.iter().map(|r| r.path).collect();
-        assert_eq!(paths, ["/.well-known/x", "/index.html", "/sub/pic.png"], "no dot files");
-        assert_eq!(all[1].content_type, "text/html; charset=utf-8");
-        assert!(all[1].brotli.unwrap().len < all[1].plain.len / 10 && all[1].gzip.is_some());
-        assert_eq!((all[2].content_type, all[2].brotli), ("image/png", None));
-        assert!(p.features().is_empty() && p.resources == 3);
-        let tags: Vec<_> = [Some(all[1].plain), all[1].brotli, all[1].gzip].map(|v| v.unwrap().etag).into();
-        let of = |v: Variant<'_>| {
-            let mut bytes = vec![];
-            p.files.iter().find(|(path, _)| path == v.file).unwrap().1.write_to(&mut bytes).unwrap();
-            hex(&blake3::hash(&bytes).as_bytes()[..10])
-        };
-        assert_eq!(tags, [of(all[1].plain), of(all[1].brotli.unwrap()), of(all[1].gzip.unwrap())]);
-
-        // What the index says of a file is what is packed.
-        let bundle = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap();
-        assert!(!bundle.to_bytes().unwrap().is_empty());
-        fs::write(dir.join("public/index.html"), "<p>HELLO</p>\n".repeat(100)).unwrap();
-        let changed = bundle.to_bytes().map(|b| b.len()).unwrap_err().to_string();
-        assert!(changed.contains("index.html has changed"), "{changed}");
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    fn to(path: &str, upstream: &str) -> Proxy {
-        Proxy { path: path.into(), to: upstream.into(), pin: false }
-    }
-
-    fn area(pattern: &str) -> Auth {
-        let password = Some("x".into());
-        Auth { path: pattern.into(), realm: None, user: "u".into(), password, password_file: None }
-    }
-
-    fn host(name: &str) -> std::collections::BTreeMap<String, PathBuf> {
-        [(name.to_owned(), "public".into())].into()
-    }
-
-    #[test]
-    fn options_are_checked() {
-        let dir = scratch("options");
-        let problem = |f: fn(&mut Options)| {
-            let mut o = Options::default();
-            f(&mut o);
-            prepare(&dir, &o, None, &dir).err().unwrap().to_string()
-        };
-        for (f, want) in [
-            ((|o| o.root = Some("nothing".into())) as fn(&mut Options), "nothing is not a directory"),
-            (|o| o.redirect = true, "redirect: there is nothing"),
-            (|o| o.hsts = Some(1), "hsts:"),
-            (|o| o.http = Some(0), "turns the only port off"),
-            (|o| o.metrics = Some(80), "every port can be used once"),
-            (|o| o.spa = Some("x".into()), "must start with /"),
-            (|o| o.spa = Some("/x".into()), "the site has no /x"),
-            (|o| o.headers = vec![Rule { path: "*".into(), name: "a b".into(), value: "".into() }], "not the name"),
-            (|o| o.headers = vec![Rule { path: "*".into(), name: "a".into(), value: "\r\nb".into() }], "control"),
-            (
-                |o| o.headers = vec![Rule { path: "*".into(), name: "Connection".into(), value: "x".into() }],
-                "by the server",
-            ),
-            (|o| o.proxy = vec![to("/a", "nowhere")], "not ADDRESS:PORT"),
-            (|o| o.proxy = vec![to("a", "a:1")], "must start with /"),
-            (|o| o.proxy = vec![to("/a", "[::1]:1")], "the image itself"),
-            (|o| o.proxy = vec![to("/a", "http://10.0.0.1:80")], "not ADDRESS:PORT"),
-            (|o| o.proxy = vec![Proxy { pin: true, ..to("/a", "no-such-name.invalid:80") }], "cannot find"),
-            (|o| o.proxy = vec![to("/glob/*", "a:1")], "`/glob/*` would match nothing"),
-            (|o| o.proxy = vec![to("/a//b", "a:1")], "`/a//b` would match nothing"),
-            (|o| o.proxy = vec![to("/a/../b", "a:1")], "`/a/../b` would match nothing"),
-            (|o| o.proxy = vec![to("/my%20api", "a:1")], "`/my%20api` would match nothing"),
-            (|o| o.hosts = host("*.w.example"), "`*.w.example` is not the name of a host"),
-            (|o| o.hosts = host("b\u{fc}cher.example"), "`b\u{fc}cher.example` is not the name of a host"),
-            (|o| o.hosts = host("p.example:8080"), "`p.example:8080` is not the name of a host"),
-            (|o| o.hosts = host("p.example."), "`p.example.` is not the name of a host"),
-            (|o| o.hosts = host(""), "`` is not the name of a host"),
-            (
-                |o| o.hosts = [host("a.example"), host("A.example")].into_iter().flatten().collect(),
-                "`a.example` is there twice",
-            ),
-            (|o| o.auth = vec![area("admin/*")], "auth: the pattern `admin/*` matches no path"),
-            (|o| o.cache = vec![("a.css".into(), "x".into())], "cache: the pattern `a.css` matches no path"),
-            (
-                |o| o.headers = vec![Rule { path: ".html".into(), name: "a".into(), value: "b".into() }],
-                "header: the pattern `.html` matches no path",
-            ),
-            (|o| o.upstream_seconds = Some(0), "upstream_seconds: 0"),
-            (|o| o.auth = vec![Auth { user: "".into(), ..area("*") }], "needs a user"),
-        ] {
-            let got = problem(f);
-            assert!(got.contains(want), "{got} / {want}");
-        }
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn upstreams_that_may_be_anywhere_are_said() {
-        let dir = scratch("upstreams");
-        let warnings = |upstream: &str| {
-            let o = Options { proxy: vec![to("/a", upstream)], upstream_seconds: Some(7), ..Options::default() };
-            let p = prepare(&dir, &o, None, &dir).unwrap();
-            assert_eq!(p.config.limits.upstream_seconds, 7);
-            p.warnings
-        };
-        assert!(warnings("10.0.0.5:80").is_empty() && warnings("[fd00::1]:80").is_empty());
-        let said = warnings("api.example:8080");
-        assert!(
-            said.len() == 1 && said[0].contains("`api.example`") && said[0].contains("port 8080 of any"),
-            "{said:?}"
-        );
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn times_that_say_nothing() {
-        let dir = scratch("times");
-        let time = |epoch: Option<&str>| mtime(&dir.join("public"), epoch.map(String::from)).unwrap();
-        assert!(time(None) > 1_500_000_000 && time(Some("yesterday")) == time(None));
-        assert_eq!(time(Some("1700000000")), 0);
-    }
-
-    #[test]
-    fn areas_that_protect_nothing_are_said() {
-        let dir = scratch("areas");
-        fs::create_dir(dir.join("public/my files")).unwrap();
-        fs::write(dir.join("public/my files/x.pdf"), "x").unwrap();
-        let areas = [
-            ("*", true),
-            ("*.png", true),
-            ("/sub/*", true),
-            ("/sub/pic.png/*", true),
-            ("/my files/", true),
-            ("/healthz", true),
-            ("/api/*", true),
-            ("/api*", true),
-            ("/api/x", true),
-            ("/a*/x", true),
-            ("/Sub/*", false),
-            ("/sub", false),
-            ("/my%20files/*", false),
-            ("/apis/*", false),
-            ("/apis", false),
-        ];
-        let options = Options {
-            auth: areas.iter().map(|(pattern, _)| area(pattern)).collect(),
-            proxy: vec![to("/api/", "10.0.0.5:80")],
-            ..Options::default()
-        };
-        let said = prepare(&dir, &options, None, &dir).unwrap().warnings;
-        for (pattern, protects) in areas {
-            let of_it = said.iter().filter(|w| w.starts_with(&format!("auth: `{pattern}` is for no file"))).count();
-            assert_eq!(of_it, usize::from(!protects), "{pattern}: {said:?}");
-        }
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn a_default_root_that_is_not_packed_is_said() {
-        let dir = scratch("hosts");
-        fs::create_dir(dir.join("a")).unwrap();
-        let warnings = |root: Option<&str>, hosts: &[(&str, &str)]| {
-            let hosts = hosts.iter().map(|(name, dir)| ((*name).to_owned(), (*dir).into())).collect();
-            let o = Options { root: root.map(Into::into), hosts, ..Options::default() };
-            prepare(&dir, &o, None, &dir).unwrap().warnings
-        };
-        let said = warnings(None, &[("a.example", "a")]);
-        assert!(said.len() == 1 && said[0].contains("421: `root = \"public\"`"), "{said:?}");
-        assert!(warnings(Some("public"), &[("a.example", "a")]).is_empty());
-        assert!(warnings(None, &[("a.example", "a"), ("*", "a")]).is_empty());
-        assert!(warnings(None, &[("a.example", "a"), ("b.example", "public")]).is_empty());
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn text_is_known_from_its_bytes() {
-        let dir = scratch("text");
-        let file = dir.join("x");
-        // Characters of two bytes that the ends of chunks cut through, and a file that ends in the middle of one.
-        let text = format!("x{}", "\u{e9}".repeat(100_000));
-        for (bytes, utf8) in [
-            (text.as_bytes(), true),
-            (&text.as_bytes()[..200_000], false),
-            (&[text.as_bytes(), b"\xff", text.as_bytes()].concat(), false),
-            (b"", true),
-        ] {
-            fs::write(&file, bytes).unwrap();
-            let seen = read(&file).unwrap();
-            assert_eq!((seen.len, seen.hash, seen.utf8), (bytes.len() as u64, blake3::hash(bytes), utf8));
-        }
-        for (name, in_utf8, else_as) in [
-            ("/a.html", "text/html; charset=utf-8", "text/html"),
-            ("/a.json", "application/json; charset=utf-8", "application/json"),
-            ("/a.png", "image/png", "image/png"),
-            ("/a", "text/plain; charset=utf-8", "application/octet-stream"),
-        ] {
-            assert_eq!([content_type(name, true), content_type(name, false)], [in_utf8, else_as]);
-        }
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn content_has_an_end() {
-        let dir = scratch("much");
-        let refused = || {
-            let error = prepare(&dir, &Options::default(), None, &dir).err().unwrap();
-            assert!(matches!(error, Error::TooMuch(..)) && error.hint().is_some(), "{error}");
-        };
-        // It occupies nothing on the disk.
-        let sparse = dir.join("public/sparse.bin");
-        fs::File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
-        refused();
-        fs::remove_file(sparse).unwrap();
-        // Each has two links to the next: twice as many files in each.
-        let level = |n: usize| dir.join(format!("public/level{n}"));
-        for n in 0..40 {
-            fs::create_dir(level(n)).unwrap();
-        }
-        for (n, link) in (0..39).flat_map(|n| [(n, "a"), (n, "b")]) {
-            std::os::unix::fs::symlink(level(n + 1), level(n).join(link)).unwrap();
-        }
-        fs::write(level(39).join("file"), "x").unwrap();
-        refused();
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn links_out_of_the_directory_are_refused() {
-        let dir = scratch("links");
-        fs::write(dir.join("outside"), "s").unwrap();
-        std::os::unix::fs::symlink("../outside", dir.join("public/link")).unwrap();
-        assert!(prepare(&dir, &Options::default(), None, &dir).err().unwrap().to_string().contains("leads out"));
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn secrets_stay_out_of_the_image() {
-        let dir = scratch("secrets");
-        let pair = rcgen::generate_simple_self_signed(["a.example".into(), "*.b.example".into()]).unwrap();
-        let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-        fs::write(dir.join("c.pem"), &cert).unwrap();
-        fs::write(dir.join("k.pem"), &key).unwrap();
-        fs::write(dir.join("pw"), "pass-word\n").unwrap();
-        let tls =
-            Tls { cert: "c.pem".into(), key: Some("k.pem".into()), secret: None, names: vec![], embed_key: false };
-        let mut o = Options { tls: vec![tls], ..Options::default() };
-        let file = Some("pw".into());
-        o.auth = vec![Auth { path: "*".into(), realm: None, user: "u".into(), password: None, password_file: file }];
-        let has = |p: &Prepared, what: &str| {
-            let bytes = donjon_image::bundle::bundle_sources(p.files.clone()).unwrap().to_bytes().unwrap();
-            bytes.windows(what.len()).any(|w| w == what.as_bytes())
-        };
-        let p = prepare(&dir, &o, None, &dir).unwrap();
-        assert!(!has(&p, &key) && !has(&p, "pass-word") && has(&p, &cert));
-        assert_eq!(p.secrets, [("tls-key".into(), Some(dir.join("k.pem")))]);
-        assert_eq!(p.features(), ["auth", "tls"]);
-        assert_eq!(p.config.certificates[0].names, "a.example,*.b.example");
-        assert!(p.warnings.is_empty(), "{:?}", p.warnings);
-        let hosts = ["a.example", "x.b.example", "b.example", "*"].map(|name| (name.to_owned(), "public".into()));
-        let more = Options { hosts: hosts.into(), ..o.clone() };
-        let p = prepare(&dir, &more, None, &dir).unwrap();
-        assert!(p.warnings.len() == 1 && p.warnings[0].contains("virtual host `b.example`"), "{:?}", p.warnings);
-        let mut named = o.clone();
-        named.tls[0].names = vec!["A.example".into(), "c.example".into()];
-        let p = prepare(&dir, &named, None, &dir).unwrap();
-        assert!(p.warnings.len() == 1 && p.warnings[0].contains("not for `c.example`"), "{:?}", p.warnings);
-        o.tls[0].embed_key = true;
-        let p = prepare(&dir, &o, None, &dir).unwrap();
-        assert!(has(&p, &key) && p.secrets.is_empty());
-
-        // What is wrong with a certificate or a key is said here, not when the guest starts.
-        let problem = |o: &Options| prepare(&dir, o, None, &dir).unwrap_err().to_string();
-        o.tls[0].key = None;
-        assert!(problem(&o).contains("needs a `key`"));
-        o.tls[0].embed_key = false;
-        assert_eq!(prepare(&dir, &o, None, &dir).unwrap().secrets, [("tls-key".into(), None)]);
-        let other = rcgen::generate_simple_self_signed(["a.example".into()]).unwrap();
-        fs::write(dir.join("other.pem"), other.signing_key.serialize_pem()).unwrap();
-        fs::write(dir.join("text"), "hello").unwrap();
-        o.tls[0].key = Some("other.pem".into());
-        assert!(problem(&o).contains("other.pem: is not the key of"), "{}", problem(&o));
-        o.tls[0].key = Some("text".into());
-        assert!(problem(&o).contains("text: has no private key in it"), "{}", problem(&o));
-        o.tls[0].key = Some("c.pem".into());
-        assert!(problem(&o).contains("c.pem: has no private key in it"), "{}", problem(&o));
-        o.tls[0] = Tls { cert: "text".into(), key: None, ..o.tls[0].clone() };
-        assert!(problem(&o).contains("text: has no certificate in it"), "{}", problem(&o));
-        o.tls[0] = Tls { cert: "nothing".into(), ..o.tls[0].clone() };
-        assert!(problem(&o).contains("nothing: No such file"), "{}", problem(&o));
-        fs::copy(dir.join("k.pem"), dir.join("public/k.pem")).unwrap();
-        o.tls[0] = Tls { cert: "c.pem".into(), key: Some("public/k.pem".into()), ..o.tls[0].clone() };
-        assert!(problem(&o).contains("served to everybody"), "{}", problem(&o));
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn the_table_is_read_and_not_served() {
-        let dir = scratch("table");
-        assert_eq!(Options::load(&dir).unwrap(), None);
-        fs::write(dir.join("Donjon.toml"), "memory = \"32M\"\n").unwrap();
-        assert_eq!(Options::load(&dir).unwrap(), None);
-        let text = "[web]\nroot = \".\"\nhsts = 60\ntls = [{ cert = \"c\" }]\n[web.cache]\n\"/*\" = \"no-cache\"\n\"*.css\" = \"max-age=9\"\n";
-        fs::write(dir.join("Donjon.toml"), text).unwrap();
-        let o = Options::load(&dir).unwrap().unwrap();
-        assert_eq!((o.hsts, o.tls[0].key.as_ref()), (Some(60), None));
-        let cache = |o: &Options| o.cache.iter().map(|(path, value)| format!("{path}={value}")).collect::<Vec<_>>();
-        assert_eq!(cache(&o), ["/*=no-cache", "*.css=max-age=9"], "as written, for the last that matches holds");
-        assert_eq!(o.config(&dir, vec![]).unwrap().cache[1].pattern, "*.css");
-        let inline =
-            "[web]\ncache = { z = \"1\", b = \"2\", a = \"3\" }\n[[web.headers]]\nname = \"x\"\nvalue = \"y\"\n";
-        fs::write(dir.join("Donjon.toml"), inline).unwrap();
-        assert_eq!(cache(&Options::load(&dir).unwrap().unwrap()), ["z=1", "b=2", "a=3"]);
-        assert!(prepare(&dir, &o, None, &dir).unwrap_err().to_string().contains("Donjon.toml is in the directory"));
-        fs::write(dir.join("Donjon.toml"), "[web]\nhtps = 1\n").unwrap();
-        let problem = Options::load(&dir).unwrap_err().to_string();
-        assert!(problem.contains("line 2") && problem.contains("unknown field `htps`"), "{problem}");
-        fs::remove_dir_all(dir).unwrap();
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ mod compress;
 mod content;
 mod options;
 
-pub use content::{Prepared, prepare};
+pub use content::{Places, Prepared, prepare};
 pub use options::{Auth, Options, Proxy, Rule, Tls};
 
 use std::io;

@@ -1,6 +1,7 @@
 //! What a user may say about a site.
 
 use crate::Error;
+use donjon_image::secrets;
 use donjon_web_format as format;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -253,11 +254,10 @@ impl Tls {
 
 fn certificate((index, tls): (usize, &Tls)) -> Result<format::Certificate, Error> {
     let secret = tls.secret_name(index);
-    if secret.is_empty() || !secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(Error::Option {
-            option: "tls.secret",
-            problem: format!("`{secret}` is no name: use letters, digits, - _ ."),
-        });
+    if !secrets::is_name(secret.as_bytes()) {
+        let max = secrets::NAME_MAX;
+        let problem = format!("`{secret}` is no name: use at most {max} letters, digits, - _ . and no dot in front");
+        return Err(Error::Option { option: "tls.secret", problem });
     }
     let key = if tls.embed_key { Tls::key_path(index) } else { format!("secret:{secret}") };
     Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(",") })
