@@ -50,14 +50,14 @@ impl Conn {
                 return;
             }
         }
-        if !self.outstanding() && self.backoff == 0 {
-            if self.synchronized() && !self.has_unsent() {
+        if self.synchronized() && !self.outstanding() && self.backoff == 0 {
+            if !self.has_unsent() {
                 // Only an acknowledgement had to wait, for the next hop's address.
                 return;
             }
             // Nothing was under way: the peer's silence begins now.
             self.progress_at = cx.now;
-            if self.synchronized() && self.snd_wnd > 0 && !self.has(is::PROBE) {
+            if self.snd_wnd > 0 && !self.has(is::PROBE) {
                 // What was held back for more goes out.
                 self.flags |= is::PROBE;
                 return;
