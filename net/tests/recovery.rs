@@ -306,3 +306,203 @@ fn survives_loss_without_options() {
         println!("{seed}: {} ms", time / MS);
     }
 }
+
+/// Whoever has long sent nothing gives nothing up, because nothing is due to it: the first that it sends finds the next hop's address unknown.
+#[test]
+fn long_silence_is_no_timeout() {
+    // It only receives.
+    let mut sim = Sim::new(70);
+    let (c, s) = sim.pair(80);
+    for round in 0..8 {
+        sim.run(200 * SECOND);
+        sim.forget_neighbour();
+        sim.stacks[1].send(s, &[b"hello"]).unwrap();
+        sim.run(10 * SECOND);
+        assert_eq!(drain_all(&mut sim.stacks[0], c), 5, "round {round}");
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::Established, "round {round}");
+    }
+    // A keep-alive probe.
+    let options = sim.stacks[0].tcp_options(c).unwrap();
+    let keep_alive = Some(KeepAlive { idle: 1000, interval: 75, count: 9 });
+    sim.stacks[0].set_tcp_options(c, TcpOptions { keep_alive, ..options }).unwrap();
+    sim.run(900 * SECOND);
+    sim.forget_neighbour();
+    sim.run(200 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    // Data, of which the first question for the address is lost.
+    sim.run(1000 * SECOND);
+    sim.forget_neighbour();
+    let mut questions = 0;
+    sim.filter = Some(Box::new(move |side, f| {
+        questions += u32::from(side == 0 && f[12..14] == [8, 6]);
+        questions == 1
+    }));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    sim.run(5 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+}
+
+/// A peer that never answers after a silence still ends the connection, in its time.
+#[test]
+fn a_next_hop_that_is_gone_is_a_timeout() {
+    let mut sim = Sim::new(71);
+    let (c, _) = sim.pair(80);
+    sim.run(200 * SECOND);
+    sim.forget_neighbour();
+    let options = sim.stacks[0].tcp_options(c).unwrap();
+    sim.stacks[0].set_tcp_options(c, TcpOptions { user_timeout: 30_000, ..options }).unwrap();
+    sim.filter = Some(Box::new(|_, _| true));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    let start = sim.now;
+    assert!(sim.run_until(200 * SECOND, |sim| sim.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::TimedOut));
+    assert!((30..100).contains(&((sim.now - start) / SECOND)), "{} s", (sim.now - start) / SECOND);
+}
+
+/// What is held back for more waits 200 ms, however long the path is, and whatever time has passed before.
+#[test]
+fn a_held_back_segment_waits_for_a_moment() {
+    let mut sim = Sim::new(72);
+    sim.delay = 150 * MS;
+    let (c, s) = sim.pair(80);
+    let options = TcpOptions { user_timeout: 30_000, ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    for _ in 0..3 {
+        sim.run(60 * SECOND);
+        let start = sim.now;
+        sim.stacks[0].send_more(c, &[b"hello"]).unwrap();
+        assert!(sim.run_until(10 * SECOND, |sim| sim.stacks[1].tcp_info(s).unwrap().receive_queue > 0));
+        assert_eq!((sim.now - start) / MS - 150, 200);
+        assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().retransmits, 0);
+    }
+}
+
+/// A window that has been closed for long without anything to send: the peer has all its time when there is.
+#[test]
+fn a_closed_window_is_no_timeout() {
+    let mut sim = Sim::new(73);
+    let (c, s) = sim.pair(80);
+    let mut sent = 0;
+    sim.run_until(5 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 65_416);
+        false
+    });
+    let info = sim.stacks[1].tcp_info(s).unwrap();
+    assert!(info.receive_queue == 65_416 && info.receive_window < 128, "{info:?}");
+    sim.run(1000 * SECOND);
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    sim.run(5 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 65_416);
+    sim.run(130 * SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+}
+
+/// Data that comes out of order, and then the acknowledgement of what came before it: the window in that is the newer one.
+#[test]
+fn a_window_is_not_older_than_its_acknowledgement() {
+    let mut sim = Sim::new(74);
+    let (c, s) = sim.pair(80);
+    let options = TcpOptions { receive_buffer: Some(65_535), ..sim.stacks[1].tcp_options(s).unwrap() };
+    sim.stacks[1].set_tcp_options(s, options).unwrap();
+    transfer_and_back(&mut sim, c, s, 2_000_000);
+    sim.run(50 * MS);
+    let over = std::rc::Rc::new(std::cell::Cell::new(0));
+    let (seen, mut edge, mut first, mut seconds, mut again) = (over.clone(), None, None, 0, false);
+    sim.filter = Some(Box::new(move |side, f| {
+        if f[12..14] != [8, 0] {
+            return false;
+        }
+        let word = |at: usize| u32::from_be_bytes(f[at..at + 4].try_into().unwrap());
+        if side == 0 {
+            let beyond =
+                word(38).wrapping_add(f.len() as u32 - 66).wrapping_sub(edge.unwrap_or(word(38) + 65_535)) as i32;
+            seen.set(seen.get().max(if f.len() > 100 { beyond } else { 0 }));
+            return false;
+        }
+        edge = Some(word(42).wrapping_add((word(46) & 0xffff) << 7));
+        let data = f.len() > 1000;
+        // Of what side 1 sends, the second segment arrives, and then the first, which comes again and has the first acknowledgement.
+        match (data, first) {
+            (true, None) => first = Some(word(38)),
+            (true, Some(seq)) if seq == word(38) => again = true,
+            (true, Some(_)) if seconds == 0 => {
+                seconds = 1;
+                return false;
+            }
+            _ => {}
+        }
+        !again
+    }));
+    sim.stacks[1].send(s, &[&[7; 2 * 1448]]).unwrap();
+    let sent = feed(&mut sim.stacks[0], c, 2_000_000, 2_120_000);
+    sim.run(5 * SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[0], c), 2 * 1448);
+    assert_eq!(over.get(), 0, "bytes beyond the window");
+    // And all of it arrives.
+    let mut got = 2_000_000;
+    assert!(sim.run_until(10 * SECOND, |sim| {
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == sent
+    }));
+}
+
+/// FIN waits for a window as data does: else what the sender acknowledges later lies beyond the window and is ignored. It comes with the window, or as a
+/// probe.
+#[test]
+fn fin_waits_for_a_window() {
+    for reads in [false, true] {
+        let mut sim = Sim::new(75);
+        let (c, s) = sim.pair(80);
+        assert_eq!(feed(&mut sim.stacks[0], c, 0, 65_416), 65_416);
+        sim.run(SECOND);
+        assert!(sim.stacks[1].tcp_info(s).unwrap().receive_window < 128);
+        let has_fin = |sim: &Sim| sim.stacks[1].readiness(s).contains(Ready::READ_CLOSED);
+        sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+        sim.run(100 * MS);
+        assert!(!has_fin(&sim));
+        if reads {
+            assert_eq!(drain(&mut sim.stacks[1], s, 0), (65_416, false));
+            sim.run(10 * MS);
+        } else {
+            sim.run(SECOND);
+        }
+        assert!(has_fin(&sim), "reads: {reads}");
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::FinWait2);
+    }
+}
+
+/// A probe is looked at by nobody; what is due at the same time is sent as well: an acknowledgement, or that the window is open.
+#[test]
+fn a_probe_takes_nothing_with_it() {
+    for updates_window in [true, false] {
+        let mut sim = Sim::new(76);
+        let (c, s) = sim.pair(80);
+        let mut sent = 0;
+        sim.run_until(100 * SECOND, |sim| {
+            sent = feed(&mut sim.stacks[0], c, sent, 10_000_000);
+            false
+        });
+        let due = sim.stacks[0].deadline().unwrap();
+        if updates_window {
+            // Side 1's keep-alive probe is due in the moment in which its owner reads.
+            sim.run(due - sim.now - 2 * SECOND);
+            let (before, _) = drain(&mut sim.stacks[1], s, 0);
+            let keep_alive = Some(KeepAlive { idle: 1, interval: 10, count: 9 });
+            let options = TcpOptions { keep_alive, ..sim.stacks[1].tcp_options(s).unwrap() };
+            sim.stacks[1].set_tcp_options(s, options).unwrap();
+            sim.run(10 * MS);
+            assert!(drain(&mut sim.stacks[1], s, before).0 > before);
+        } else {
+            // Data arrives 1 ms before the probe of side 1's window.
+            sim.run(due - sim.now - 2 * MS);
+            sim.stacks[1].send(s, &[b"hello"]).unwrap();
+            sim.run(60 * MS);
+            let info = sim.stacks[1].tcp_info(s).unwrap();
+            assert_eq!((info.send_queue, info.retransmits), (0, 0));
+        }
+    }
+}

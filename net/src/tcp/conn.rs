@@ -342,6 +342,12 @@ impl Conn {
         self.snd_una != self.snd_max
     }
 
+    /// Whether there is something in the queue, data or FIN, that has yet to be sent (again).
+    pub fn has_unsent(&self) -> bool {
+        lt(self.snd_nxt, self.data_end())
+            || (!self.outstanding() && matches!(self.state, TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck))
+    }
+
     pub fn synchronized(&self) -> bool {
         !matches!(self.state, TcpState::SynSent | TcpState::SynReceived | TcpState::Closed)
     }
@@ -407,7 +413,7 @@ impl Conn {
             room = share;
             self.flags |= is::PRESSED;
         }
-        let mut taken = 0;
+        let (mut taken, mut short) = (0, false);
         for piece in pieces {
             let part = piece.get(..room).unwrap_or(piece);
             let n = match cx.lasting(part).filter(|_| part.len() >= REFER_FROM) {
@@ -417,16 +423,18 @@ impl Conn {
             taken += n;
             room -= n;
             if n < piece.len() {
+                short = true;
                 break;
             }
         }
         if room > 0 {
             self.flags &= !is::PRESSED;
-        } else {
+        }
+        if short || room == 0 {
+            // Cut short, if not by the room then by an allocation that failed.
             self.flags |= is::WANTS_ROOM;
         }
-        if taken == 0 && pieces.iter().any(|p| !p.is_empty()) {
-            self.flags |= is::WANTS_ROOM;
+        if taken == 0 && short {
             return Err(if self.send.is_empty() { Error::NoMemory } else { Error::WouldBlock });
         }
         self.flags = self.flags & !is::MORE | if more { is::MORE } else { 0 };

@@ -39,12 +39,17 @@ impl Conn {
         for _ in 0..BURST {
             let Some(plan) = self.next(cx, path) else {
                 if self.has(is::PROBE) {
-                    // One old byte's sequence number and no data: the peer must answer (RFC 9293 §3.8.4).
+                    // One old byte's sequence number and no data: the peer must answer (RFC 9293 §3.8.4). It looks at nothing else that
+                    // this says, so what is due is still due after it.
+                    let (due, edge) = (self.has(is::ACK_NOW) || self.ack_at != NEVER, self.rcv_adv);
                     let probe = Plan { seq: self.snd_una.wrapping_sub(1), len: 0, flags: 0, again: true };
                     if self.transmit(cx, path, sink, &probe) == Sent::Full {
                         return Emit::Full;
                     }
                     self.flags &= !is::PROBE;
+                    if due || self.rcv_adv != edge {
+                        self.flags |= is::ACK_NOW;
+                    }
                 }
                 if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due(cx)) {
                     let ack = Plan { seq: self.bare_seq(), len: 0, flags: 0, again: false };
@@ -144,12 +149,9 @@ impl Conn {
         let fin_due = self.has(is::FIN_QUEUED) && le(self.snd_nxt, end);
         let left = if lt(self.snd_nxt, limit) { limit.wrapping_sub(self.snd_nxt) } else { 0 };
         if left == 0 {
-            return (fin_due && self.snd_nxt == end).then_some(Plan {
-                seq: end,
-                len: 0,
-                flags: flag::FIN | flag::ACK,
-                again: lt(end, self.snd_max),
-            });
+            let again = lt(end, self.snd_max);
+            let may = fin_due && self.snd_nxt == end && self.may_send_fin(end);
+            return may.then_some(Plan { seq: end, len: 0, flags: flag::FIN | flag::ACK, again });
         }
         if self.snd_nxt == self.snd_una && cx.now.saturating_sub(self.sent_at) > self.rto_ns() && !self.outstanding() {
             self.cubic.on_idle(mss);
@@ -183,9 +185,14 @@ impl Conn {
         let mut flags = flag::ACK;
         let stop = self.snd_nxt.wrapping_add(len);
         if stop == end {
-            flags |= flag::PSH | if self.has(is::FIN_QUEUED) { flag::FIN } else { 0 };
+            flags |= flag::PSH | if self.has(is::FIN_QUEUED) && self.may_send_fin(end) { flag::FIN } else { 0 };
         }
         Some(Plan { seq: self.snd_nxt, len, flags, again })
+    }
+
+    /// FIN takes a place in the peer's window as well: beyond it, the sequence numbers of what follows would be too. As a probe it may be, and again.
+    fn may_send_fin(&self, end: u32) -> bool {
+        lt(end, self.snd_una.wrapping_add(self.snd_wnd)) || lt(end, self.snd_max) || self.has(is::PROBE)
     }
 
     /// The next hole to fill in fast recovery.
@@ -438,9 +445,9 @@ impl Conn {
 
     /// Arms the timer if data waits for a window (or is corked) and nothing is under way that would bring news.
     fn arm(&mut self, cx: &Cx) {
-        let waits = self.outstanding() || lt(self.snd_nxt, self.data_end());
-        if self.rto_at == NEVER && waits && self.synchronized() {
-            self.rto_at = cx.now + self.rto_ns();
+        if self.rto_at == NEVER && self.synchronized() && (self.outstanding() || self.has_unsent()) {
+            let held_back = !self.outstanding() && self.snd_wnd > 0 && self.backoff == 0;
+            self.rto_at = cx.now + if held_back { HOLD_BACK } else { self.rto_ns() };
         }
     }
 }
