@@ -56,6 +56,8 @@ pub(super) struct Flow {
     /// Who has connected, for published ports.
     pub peer: Option<SocketAddr>,
     pub interest: Interest,
+    /// The reactor knows the socket. One that has hung up is reported whatever the interest, and so taken out until it is to be read.
+    pub watched: bool,
     /// It is in the list of those that have more to do at once, or at a time.
     pub in_todo: bool,
     pub in_later: bool,
@@ -100,6 +102,7 @@ impl Flow {
             handle: None,
             peer,
             interest,
+            watched: true,
             in_todo: false,
             in_later: false,
             to_host: Held::new(total),
@@ -123,8 +126,8 @@ impl Flow {
             .and_then(|a| Ok(a | self.towards_guest(stack, handle, scratch, &mut readable)?));
         match moved {
             // Nothing is left to be said to the host: what its kernel still has for the client is to arrive.
-            Err(Failed) if self.host_shut => Verdict::Done,
-            Err(Failed) => Verdict::Reset,
+            Err(Failed::Guest) if self.host_shut => Verdict::Done,
+            Err(_) => Verdict::Reset,
             Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later,
             Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
             Ok(true) => Verdict::More,
@@ -179,7 +182,9 @@ impl Flow {
                             continue;
                         }
                         if written > 0 {
-                            stack.recv(handle, &mut [&mut scratch[..written]], RecvMode::Take).map_err(|_| Failed)?;
+                            stack
+                                .recv(handle, &mut [&mut scratch[..written]], RecvMode::Take)
+                                .map_err(|_| Failed::Guest)?;
                         }
                         if written < n {
                             self.host_full = true;
@@ -187,7 +192,7 @@ impl Flow {
                         }
                     }
                     Err(Error::WouldBlock) => return Ok(false),
-                    Err(_) => return Err(Failed),
+                    Err(_) => return Err(Failed::Guest),
                 }
             }
         }
@@ -233,7 +238,7 @@ impl Flow {
                         if sent > 0 {
                             // They are there: this neither waits nor fails.
                             rustix::net::recv(&self.socket, &mut scratch[..sent], RecvFlags::empty())
-                                .map_err(|_| Failed)?;
+                                .map_err(|_| Failed::Host)?;
                         }
                         if sent < n {
                             self.guest_full = true;
@@ -242,7 +247,7 @@ impl Flow {
                     }
                     Err(Errno::AGAIN) => *readable = false,
                     Err(Errno::INTR) => {}
-                    Err(_) => return Err(Failed),
+                    Err(_) => return Err(Failed::Host),
                 }
             }
         }
@@ -258,7 +263,7 @@ impl Flow {
                 self.starved = true;
                 Ok(0)
             }
-            Err(_) => Err(Failed),
+            Err(_) => Err(Failed::Guest),
         }
     }
 }
@@ -271,9 +276,12 @@ fn look_after(stack: &mut Stack, handle: Handle) {
     }
 }
 
-/// One side has failed.
+/// The side that has failed.
 #[derive(Debug)]
-struct Failed;
+enum Failed {
+    Host,
+    Guest,
+}
 
 /// 0 if the socket takes nothing now.
 fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
@@ -282,7 +290,7 @@ fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
             Ok(n) => return Ok(n),
             Err(Errno::AGAIN) => return Ok(0),
             Err(Errno::INTR) => {}
-            Err(_) => return Err(Failed),
+            Err(_) => return Err(Failed::Host),
         }
     }
 }

@@ -635,7 +635,17 @@ impl UserNet {
     fn flow_ready(&mut self, number: u64, ready: Ready, reactor: &Reactor) {
         let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
         match flow.phase {
-            Phase::Open => self.flow_work(number, ready.read, reactor),
+            Phase::Open => {
+                if ready.hangup && flow.interest == Interest::default() {
+                    // Nobody would read it, nor learn that the client has given up.
+                    if !matches!(sockopt::socket_error(&flow.socket), Ok(Ok(()))) {
+                        return self.end_flow(number, Verdict::Reset);
+                    }
+                    reactor.remove(&flow.socket);
+                    flow.watched = false;
+                }
+                self.flow_work(number, ready.read, reactor);
+            }
             Phase::DialGuest { .. } => {
                 // Nothing is asked for but the end of the socket.
                 if ready.hangup {
@@ -665,8 +675,13 @@ impl UserNet {
             Verdict::Keep | Verdict::More | Verdict::Later => {
                 let wanted = flow.wanted();
                 if wanted != flow.interest {
-                    match reactor.modify(&flow.socket, self.base + number, wanted) {
-                        Ok(()) => flow.interest = wanted,
+                    let token = self.base + number;
+                    let changed = match flow.watched {
+                        true => reactor.modify(&flow.socket, token, wanted),
+                        false => reactor.add(&flow.socket, token, wanted),
+                    };
+                    match changed {
+                        Ok(()) => (flow.interest, flow.watched) = (wanted, true),
                         Err(_) => return self.end_flow(number, Verdict::Reset),
                     }
                 }
