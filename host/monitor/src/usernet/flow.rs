@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use donjon_net::{Error, Handle, KeepAlive, Pending, RecvMode, Shutdown, Stack, TcpOptions};
+use donjon_net::{Error, Handle, KeepAlive, Pending, Ready, RecvMode, Shutdown, Stack, TcpOptions};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -93,6 +93,17 @@ pub(super) enum Verdict {
     Reset,
 }
 
+/// How far what an ended guest has sent is with the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Delivery {
+    /// All of it, the end too.
+    Done,
+    /// The host does not take more now.
+    Waits,
+    /// It will never be all: the guest has not ended its direction, or a side has failed.
+    Lost,
+}
+
 impl Flow {
     /// `total` is that of all connections.
     pub fn new(socket: OwnedFd, phase: Phase, peer: Option<SocketAddr>, interest: Interest, total: &Total) -> Flow {
@@ -132,6 +143,21 @@ impl Flow {
             Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
             Ok(true) => Verdict::More,
             Ok(false) => Verdict::Keep,
+        }
+    }
+
+    /// The guest has ended: gives the host what it takes.
+    pub fn deliver(&mut self, stack: &mut Stack, scratch: &mut [u8]) -> Delivery {
+        let Some(handle) = self.handle.filter(|_| self.phase == Phase::Open) else { return Delivery::Lost };
+        loop {
+            match self.towards_host(stack, handle, scratch) {
+                Ok(true) => {}
+                Ok(false) if self.host_shut => return Delivery::Done,
+                Ok(false) if self.guest_ended || stack.readiness(handle).contains(Ready::READ_CLOSED) => {
+                    return Delivery::Waits;
+                }
+                _ => return Delivery::Lost,
+            }
         }
     }
 

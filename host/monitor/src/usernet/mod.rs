@@ -5,6 +5,7 @@
 //! host's loopback), resolver 10.0.2.3. Every queue is bounded, and one side is not read while the other does not take.
 
 pub(crate) mod device;
+mod ending;
 mod flow;
 pub(crate) mod policy;
 mod slab;
@@ -354,7 +355,7 @@ impl UserNet {
     /// After all events of a round: timers, connections that had more to do, and what the stack wants to send.
     pub fn work(&mut self, reactor: &Reactor) {
         let now = self.now();
-        self.next_turn(true, reactor);
+        self.next_turn(reactor);
         if self.later.iter().any(|(at, _)| *at <= now) {
             let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
             self.later = later;
@@ -377,17 +378,6 @@ impl UserNet {
         }
         if self.paused && self.sources.len() < self.sources_max {
             self.pause_listeners(false, reactor);
-        }
-    }
-
-    /// The guest has ended: what it has sent before still goes out.
-    pub fn finish(&mut self, reactor: &Reactor) {
-        self.receive_frames(reactor);
-        for _ in 0..16 {
-            if self.todo.is_empty() {
-                break;
-            }
-            self.next_turn(false, reactor);
         }
     }
 
@@ -705,12 +695,12 @@ impl UserNet {
     }
 
     /// The turn of connections that had more to do.
-    fn next_turn(&mut self, readable: bool, reactor: &Reactor) {
+    fn next_turn(&mut self, reactor: &Reactor) {
         for number in std::mem::take(&mut self.todo) {
             if let Some(Source::Flow(flow)) = self.sources.get_mut(number) {
                 flow.in_todo = false;
             }
-            self.flow_work(number, readable, reactor);
+            self.flow_work(number, true, reactor);
         }
     }
 

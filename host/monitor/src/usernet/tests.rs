@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::options::RunOptions;
+use crate::signals::Signals;
 use donjon_abi::manifest::Egress;
 use donjon_abi::net_hdr;
 use donjon_image::Manifest;
@@ -320,9 +321,62 @@ fn a_connection_is_listed_once() {
         }
         assert_eq!((net.later.len(), net.todo.len()), (1, 1));
         // Its time comes, and it may wait again.
-        net.next_turn(true, reactor);
+        net.next_turn(reactor);
         net.later.clear();
         net.again(number, reactor);
         assert_eq!((net.later.len(), net.todo.len()), (0, 0));
+    }
+}
+
+/// A frame with a payload.
+fn carrying(mut frame: Vec<u8>, payload: &[u8]) -> Vec<u8> {
+    frame[16..18].copy_from_slice(&(40 + payload.len() as u16).to_be_bytes());
+    frame[24..26].fill(0);
+    let sum: u32 = frame[14..34].chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The guest has sent more than its client took so far, and ended: the client gets all of it, or an error, but never an end in the middle.
+#[test]
+fn what_an_ended_guest_has_sent_arrives_or_the_client_learns_of_it() {
+    let reset = Err(std::io::ErrorKind::ConnectionReset);
+    for (end, time, all) in [(FIN, 60, true), (FIN, 0, false), (0, 60, false)] {
+        let (options, manifest) = serving();
+        let mut wired = Wired::new(&options, &manifest);
+        let mut c = wired.connection();
+        sockopt::set_socket_send_buffer_size(&wired.flow(c.number).socket, 4096).unwrap();
+        let mut sent = 0;
+        let mut send = |wired: &mut Wired, flags: u8, payload: &[u8]| {
+            wired.send(&carrying(c.segment(1001 + sent, c.first, flags | ACK), payload));
+            sent += payload.len() as u32;
+        };
+        while !wired.flow(c.number).interest.write {
+            send(&mut wired, 0, &[7; 1400]);
+        }
+        for _ in 0..40 {
+            send(&mut wired, 0, &[7; 1400]);
+        }
+        send(&mut wired, end, &[7]);
+        let Wired { mut net, guest, reactor, .. } = wired;
+        drop(guest);
+        let signals = Signals::take().unwrap();
+        let mut read = move || {
+            let mut bytes = Vec::new();
+            c.client.read_to_end(&mut bytes).map_err(|e| e.kind())
+        };
+        let until = Instant::now() + Duration::from_secs(time);
+        if all {
+            let reader = std::thread::spawn(read);
+            net.finish(&reactor, &signals, until);
+            drop(net);
+            assert_eq!(reader.join().unwrap(), Ok(sent as usize));
+        } else {
+            net.finish(&reactor, &signals, until);
+            drop(net);
+            assert_eq!(read(), reset, "{end} {time}");
+        }
     }
 }
