@@ -7,6 +7,7 @@
 pub(crate) mod device;
 mod ending;
 mod flow;
+mod peers;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]

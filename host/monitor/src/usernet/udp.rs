@@ -1,6 +1,5 @@
 //! UDP: each pair of guest address and destination has a socket of the host, for as long as it is used.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -8,6 +7,7 @@ use donjon_net::RecvMode;
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
+use super::peers::Peers;
 use super::policy::{GATEWAY4, GATEWAY6, GUEST4, GUEST6, UDP, on_link};
 use super::{Source, UserNet, socket};
 use crate::reactor::{Interest, Reactor};
@@ -20,8 +20,6 @@ pub(super) const IDLE_DNS: u64 = 20_000_000_000;
 pub(super) const CHECK: u64 = 2_000_000_000;
 /// Most pairs; the one that has been silent longest makes room for a new one.
 pub(super) const PAIRS_MAX: usize = 1024;
-/// Most peers that are remembered per published port.
-const PEERS_MAX: usize = 4096;
 
 /// One pair.
 #[derive(Debug)]
@@ -46,28 +44,12 @@ pub(super) struct Published {
     pub socket: OwnedFd,
     /// The guest's port.
     pub port: u16,
-    /// As the guest sees a peer: its real address.
-    peers: HashMap<SocketAddr, SocketAddr>,
+    pub peers: Peers,
 }
 
 impl Published {
     pub fn new(socket: OwnedFd, port: u16) -> Published {
-        Published { socket, port, peers: HashMap::new() }
-    }
-
-    /// How the guest sees `peer`: an address of the host's own is the gateway.
-    pub fn present(&mut self, peer: SocketAddr, gateway: IpAddr) -> SocketAddr {
-        let shown = SocketAddr::new(presented(peer.ip(), gateway), peer.port());
-        if self.peers.len() >= PEERS_MAX {
-            self.peers.clear();
-        }
-        self.peers.insert(shown, peer);
-        shown
-    }
-
-    /// Who it is that the guest sees as `shown`.
-    pub fn real(&self, shown: SocketAddr) -> Option<SocketAddr> {
-        self.peers.get(&shown).copied()
+        Published { socket, port, peers: Peers::default() }
     }
 }
 
@@ -82,16 +64,10 @@ impl UserNet {
     /// Datagrams of the guest.
     pub(super) fn datagrams(&mut self, reactor: &Reactor) {
         while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
-            let answer = self.udp_listeners.iter().find(|(_, l)| l.port == d.from.port() && l.real(d.to).is_some());
-            if let Some((_, listener)) = answer {
-                if let Some(peer) = listener.real(d.to) {
-                    let _ = rustix::net::sendto(
-                        &listener.socket,
-                        &self.scratch[..d.copied],
-                        rustix::net::SendFlags::NOSIGNAL,
-                        &peer,
-                    );
-                }
+            let mut listeners = self.udp_listeners.iter().filter(|(_, l)| l.port == d.from.port());
+            if let Some((listener, peer)) = listeners.find_map(|(_, l)| Some((l, l.peers.real(d.to)?))) {
+                let flags = rustix::net::SendFlags::NOSIGNAL;
+                let _ = rustix::net::sendto(&listener.socket, &self.scratch[..d.copied], flags, &peer);
                 continue;
             }
             let number = match self.pairs.get(&(d.from, d.to)) {
@@ -181,7 +157,8 @@ impl UserNet {
             let Ok(from) = SocketAddr::try_from(from) else { continue };
             let (guest, gateway): (IpAddr, IpAddr) =
                 if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
-            let shown = listener.present(from, gateway);
+            let like = SocketAddr::new(presented(from.ip(), gateway), from.port());
+            let shown = listener.peers.present(from, like);
             let to = SocketAddr::new(guest, listener.port);
             let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
         }
