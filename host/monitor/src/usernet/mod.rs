@@ -419,10 +419,9 @@ impl UserNet {
             any = true;
             let Some((header, frame)) = packet else { continue };
             bytes += frame.len();
-            match self.filter.outbound(header, frame.into()) {
-                // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
-                Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),
-                Err(_) => {}
+            // Where it may not go is refused by [`Policy`].
+            if self.filter.outbound_to_stack(header, frame.into()).is_ok() {
+                self.stack.input(now, header, frame);
             }
             for number in self.before_first_frame.take().into_iter().flatten() {
                 self.dial_guest(number);

@@ -56,7 +56,9 @@ impl Published {
 /// How the guest sees a host address: as it is, if the guest would send an answer to the gateway.
 pub(super) fn presented(ip: IpAddr, gateway: IpAddr) -> IpAddr {
     let ip = ip.to_canonical();
-    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || on_link(ip) { gateway } else { ip }
+    // The filter takes answers to link-local addresses for attempts to reach a cloud's metadata.
+    let link_local = matches!(ip, IpAddr::V4(a) if a.is_link_local());
+    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || link_local || on_link(ip) { gateway } else { ip }
 }
 
 /// At work.
@@ -180,7 +182,7 @@ mod tests {
             ("10.0.2.77", "10.0.2.2"),
             ("10.0.2.15", "10.0.2.2"),
             ("10.0.3.77", "10.0.3.77"),
-            ("169.254.1.1", "169.254.1.1"),
+            ("169.254.1.1", "10.0.2.2"),
         ] {
             assert_eq!(shown(ip, "10.0.2.2"), seen, "{ip}");
         }
