@@ -56,6 +56,8 @@ const BOOTING: u64 = 10_000_000_000;
 const AGAIN: std::ops::Range<u64> = 1_000_000..50_000_000;
 /// How long to wait when the stack has no memory, ns.
 const STARVED: u64 = 5_000_000;
+/// The same when the host has no memory or no descriptor for one more connection.
+const PAUSE: u64 = 100_000_000;
 
 /// User-mode networking for a guest that has not started yet. The published ports are taken already.
 #[derive(Debug)]
@@ -179,8 +181,8 @@ pub(crate) struct UserNet {
     later: Vec<(u64, u64)>,
     /// Most entries of `sources`.
     sources_max: usize,
-    /// Listeners are not watched while there are too many connections.
-    paused: bool,
+    /// Listeners are not watched while there are too many connections, and not before this time.
+    paused: Option<u64>,
     /// Connections that wait for the guest's first frame; `None` once it has come.
     ///
     /// A virtual machine's device forgets what was sent to it before its driver was there, and the retransmission would come a whole second later.
@@ -283,7 +285,7 @@ impl UserNet {
             sources_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
                 .current
                 .map_or(30_000, |n| n.saturating_sub(64).min(30_000) as usize),
-            paused: false,
+            paused: None,
             before_first_frame: (wire == Wire::Plain).then(Vec::new),
         };
         let watch = |e| Error::host("cannot watch a socket")(e);
@@ -319,7 +321,8 @@ impl UserNet {
         let pairs = (!self.pairs.is_empty()).then_some(self.pairs_check);
         // While the device is full, the stack has nothing that it could do.
         let stack = if self.device.full { None } else { self.stack.deadline() };
-        let at = [later, pairs, stack].into_iter().flatten().min()?;
+        let paused = self.paused.filter(|_| self.may_accept());
+        let at = [later, pairs, stack, paused].into_iter().flatten().min()?;
         Some(self.start + Duration::from_nanos(at.saturating_sub(1)))
     }
 
@@ -377,8 +380,8 @@ impl UserNet {
         if interest != self.device_interest && reactor.modify(&self.device, self.base, interest).is_ok() {
             self.device_interest = interest;
         }
-        if self.paused && self.sources.len() < self.sources_max {
-            self.pause_listeners(false, reactor);
+        if self.paused.is_some_and(|until| now >= until) && self.may_accept() {
+            self.pause_listeners(None, reactor);
         }
     }
 
@@ -521,8 +524,8 @@ impl UserNet {
     /// Somebody has connected to a published port.
     fn accept(&mut self, index: usize, reactor: &Reactor) {
         for _ in 0..64 {
-            if self.sources.len() >= self.sources_max {
-                return self.pause_listeners(true, reactor);
+            if !self.may_accept() {
+                return self.pause_listeners(Some(0), reactor);
             }
             let listener = &self.tcp_listeners[index];
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -530,7 +533,8 @@ impl UserNet {
                 Ok(accepted) => accepted,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
-                    return self.pause_listeners(true, reactor);
+                    // Whoever has what it takes does not tell when there is some again.
+                    return self.pause_listeners(Some(self.now() + PAUSE), reactor);
                 }
                 Err(_) => return,
             };
@@ -733,10 +737,15 @@ impl UserNet {
         }
     }
 
-    fn pause_listeners(&mut self, paused: bool, reactor: &Reactor) {
+    /// Whether one more client may have a place. Some are left for what the guest does itself: clients that only connect would keep it from its own servers and from DNS.
+    fn may_accept(&self) -> bool {
+        self.sources.len() < self.sources_max - self.sources_max / 8
+    }
+
+    fn pause_listeners(&mut self, paused: Option<u64>, reactor: &Reactor) {
         self.paused = paused;
         for l in &self.tcp_listeners {
-            let interest = Interest { read: !paused, write: false };
+            let interest = Interest { read: paused.is_none(), write: false };
             let _ = reactor.modify(&l.socket, self.base + l.number, interest);
         }
     }

@@ -328,6 +328,73 @@ fn a_connection_is_listed_once() {
     }
 }
 
+/// Clients that only connect leave room for what the guest does itself.
+#[test]
+fn clients_leave_room_for_the_guest() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = Egress { protocol: 0, prefix: 128, port: 0, addr: GATEWAY4.to_ipv6_mapped().octets() };
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &Manifest { egress: vec![gateway], ..manifest });
+    wired.net.sources_max = 32;
+    let address = rustix::net::getsockname(&wired.net.tcp_listeners[0].socket).unwrap();
+    let address = SocketAddr::try_from(address).unwrap();
+    let mut clients: Vec<_> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
+    while wired.net.paused.is_none() {
+        wired.turn();
+    }
+    assert_eq!(wired.net.sources.len(), 28);
+    assert_eq!(
+        wired.net.deadline().map(|at| at > wired.net.start),
+        Some(true),
+        "it waits for a place, not all the time"
+    );
+    wired.send(&segment(5000, server.local_addr().unwrap().port(), 1000, SYN));
+    let answer = loop {
+        let frame = wired.receive();
+        if frame[36..38] == 5000u16.to_be_bytes() {
+            break tcp(&frame);
+        }
+    };
+    assert_eq!((answer.1, answer.2), (1001, SYN | ACK));
+    // Clients that go make room for others.
+    for client in clients.drain(..20) {
+        sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+    }
+    while wired.net.paused.is_some() {
+        wired.turn();
+    }
+}
+
+/// Where the host has no descriptor (or no memory) for one more connection, it is asked again after a while, not all the time. In a process of its own, whose limit is its own too.
+#[test]
+fn a_host_without_room_for_a_connection_is_asked_again() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const ALONE: &str = "DONJON_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        this.args(["--exact", "usernet::tests::a_host_without_room_for_a_connection_is_asked_again"]);
+        let out = this.env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let address = rustix::net::getsockname(&wired.net.tcp_listeners[0].socket).unwrap();
+    let _client = TcpStream::connect(SocketAddr::try_from(address).unwrap()).unwrap();
+    let (others, before) = (wired.net.sources.len(), getrlimit(Resource::Nofile));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    wired.turn();
+    assert!(wired.net.paused.is_some() && wired.net.deadline().is_some_and(|at| at > wired.net.start));
+    let mut events = Vec::new();
+    wired.reactor.wait(Some(Duration::ZERO), &mut events).unwrap();
+    assert!(events.is_empty(), "{events:?}");
+    setrlimit(Resource::Nofile, before).unwrap();
+    while wired.net.sources.len() == others {
+        wired.turn();
+    }
+}
+
 /// A frame with a payload.
 fn carrying(mut frame: Vec<u8>, payload: &[u8]) -> Vec<u8> {
     frame[16..18].copy_from_slice(&(40 + payload.len() as u16).to_be_bytes());
