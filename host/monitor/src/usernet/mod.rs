@@ -126,6 +126,8 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
         }
         if p.protocol == Protocol::Tcp {
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            // Those that it accepts inherit it.
+            probe(&socket)?;
         }
         rustix::net::bind(&socket, &p.host)?;
         if p.protocol == Protocol::Tcp {
@@ -139,6 +141,14 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
 fn socket(towards: SocketAddr, kind: SocketType) -> rustix::io::Result<OwnedFd> {
     let family = if towards.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Has the kernel ask whether the other side is still there. The guest's own probes (`SO_KEEPALIVE`) are answered by our stack.
+fn probe(socket: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    sockopt::set_socket_keepalive(socket, true)
 }
 
 /// Each connection is a descriptor.
@@ -754,6 +764,7 @@ impl UserNet {
 fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(to, SocketType::STREAM)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    probe(&socket)?;
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e),

@@ -328,6 +328,21 @@ fn a_connection_is_listed_once() {
     }
 }
 
+/// The guest's own probes end at our stack.
+#[test]
+fn the_kernel_asks_whether_the_other_side_is_there() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let accepted = wired.connection();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dialled = connect(server.local_addr().unwrap()).unwrap();
+    for socket in [&wired.flow(accepted.number).socket, &dialled] {
+        let after = (sockopt::tcp_keepidle(socket), sockopt::tcp_keepintvl(socket), sockopt::tcp_keepcnt(socket));
+        assert_eq!(sockopt::socket_keepalive(socket), Ok(true));
+        assert_eq!(after, (Ok(Duration::from_secs(60)), Ok(Duration::from_secs(15)), Ok(4)));
+    }
+}
+
 /// Clients that only connect leave room for what the guest does itself.
 #[test]
 fn clients_leave_room_for_the_guest() {
