@@ -14,6 +14,7 @@ use crate::jail;
 use crate::options::{NetMode, Protection, RunOptions, TapOptions};
 use crate::reactor::{Reactor, Ready, Token};
 use crate::relay::Relay;
+use crate::signals::Signals;
 use crate::source::Source;
 use crate::tap;
 use crate::usernet::device::Device;
@@ -283,11 +284,11 @@ impl RunningLink {
         matches!(&self.end, RunningEnd::User(user) if user.heard())
     }
 
-    /// The guest has ended: what it sent before still goes out. Tells what was dropped.
-    pub fn finish(&mut self, reactor: &Reactor) {
+    /// The guest has ended: what it sent before still goes out, for which there is time until `until` or a signal. Tells what was dropped.
+    pub fn finish(&mut self, reactor: &Reactor, signals: &Signals, until: Instant) {
         match &mut self.end {
             RunningEnd::User(user) => {
-                user.finish(reactor);
+                user.finish(reactor, signals, until);
                 report(|way| user.dropped(way), self.verbose);
             }
             RunningEnd::Relay(relay) => {

@@ -50,11 +50,14 @@ impl Relay {
                 reactor.remove(&self.device);
                 return;
             }
-            if !ready.write {
-                return;
+            if ready.write {
+                self.inbound(reactor);
             }
+        } else if !self.inbound(reactor) && ready.hangup {
+            // The host has taken the device away. It would be ready all the time.
+            crate::say!("donjon: the network device is gone");
+            reactor.remove(&self.tap);
         }
-        self.inbound(reactor);
     }
 
     /// The guest has ended: what it has sent before still goes out.
@@ -77,15 +80,19 @@ impl Relay {
         any
     }
 
-    fn inbound(&mut self, reactor: &Reactor) {
-        let blocked = self.held.is_some();
+    /// True if one has come.
+    fn inbound(&mut self, reactor: &Reactor) -> bool {
+        let (blocked, mut any) = (self.held.is_some(), false);
         for _ in 0..FRAMES_PER_TURN {
             let len = match self.held.take() {
                 Some(len) => len,
                 None => match rustix::io::readv(&self.tap, &mut [IoSliceMut::new(&mut self.frame)]) {
-                    Ok(n) => n,
                     Err(Errno::INTR) => continue,
-                    Err(_) => break,
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => {
+                        any = true;
+                        n
+                    }
                 },
             };
             let Some((header, frame)) = self.frame[..len].split_first_chunk::<NET_HDR_LEN>() else { continue };
@@ -101,6 +108,39 @@ impl Relay {
             let full = self.held.is_some();
             let _ = reactor.modify(&self.device, self.base, Interest { read: true, write: full });
             let _ = reactor.modify(&self.tap, self.base + 1, Interest { read: !full, write: false });
+        }
+        any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::filter::rules::Rules;
+    use crate::usernet::{Prepared, Wire};
+
+    /// Also while a frame waits for room at the guest.
+    #[test]
+    fn a_device_that_is_gone_is_not_ready_for_ever() {
+        for held in [None, Some(20)] {
+            let mut reactor = Reactor::new().unwrap();
+            let (device, guest) = Device::pair(Wire::Offload).unwrap();
+            // Reads 0 where a device fails, and has hung up as well.
+            let (tap, other) = rustix::pipe::pipe().unwrap();
+            let rules = Rules::new(&Default::default(), &Prepared::boot(Wire::Offload), &Default::default());
+            let mut relay = Relay::new(device, tap, Filter::new(rules), 7, &reactor).unwrap();
+            relay.held = held;
+            drop(other);
+            let mut turn = |relay: &mut Relay| {
+                let mut events = Vec::new();
+                reactor.wait(Some(Duration::ZERO), &mut events).unwrap();
+                events.iter().for_each(|ready| relay.ready(*ready, &reactor));
+                events.len()
+            };
+            assert_eq!([turn(&mut relay), turn(&mut relay)], [1, 0]);
+            drop(guest);
         }
     }
 }

@@ -71,6 +71,15 @@ impl Stop {
         }
     }
 
+    /// Until when, now that the guest has ended, what it has sent may still go out: as long as it might have taken itself, had it been asked at that time.
+    pub fn end(&self, now: Instant) -> Instant {
+        match &self.asked {
+            _ if self.killed => now,
+            Some(asked) => asked.kill_at,
+            None => now + self.timeout,
+        }
+    }
+
     fn kill(&mut self, signal: i32) -> Action {
         if std::mem::replace(&mut self.killed, true) { Action::Nothing } else { Action::Kill(signal) }
     }
@@ -84,12 +93,13 @@ mod tests {
     fn asks_then_kills_once() {
         let (start, s) = (Instant::now(), Duration::from_secs);
         let mut stop = Stop::new(s(10));
-        assert_eq!((stop.deadline(), stop.time(start)), (None, Action::Nothing));
+        assert_eq!((stop.deadline(), stop.time(start), stop.end(start + s(1))), (None, Action::Nothing, start + s(11)));
         assert_eq!(stop.signal(2, start), Action::Ask);
+        assert_eq!(stop.end(start + s(1)), start + s(10));
         assert_eq!(stop.time(start + s(1)), Action::Ask);
         assert_eq!(stop.time(start + s(11)), Action::Kill(2));
         assert_eq!(stop.time(start + s(12)), Action::Nothing);
-        assert_eq!(stop.deadline(), None);
+        assert_eq!((stop.deadline(), stop.end(start + s(12))), (None, start + s(12)));
         let mut stop = Stop::new(s(10));
         assert_eq!(stop.signal(2, start), Action::Ask);
         assert_eq!(stop.signal(15, start), Action::Kill(15));

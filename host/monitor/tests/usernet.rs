@@ -303,6 +303,25 @@ fn published_udp_echoes() {
     }
 }
 
+/// All of this host's own addresses look like the gateway: an answer goes to whom it is for, not to who has the same port at another of them.
+#[test]
+fn peers_with_the_same_port_get_their_own_answers() {
+    let guest = Guest::echo("0").ready();
+    let victim = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let other = UdpSocket::bind(("127.0.0.2", victim.local_addr().unwrap().port())).unwrap();
+    for (socket, text) in [(&victim, b"a"), (&other, b"b"), (&victim, b"c"), (&other, b"d")] {
+        socket.send_to(text, (Ipv4Addr::LOCALHOST, guest.1)).unwrap();
+    }
+    for (socket, texts) in [(&victim, [b'a', b'c']), (&other, [b'b', b'd'])] {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        for text in texts {
+            let mut got = [0];
+            socket.recv(&mut got).unwrap();
+            assert_eq!(got, [text]);
+        }
+    }
+}
+
 #[test]
 fn the_guest_connects_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -173,6 +173,12 @@ fn opens(flags: u8) -> bool {
     flags & 0x12 == 0x02
 }
 
+/// Whether an IP packet of the guest's, whose headers have been looked at, is a TCP segment that does not open a connection.
+fn goes_on(frame: Frame<'_>) -> bool {
+    let (protocol, at) = if frame.array(12) == Ok(IPV4) { (ETH + 9, ETH + 20) } else { (ETH + 6, ETH + 40) };
+    frame.array(protocol) == Ok([TCP]) && frame.array::<14>(at).is_ok_and(|h| !opens(h[13]))
+}
+
 impl Filter {
     /// A filter that has seen nothing.
     pub fn new(rules: Rules) -> Filter {
@@ -201,6 +207,18 @@ impl Filter {
             .and_then(|()| self.check_from_guest(frame))
             .and_then(|()| self.in_time(self.send, 1, bytes_on_the_line(frame.len, header)));
         self.count(Way::FromGuest, verdict);
+        verdict
+    }
+
+    /// The same for a frame to user-mode networking, which refuses itself what may not go anywhere, so that the guest learns of it at once. Those frames pass too, at the
+    /// same pace; what they ask for counts as dropped. (Later segments of a connection pass whoever it is to: there is one, or nobody answers.)
+    pub fn outbound_to_stack(&mut self, header: NetHdr, frame: Frame<'_>) -> Result<(), Reason> {
+        let judged = offload_fits(header, frame).and_then(|()| self.check_from_guest(frame));
+        let refused = matches!(judged, Err(Reason::Egress | Reason::Metadata));
+        let verdict = if refused { Ok(()) } else { judged };
+        let verdict = verdict.and_then(|()| self.in_time(self.send, 1, bytes_on_the_line(frame.len, header)));
+        let asks = refused && verdict.is_ok() && !goes_on(frame);
+        self.count(Way::FromGuest, if asks { judged } else { verdict });
         verdict
     }
 

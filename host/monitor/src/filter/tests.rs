@@ -647,3 +647,25 @@ fn what_passes_keeps_to_the_limits() {
     let mut filter = Filter::new(Rules { limit: Limit { connections: 1, send: 0 }, ..rules() });
     assert!((0..100).all(|_| filter.outbound(NetHdr::default(), data[..].into()).is_ok()));
 }
+
+/// What user-mode networking gets, to refuse it or because it belongs to a connection that is not remembered any more, keeps to the limit too. Only the former was dropped.
+#[test]
+fn what_passes_to_a_stack_keeps_to_its_limit() {
+    for to in [CLIENT, [169, 254, 7, 7]] {
+        let mut f = Filter::new(Rules { limit: Limit { connections: 0, send: 1000 }, ..rules() });
+        let ask = |f: &mut Filter, frame: &[u8]| f.outbound_to_stack(NetHdr::default(), frame.into());
+        let reason = if to == CLIENT { Reason::Egress } else { Reason::Metadata };
+        for (n, frame) in [out4(to, TCP, &tcp(4000, 22, SYN)), out4(to, UDP, &udp(4000, 53, b""))].iter().enumerate() {
+            assert_eq!(ask(&mut f, frame), Ok(()));
+            assert_eq!(f.dropped(Way::FromGuest)[reason as usize], n as u64 + 1);
+        }
+        let data = out4(to, TCP, &[&tcp(80, 4000, ACK)[..], &[0; 1000]].concat());
+        let start = std::time::Instant::now();
+        let passed = (0..1000).filter(|_| ask(&mut f, &data).is_ok()).count();
+        let most = (128.0 * 1024.0 + start.elapsed().as_secs_f64() * 1000.0) / data.len() as f64 + 1.0;
+        assert!((100.0..most).contains(&(passed as f64)), "{passed} of {most}");
+        let dropped = f.dropped(Way::FromGuest);
+        assert_eq!((dropped[reason as usize], dropped[Reason::Rate as usize]), (2, 1000 - passed as u64));
+        assert_eq!(ask(&mut f, &ethernet(PEER_MAC, IPV4, &data[14..])), Err(Reason::SourceMac));
+    }
+}

@@ -108,8 +108,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
             break;
         }
     }
-    drop(signals);
-    run.end(&reactor, names)
+    run.end(&reactor, signals, names)
 }
 
 /// The jail of the guest's own process, which is put on before its first instruction.
@@ -261,8 +260,11 @@ impl Running {
     }
 
     /// Collects what the guest has left behind.
-    fn end(mut self, reactor: &Reactor, mut names: Names) -> Result<ExitStatus, Error> {
-        self.link.finish(reactor);
+    fn end(mut self, reactor: &Reactor, signals: Signals, mut names: Names) -> Result<ExitStatus, Error> {
+        self.output.pump(reactor);
+        self.errors.pump(reactor);
+        self.link.finish(reactor, &signals, self.stop.end(Instant::now()));
+        drop(signals);
         self.output.finish();
         self.errors.finish();
         let report = read_report(&self.report);

@@ -166,8 +166,10 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
             }
         }
     }
+    output.pump(&reactor);
+    errors.pump(&reactor);
+    link.finish(&reactor, &signals, stop.end(Instant::now()));
     drop(signals);
-    link.finish(&reactor);
     output.finish();
     errors.finish();
     let ended = wait(&child.0).map_err(Error::host("cannot learn how QEMU ended"))?;

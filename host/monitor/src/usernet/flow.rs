@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use donjon_net::{Error, Handle, KeepAlive, Pending, RecvMode, Shutdown, Stack, TcpOptions};
+use donjon_net::{Error, Handle, KeepAlive, Pending, Ready, RecvMode, Shutdown, Stack, TcpOptions};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -56,6 +56,8 @@ pub(super) struct Flow {
     /// Who has connected, for published ports.
     pub peer: Option<SocketAddr>,
     pub interest: Interest,
+    /// The reactor knows the socket. One that has hung up is reported whatever the interest, and so taken out until it is to be read.
+    pub watched: bool,
     /// It is in the list of those that have more to do at once, or at a time.
     pub in_todo: bool,
     pub in_later: bool,
@@ -91,6 +93,17 @@ pub(super) enum Verdict {
     Reset,
 }
 
+/// How far what an ended guest has sent is with the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Delivery {
+    /// All of it, the end too.
+    Done,
+    /// The host does not take more now.
+    Waits,
+    /// It will never be all: the guest has not ended its direction, or a side has failed.
+    Lost,
+}
+
 impl Flow {
     /// `total` is that of all connections.
     pub fn new(socket: OwnedFd, phase: Phase, peer: Option<SocketAddr>, interest: Interest, total: &Total) -> Flow {
@@ -100,6 +113,7 @@ impl Flow {
             handle: None,
             peer,
             interest,
+            watched: true,
             in_todo: false,
             in_later: false,
             to_host: Held::new(total),
@@ -123,12 +137,27 @@ impl Flow {
             .and_then(|a| Ok(a | self.towards_guest(stack, handle, scratch, &mut readable)?));
         match moved {
             // Nothing is left to be said to the host: what its kernel still has for the client is to arrive.
-            Err(Failed) if self.host_shut => Verdict::Done,
-            Err(Failed) => Verdict::Reset,
+            Err(Failed::Guest) if self.host_shut => Verdict::Done,
+            Err(_) => Verdict::Reset,
             Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later,
             Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
             Ok(true) => Verdict::More,
             Ok(false) => Verdict::Keep,
+        }
+    }
+
+    /// The guest has ended: gives the host what it takes.
+    pub fn deliver(&mut self, stack: &mut Stack, scratch: &mut [u8]) -> Delivery {
+        let Some(handle) = self.handle.filter(|_| self.phase == Phase::Open) else { return Delivery::Lost };
+        loop {
+            match self.towards_host(stack, handle, scratch) {
+                Ok(true) => {}
+                Ok(false) if self.host_shut => return Delivery::Done,
+                Ok(false) if self.guest_ended || stack.readiness(handle).contains(Ready::READ_CLOSED) => {
+                    return Delivery::Waits;
+                }
+                _ => return Delivery::Lost,
+            }
         }
     }
 
@@ -179,7 +208,9 @@ impl Flow {
                             continue;
                         }
                         if written > 0 {
-                            stack.recv(handle, &mut [&mut scratch[..written]], RecvMode::Take).map_err(|_| Failed)?;
+                            stack
+                                .recv(handle, &mut [&mut scratch[..written]], RecvMode::Take)
+                                .map_err(|_| Failed::Guest)?;
                         }
                         if written < n {
                             self.host_full = true;
@@ -187,7 +218,7 @@ impl Flow {
                         }
                     }
                     Err(Error::WouldBlock) => return Ok(false),
-                    Err(_) => return Err(Failed),
+                    Err(_) => return Err(Failed::Guest),
                 }
             }
         }
@@ -233,7 +264,7 @@ impl Flow {
                         if sent > 0 {
                             // They are there: this neither waits nor fails.
                             rustix::net::recv(&self.socket, &mut scratch[..sent], RecvFlags::empty())
-                                .map_err(|_| Failed)?;
+                                .map_err(|_| Failed::Host)?;
                         }
                         if sent < n {
                             self.guest_full = true;
@@ -242,7 +273,7 @@ impl Flow {
                     }
                     Err(Errno::AGAIN) => *readable = false,
                     Err(Errno::INTR) => {}
-                    Err(_) => return Err(Failed),
+                    Err(_) => return Err(Failed::Host),
                 }
             }
         }
@@ -258,7 +289,7 @@ impl Flow {
                 self.starved = true;
                 Ok(0)
             }
-            Err(_) => Err(Failed),
+            Err(_) => Err(Failed::Guest),
         }
     }
 }
@@ -271,9 +302,12 @@ fn look_after(stack: &mut Stack, handle: Handle) {
     }
 }
 
-/// One side has failed.
+/// The side that has failed.
 #[derive(Debug)]
-struct Failed;
+enum Failed {
+    Host,
+    Guest,
+}
 
 /// 0 if the socket takes nothing now.
 fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
@@ -282,7 +316,7 @@ fn write(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Failed> {
             Ok(n) => return Ok(n),
             Err(Errno::AGAIN) => return Ok(0),
             Err(Errno::INTR) => {}
-            Err(_) => return Err(Failed),
+            Err(_) => return Err(Failed::Host),
         }
     }
 }

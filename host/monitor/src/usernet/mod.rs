@@ -5,7 +5,9 @@
 //! host's loopback), resolver 10.0.2.3. Every queue is bounded, and one side is not read while the other does not take.
 
 pub(crate) mod device;
+mod ending;
 mod flow;
+mod peers;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]
@@ -54,6 +56,8 @@ const BOOTING: u64 = 10_000_000_000;
 const AGAIN: std::ops::Range<u64> = 1_000_000..50_000_000;
 /// How long to wait when the stack has no memory, ns.
 const STARVED: u64 = 5_000_000;
+/// The same when the host has no memory or no descriptor for one more connection.
+const PAUSE: u64 = 100_000_000;
 
 /// User-mode networking for a guest that has not started yet. The published ports are taken already.
 #[derive(Debug)]
@@ -122,6 +126,8 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
         }
         if p.protocol == Protocol::Tcp {
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            // Those that it accepts inherit it.
+            probe(&socket)?;
         }
         rustix::net::bind(&socket, &p.host)?;
         if p.protocol == Protocol::Tcp {
@@ -135,6 +141,14 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
 fn socket(towards: SocketAddr, kind: SocketType) -> rustix::io::Result<OwnedFd> {
     let family = if towards.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Has the kernel ask whether the other side is still there. The guest's own probes (`SO_KEEPALIVE`) are answered by our stack.
+fn probe(socket: &OwnedFd) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    sockopt::set_socket_keepalive(socket, true)
 }
 
 /// Each connection is a descriptor.
@@ -177,8 +191,8 @@ pub(crate) struct UserNet {
     later: Vec<(u64, u64)>,
     /// Most entries of `sources`.
     sources_max: usize,
-    /// Listeners are not watched while there are too many connections.
-    paused: bool,
+    /// Listeners are not watched while there are too many connections, and not before this time.
+    paused: Option<u64>,
     /// Connections that wait for the guest's first frame; `None` once it has come.
     ///
     /// A virtual machine's device forgets what was sent to it before its driver was there, and the retransmission would come a whole second later.
@@ -281,7 +295,7 @@ impl UserNet {
             sources_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
                 .current
                 .map_or(30_000, |n| n.saturating_sub(64).min(30_000) as usize),
-            paused: false,
+            paused: None,
             before_first_frame: (wire == Wire::Plain).then(Vec::new),
         };
         let watch = |e| Error::host("cannot watch a socket")(e);
@@ -317,7 +331,8 @@ impl UserNet {
         let pairs = (!self.pairs.is_empty()).then_some(self.pairs_check);
         // While the device is full, the stack has nothing that it could do.
         let stack = if self.device.full { None } else { self.stack.deadline() };
-        let at = [later, pairs, stack].into_iter().flatten().min()?;
+        let paused = self.paused.filter(|_| self.may_accept());
+        let at = [later, pairs, stack, paused].into_iter().flatten().min()?;
         Some(self.start + Duration::from_nanos(at.saturating_sub(1)))
     }
 
@@ -354,7 +369,7 @@ impl UserNet {
     /// After all events of a round: timers, connections that had more to do, and what the stack wants to send.
     pub fn work(&mut self, reactor: &Reactor) {
         let now = self.now();
-        self.next_turn(true, reactor);
+        self.next_turn(reactor);
         if self.later.iter().any(|(at, _)| *at <= now) {
             let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at, _)| *at <= now);
             self.later = later;
@@ -375,19 +390,8 @@ impl UserNet {
         if interest != self.device_interest && reactor.modify(&self.device, self.base, interest).is_ok() {
             self.device_interest = interest;
         }
-        if self.paused && self.sources.len() < self.sources_max {
-            self.pause_listeners(false, reactor);
-        }
-    }
-
-    /// The guest has ended: what it has sent before still goes out.
-    pub fn finish(&mut self, reactor: &Reactor) {
-        self.receive_frames(reactor);
-        for _ in 0..16 {
-            if self.todo.is_empty() {
-                break;
-            }
-            self.next_turn(false, reactor);
+        if self.paused.is_some_and(|until| now >= until) && self.may_accept() {
+            self.pause_listeners(None, reactor);
         }
     }
 
@@ -428,10 +432,9 @@ impl UserNet {
             any = true;
             let Some((header, frame)) = packet else { continue };
             bytes += frame.len();
-            match self.filter.outbound(header, frame.into()) {
-                // Where it may not go is refused by the stack (and [`Policy`]), so that it learns of it at once.
-                Ok(()) | Err(Reason::Egress | Reason::Metadata) => self.stack.input(now, header, frame),
-                Err(_) => {}
+            // Where it may not go is refused by [`Policy`].
+            if self.filter.outbound_to_stack(header, frame.into()).is_ok() {
+                self.stack.input(now, header, frame);
             }
             for number in self.before_first_frame.take().into_iter().flatten() {
                 self.dial_guest(number);
@@ -531,8 +534,8 @@ impl UserNet {
     /// Somebody has connected to a published port.
     fn accept(&mut self, index: usize, reactor: &Reactor) {
         for _ in 0..64 {
-            if self.sources.len() >= self.sources_max {
-                return self.pause_listeners(true, reactor);
+            if !self.may_accept() {
+                return self.pause_listeners(Some(0), reactor);
             }
             let listener = &self.tcp_listeners[index];
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -540,7 +543,8 @@ impl UserNet {
                 Ok(accepted) => accepted,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
-                    return self.pause_listeners(true, reactor);
+                    // Whoever has what it takes does not tell when there is some again.
+                    return self.pause_listeners(Some(self.now() + PAUSE), reactor);
                 }
                 Err(_) => return,
             };
@@ -635,7 +639,17 @@ impl UserNet {
     fn flow_ready(&mut self, number: u64, ready: Ready, reactor: &Reactor) {
         let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
         match flow.phase {
-            Phase::Open => self.flow_work(number, ready.read, reactor),
+            Phase::Open => {
+                if ready.hangup && flow.interest == Interest::default() {
+                    // Nobody would read it, nor learn that the client has given up.
+                    if !matches!(sockopt::socket_error(&flow.socket), Ok(Ok(()))) {
+                        return self.end_flow(number, Verdict::Reset);
+                    }
+                    reactor.remove(&flow.socket);
+                    flow.watched = false;
+                }
+                self.flow_work(number, ready.read, reactor);
+            }
             Phase::DialGuest { .. } => {
                 // Nothing is asked for but the end of the socket.
                 if ready.hangup {
@@ -665,8 +679,13 @@ impl UserNet {
             Verdict::Keep | Verdict::More | Verdict::Later => {
                 let wanted = flow.wanted();
                 if wanted != flow.interest {
-                    match reactor.modify(&flow.socket, self.base + number, wanted) {
-                        Ok(()) => flow.interest = wanted,
+                    let token = self.base + number;
+                    let changed = match flow.watched {
+                        true => reactor.modify(&flow.socket, token, wanted),
+                        false => reactor.add(&flow.socket, token, wanted),
+                    };
+                    match changed {
+                        Ok(()) => (flow.interest, flow.watched) = (wanted, true),
                         Err(_) => return self.end_flow(number, Verdict::Reset),
                     }
                 }
@@ -690,12 +709,12 @@ impl UserNet {
     }
 
     /// The turn of connections that had more to do.
-    fn next_turn(&mut self, readable: bool, reactor: &Reactor) {
+    fn next_turn(&mut self, reactor: &Reactor) {
         for number in std::mem::take(&mut self.todo) {
             if let Some(Source::Flow(flow)) = self.sources.get_mut(number) {
                 flow.in_todo = false;
             }
-            self.flow_work(number, readable, reactor);
+            self.flow_work(number, true, reactor);
         }
     }
 
@@ -728,10 +747,15 @@ impl UserNet {
         }
     }
 
-    fn pause_listeners(&mut self, paused: bool, reactor: &Reactor) {
+    /// Whether one more client may have a place. Some are left for what the guest does itself: clients that only connect would keep it from its own servers and from DNS.
+    fn may_accept(&self) -> bool {
+        self.sources.len() < self.sources_max - self.sources_max / 8
+    }
+
+    fn pause_listeners(&mut self, paused: Option<u64>, reactor: &Reactor) {
         self.paused = paused;
         for l in &self.tcp_listeners {
-            let interest = Interest { read: !paused, write: false };
+            let interest = Interest { read: paused.is_none(), write: false };
             let _ = reactor.modify(&l.socket, self.base + l.number, interest);
         }
     }
@@ -740,6 +764,7 @@ impl UserNet {
 fn connect(to: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let socket = socket(to, SocketType::STREAM)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    probe(&socket)?;
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e),

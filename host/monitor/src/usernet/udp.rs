@@ -1,6 +1,5 @@
 //! UDP: each pair of guest address and destination has a socket of the host, for as long as it is used.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -8,6 +7,7 @@ use donjon_net::RecvMode;
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
+use super::peers::Peers;
 use super::policy::{GATEWAY4, GATEWAY6, GUEST4, GUEST6, UDP, on_link};
 use super::{Source, UserNet, socket};
 use crate::reactor::{Interest, Reactor};
@@ -20,8 +20,6 @@ pub(super) const IDLE_DNS: u64 = 20_000_000_000;
 pub(super) const CHECK: u64 = 2_000_000_000;
 /// Most pairs; the one that has been silent longest makes room for a new one.
 pub(super) const PAIRS_MAX: usize = 1024;
-/// Most peers that are remembered per published port.
-const PEERS_MAX: usize = 4096;
 
 /// One pair.
 #[derive(Debug)]
@@ -46,35 +44,21 @@ pub(super) struct Published {
     pub socket: OwnedFd,
     /// The guest's port.
     pub port: u16,
-    /// As the guest sees a peer: its real address.
-    peers: HashMap<SocketAddr, SocketAddr>,
+    pub peers: Peers,
 }
 
 impl Published {
     pub fn new(socket: OwnedFd, port: u16) -> Published {
-        Published { socket, port, peers: HashMap::new() }
-    }
-
-    /// How the guest sees `peer`: an address of the host's own is the gateway.
-    pub fn present(&mut self, peer: SocketAddr, gateway: IpAddr) -> SocketAddr {
-        let shown = SocketAddr::new(presented(peer.ip(), gateway), peer.port());
-        if self.peers.len() >= PEERS_MAX {
-            self.peers.clear();
-        }
-        self.peers.insert(shown, peer);
-        shown
-    }
-
-    /// Who it is that the guest sees as `shown`.
-    pub fn real(&self, shown: SocketAddr) -> Option<SocketAddr> {
-        self.peers.get(&shown).copied()
+        Published { socket, port, peers: Peers::default() }
     }
 }
 
 /// How the guest sees a host address: as it is, if the guest would send an answer to the gateway.
 pub(super) fn presented(ip: IpAddr, gateway: IpAddr) -> IpAddr {
     let ip = ip.to_canonical();
-    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || on_link(ip) { gateway } else { ip }
+    // The filter takes answers to link-local addresses for attempts to reach a cloud's metadata.
+    let link_local = matches!(ip, IpAddr::V4(a) if a.is_link_local());
+    if ip.is_loopback() || ip.is_ipv4() != gateway.is_ipv4() || link_local || on_link(ip) { gateway } else { ip }
 }
 
 /// At work.
@@ -82,16 +66,10 @@ impl UserNet {
     /// Datagrams of the guest.
     pub(super) fn datagrams(&mut self, reactor: &Reactor) {
         while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
-            let answer = self.udp_listeners.iter().find(|(_, l)| l.port == d.from.port() && l.real(d.to).is_some());
-            if let Some((_, listener)) = answer {
-                if let Some(peer) = listener.real(d.to) {
-                    let _ = rustix::net::sendto(
-                        &listener.socket,
-                        &self.scratch[..d.copied],
-                        rustix::net::SendFlags::NOSIGNAL,
-                        &peer,
-                    );
-                }
+            let mut listeners = self.udp_listeners.iter().filter(|(_, l)| l.port == d.from.port());
+            if let Some((listener, peer)) = listeners.find_map(|(_, l)| Some((l, l.peers.real(d.to)?))) {
+                let flags = rustix::net::SendFlags::NOSIGNAL;
+                let _ = rustix::net::sendto(&listener.socket, &self.scratch[..d.copied], flags, &peer);
                 continue;
             }
             let number = match self.pairs.get(&(d.from, d.to)) {
@@ -181,7 +159,8 @@ impl UserNet {
             let Ok(from) = SocketAddr::try_from(from) else { continue };
             let (guest, gateway): (IpAddr, IpAddr) =
                 if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
-            let shown = listener.present(from, gateway);
+            let like = SocketAddr::new(presented(from.ip(), gateway), from.port());
+            let shown = listener.peers.present(from, like);
             let to = SocketAddr::new(guest, listener.port);
             let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
         }
@@ -203,7 +182,7 @@ mod tests {
             ("10.0.2.77", "10.0.2.2"),
             ("10.0.2.15", "10.0.2.2"),
             ("10.0.3.77", "10.0.3.77"),
-            ("169.254.1.1", "169.254.1.1"),
+            ("169.254.1.1", "10.0.2.2"),
         ] {
             assert_eq!(shown(ip, "10.0.2.2"), seen, "{ip}");
         }
