@@ -57,6 +57,7 @@ pub fn session() -> Session {
     *machine_slot() = Some(Machine { now: 1_000_000_000, ..Machine::default() });
     HAS_SESSION.set(true);
     crate::preempt::set_count(0);
+    crate::preempt::PENDING.store(0, std::sync::atomic::Ordering::Relaxed);
     Session(guard)
 }
 
