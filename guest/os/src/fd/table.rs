@@ -32,7 +32,7 @@ impl Table {
             for (stream, flags) in
                 [(None, O_RDONLY), (Some(Stream::Output), O_WRONLY), (Some(Stream::Errors), O_WRONLY)]
             {
-                self.insert(open_file(console::Console::new(stream), flags)?, false, 0)?;
+                self.insert(open_file(console::Console::new(stream, None), flags)?, false, 0)?;
             }
             self.standard_opened = true;
         }

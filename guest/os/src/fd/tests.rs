@@ -18,6 +18,7 @@ pub(crate) fn start() -> host::Session {
     // What an earlier test left lives in that test's heap: forget it before the heap is made anew.
     table::reset();
     timerfd::reset();
+    console::reset();
     crate::netif::reset();
     crate::fs::reset(TMPFS);
     crate::mem::tests::fresh_global();
@@ -84,6 +85,34 @@ fn the_console_takes_output_and_has_no_input() {
     let text = host::machine(|m| core::mem::take(&mut m.console));
     let joined: Vec<u8> = text.iter().filter(|t| t.0 == 2).flat_map(|t| t.1.clone()).collect();
     assert_eq!((&text[0], &joined[..]), (&(1, b"out\n".to_vec()), &b"err"[..]));
+}
+
+#[test]
+fn a_full_console_blocks_its_writer_and_nobody_else() {
+    let _s = start();
+    fn writer(fd: usize) {
+        assert_eq!(put(fd as i32, b"hello, world"), Ok(12));
+    }
+    host::machine(|m| m.console_room = Some(5));
+    let named = crate::fs::open(crate::fs::At::Cwd, b"/dev/stdout", O_WRONLY, 0).unwrap();
+    spawn(writer, 1);
+    spawn(writer, named as usize);
+    // Another thread goes on meanwhile, and the time passes in which the log has no room.
+    crate::sched::sleep_until(clock::monotonic() + 50_000_000);
+    assert_eq!(crate::sched::thread_count(), 3);
+    set_nonblocking(2, true).unwrap();
+    assert_eq!((put(2, b"x"), ready(2)), (Err(Errno::EAGAIN), 0));
+    let set = epoll::create(false).unwrap();
+    add(set, 2, OUT | epoll::flags::ET).unwrap();
+    host::machine(|m| m.console_room = None);
+    let mut events = [Event { events: 0, data: 0 }; 2];
+    assert_eq!(epoll::wait(set, &mut events, None), Ok(1));
+    assert_eq!((put(2, b"x"), ready(2)), (Ok(1), WRITE));
+    while crate::sched::thread_count() > 1 {
+        crate::sched::sleep_until(clock::monotonic() + 1_000_000);
+    }
+    let text: usize = host::machine(|m| m.console.iter().filter(|t| t.0 == 1).map(|t| t.1.len()).sum());
+    assert_eq!(text, 24);
 }
 
 #[test]
