@@ -150,6 +150,14 @@ fn too_many_threads_is_eagain_and_recovers() {
 }
 
 #[test]
+fn a_stack_that_is_too_large_is_eagain() {
+    let _s = start();
+    for size in (usize::MAX - 0x13000..=usize::MAX).step_by(64) {
+        assert_eq!(spawn(|_| {}, 0, size), Err(crate::errno::Errno::EAGAIN), "{size:x}");
+    }
+}
+
+#[test]
 fn a_pending_tick_runs_when_preemption_goes_on() {
     let _s = start();
     log();
