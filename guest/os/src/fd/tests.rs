@@ -588,3 +588,48 @@ fn receive_timeouts_end_a_wait() {
     assert_eq!(socket::option(a, 1, 999), Err(Errno::ENOPROTOOPT));
     assert_eq!(socket::recv(1, &mut [&mut [0; 1]], 0).err(), Some(Errno::ENOTSOCK));
 }
+
+#[test]
+fn the_last_descriptor_is_told_whoever_closes_it() {
+    use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    let _s = start();
+    static CLOSED: AtomicU32 = AtomicU32::new(0);
+    CLOSED.store(0, SeqCst);
+    struct Thing;
+    impl Object for Thing {
+        fn stat(&self) -> Stat {
+            Anon::stat()
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+        fn closing(&self, _file: &File<dyn Object>) {
+            CLOSED.fetch_add(1, SeqCst);
+        }
+    }
+    let open = || install(open_file(Thing, O_RDWR).unwrap(), false).unwrap();
+    let (a, b, c) = (open(), open(), open());
+    dup_at(a, b, false).unwrap();
+    assert_eq!(CLOSED.load(SeqCst), 1);
+    close_range(a as u32, c as u32, false).unwrap();
+    assert_eq!(CLOSED.load(SeqCst), 3);
+}
+
+#[test]
+fn a_listener_that_is_shut_down_accepts_no_more() {
+    use crate::socket::{accept, bind, connect, listen, shutdown};
+    let _s = start();
+    let name = Addr::Unix(b"\0l".as_slice().into());
+    let l = socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap();
+    bind(l, &name).unwrap();
+    listen(l, 1).unwrap();
+    spawn(|l| assert_eq!(accept(l as i32, 0).map(|_| ()), Err(Errno::EINVAL)), l as usize);
+    crate::sched::yield_now();
+    shutdown(l, 2).unwrap();
+    while crate::sched::thread_count() > 1 {
+        crate::sched::yield_now();
+    }
+    assert_eq!(ready(l), IN | events::RDNORM | RDHUP | HUP);
+    let client = socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap();
+    assert_eq!(connect(client, &name), Err(Errno::ECONNREFUSED));
+}
