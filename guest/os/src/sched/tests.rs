@@ -224,7 +224,11 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
     use crate::signal::{self, Action, Disposition};
     let _s = start();
     static GOT: AtomicU32 = AtomicU32::new(0);
-    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    static ENDED: AtomicU32 = AtomicU32::new(0);
+    fn end() {
+        ENDED.fetch_add(1, SeqCst);
+    }
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), end);
     let handler = Action { disposition: Disposition::Handler, ..Action::default() };
     signal::set_action(signal::SIGINT, handler).expect("allowed");
     host::machine(|m| m.stop = true);
@@ -233,7 +237,7 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
     signal::set_action(signal::SIGTERM, handler).expect("allowed");
     host::machine(|m| m.stop = true);
     sleep_until(clock::monotonic() + 1000);
-    assert_eq!(GOT.load(SeqCst), 15);
+    assert_eq!((GOT.load(SeqCst), ENDED.load(SeqCst), thread_count()), (15, 2, 1));
     for n in [signal::SIGINT, signal::SIGTERM] {
         signal::set_action(n, Action::default()).expect("allowed");
     }
@@ -248,7 +252,7 @@ fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     let _s = start();
     static GOT: AtomicU32 = AtomicU32::new(0);
     GOT.store(0, SeqCst);
-    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), || ());
     let handler = Action { disposition: Disposition::Handler, ..Action::default() };
     signal::set_action(10, handler).expect("allowed");
     signal::set_mask(1 << 9);
