@@ -1,7 +1,8 @@
 //! Running out of things inside the guest is an error that the program sees, never the guest's end.
 
 use std::fs::File;
-use std::io::Seek;
+use std::io::{BufRead, BufReader, Read, Seek};
+use std::process::Stdio;
 
 use donjon_tests::{Engine, Guest, donjon_command, test_guest};
 
@@ -16,6 +17,8 @@ crate::under_engines! {
     decommitted_memory: ProcessUser QemuMicrovm;
     freed_memory_is_used_again: ProcessUser QemuMicrovm;
     preemption: ProcessUser QemuMicrovm QemuQ35;
+    a_mutex_goes_round: ProcessUser QemuMicrovm;
+    a_full_log_blocks_its_writer: ProcessUser;
     panics_unwind: ProcessUser QemuMicrovm QemuQ35;
     clocks: ProcessUser QemuMicrovm QemuQ35;
     refused_by_design: ProcessUser QemuMicrovm;
@@ -69,6 +72,26 @@ fn freed_memory_is_used_again(engine: Engine) {
 
 fn preemption(engine: Engine) {
     pass(engine, "preemption", "32M");
+}
+
+fn a_mutex_goes_round(engine: Engine) {
+    pass(engine, "mutex", "32M");
+}
+
+fn a_full_log_blocks_its_writer(_: Engine) {
+    let mut command = donjon_command();
+    command.arg("run").arg(test_guest("limits")).args(["-m", "32M", "--", "log"]);
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("donjon runs");
+    let mut heard = String::new();
+    let mut errors = BufReader::new(run.stderr.take().expect("a pipe"));
+    while !heard.contains("the other thread goes on") && errors.read_line(&mut heard).expect("text") > 0 {}
+    let mut said = String::new();
+    run.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    errors.read_to_string(&mut heard).expect("text");
+    let lines = said.lines().filter(|line| line.len() == 99 && line.bytes().all(|b| b == b'x')).count();
+    assert!(run.wait().expect("an end").success(), "{heard}");
+    assert_eq!(lines, 100_000, "{heard}");
+    assert!(said.contains("PASS log"), "{heard}");
 }
 
 fn panics_unwind(engine: Engine) {

@@ -13,6 +13,7 @@ crate::under_engines! {
     linger: ProcessUser QemuMicrovm;
     linger_of_nothing_resets_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
     the_last_thread_ends_the_program: ProcessUser QemuMicrovm;
+    an_exit_leaves_keys_alone: ProcessUser;
     an_exit_does_not_wait_for_readers: ProcessUser QemuMicrovm;
     ordinary_calls_without_memory: ProcessUser QemuMicrovm QemuQ35;
     full_tables_without_memory: ProcessUser QemuMicrovm;
@@ -61,6 +62,12 @@ fn linger_of_nothing_resets_a_peer_outside(engine: Engine) {
 
 fn the_last_thread_ends_the_program(engine: Engine) {
     run(engine, "last-thread").expect_code(0).expect_text("PASS last-thread").expect_text("held in a stream");
+}
+
+fn an_exit_leaves_keys_alone(engine: Engine) {
+    let exit = run(engine, "key-at-exit");
+    exit.expect_code(0).expect_text("PASS key-at-exit");
+    assert!(!exit.stdout.contains("FAILURE"), "{exit}");
 }
 
 fn an_exit_does_not_wait_for_readers(engine: Engine) {

@@ -3,8 +3,11 @@
 use crate::negotiate::text;
 use hyper::header;
 use hyper::http::request::Parts;
+use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
 /// One line of the log.
@@ -22,10 +25,10 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Writes the line. A console that takes nothing loses log lines, not requests.
+    /// Writes the line. A console that takes nothing loses whole log lines, and holds up no request.
     pub fn write(&self) {
         let line = self.line(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+        LOG.with_borrow_mut(|log| log.add(line));
     }
 
     fn line(&self, now: Duration) -> String {
@@ -50,6 +53,41 @@ impl Entry<'_> {
         }
         out.push_str(&format!(",\"micros\":{}}}\n", self.took.as_micros()));
         out
+    }
+}
+
+/// Where lines go, and what it has not taken yet of the last one.
+struct Log<W> {
+    out: Option<W>,
+    rest: Vec<u8>,
+}
+
+// There is one thread.
+thread_local!(static LOG: RefCell<Log<File>> = RefCell::new(Log { out: output(), rest: vec![] }));
+
+/// Standard output, which does not wait for its reader from now on.
+fn output() -> Option<File> {
+    let out = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+    socket2::SockRef::from(&out).set_nonblocking(true).ok()?;
+    Some(File::from(out))
+}
+
+impl<W: Write> Log<W> {
+    fn add(&mut self, line: String) {
+        self.send();
+        if self.rest.is_empty() {
+            self.rest = line.into_bytes();
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        let Some(out) = &mut self.out else { return };
+        while !self.rest.is_empty()
+            && let Ok(n @ 1..) = out.write(&self.rest)
+        {
+            self.rest.drain(..n);
+        }
     }
 }
 
@@ -81,5 +119,29 @@ mod tests {
             "{\"time\":1.002,\"client\":\"10.0.0.1:5\",\"method\":\"GET\",\"target\":\"/a%22?x=\\\\\",\"version\":\"HTTP/1.1\",\
              \"host\":\"\",\"agent\":\"a\\\"b\\u0009c\",\"referer\":\"\",\"status\":200,\"bytes\":5,\"micros\":7}\n"
         );
+    }
+
+    #[test]
+    fn a_console_that_takes_little_gets_whole_lines() {
+        /// Takes this many bytes more.
+        struct Console(usize, Vec<u8>);
+        impl Write for Console {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let n = bytes.len().min(self.0);
+                self.0 -= n;
+                self.1.extend(&bytes[..n]);
+                if n > 0 { Ok(n) } else { Err(std::io::ErrorKind::WouldBlock.into()) }
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut log = Log { out: Some(Console(8, vec![])), rest: vec![] };
+        for line in ["one\n", "two two\n", "three\n"] {
+            log.add(line.into());
+        }
+        log.out.as_mut().unwrap().0 = 100;
+        log.add("four\n".into());
+        assert_eq!(String::from_utf8(log.out.unwrap().1).unwrap(), "one\ntwo two\nfour\n");
     }
 }

@@ -30,6 +30,8 @@ pub struct Machine {
     pub now: u64,
     /// What the guest wrote, stream and bytes.
     pub console: Vec<(u64, Vec<u8>)>,
+    /// How many bytes more the console takes, if there is a bound.
+    pub console_room: Option<usize>,
     /// Frames that the guest sent, offload header included.
     pub sent: Vec<Vec<u8>>,
     /// Frames that the guest will receive, offload header included.
@@ -57,6 +59,7 @@ pub fn session() -> Session {
     *machine_slot() = Some(Machine { now: 1_000_000_000, ..Machine::default() });
     HAS_SESSION.set(true);
     crate::preempt::set_count(0);
+    crate::preempt::PENDING.store(0, std::sync::atomic::Ordering::Relaxed);
     Session(guard)
 }
 
@@ -132,9 +135,13 @@ pub(crate) fn gate(call: Call, [a, b, c, _d]: [u64; 4]) -> i64 {
         Call::Fault => panic!("guest fault: {}", String::from_utf8_lossy(unsafe { slice(a, b) })),
         Call::Console => {
             // SAFETY: the guest passes a live slice.
-            let text = unsafe { slice(a, b) }.to_vec();
-            machine(|m| m.console.push((c, text)));
-            b as i64
+            let text = unsafe { slice(a, b) };
+            machine(|m| {
+                let n = m.console_room.unwrap_or(usize::MAX).min(text.len());
+                m.console_room = m.console_room.map(|room| room - n);
+                m.console.push((c, text[..n].to_vec()));
+                n as i64
+            })
         }
         Call::Wait => machine(|m| {
             m.waits += 1;

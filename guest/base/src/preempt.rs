@@ -1,20 +1,26 @@
 //! The preemption-off counter.
 //!
-//! There is one CPU. A thread is switched away from at two points only: where it parks, and where a tick upcall
-//! finds this counter at zero. So code that holds a [`Guard`] has the library OS to itself.
+//! There is one CPU. A thread is switched away from at three points only: where it parks, where a tick upcall
+//! finds this counter at zero, and where the end of the outermost [`Guard`] brings it to zero and something is pending: a tick that found more,
+//! or a [`request`]. So code that holds a guard has the library OS to itself, and code that holds none may be switched away from anywhere.
 //!
-//! Plain loads and stores suffice, although an upcall may come between them: an upcall that finds zero may switch threads, but it
+//! Plain loads and stores of the counter suffice, although an upcall may come between them: an upcall that finds zero may switch threads, but it
 //! leaves zero behind when this thread continues; an upcall that finds more changes nothing but `PENDING`.
 
 use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32,
+    AtomicPtr, AtomicU8, AtomicU32,
     Ordering::{Relaxed, SeqCst},
     compiler_fence,
 };
 
 /// How many guards exist in the running thread. Guests start at 1: no preemption before the scheduler exists.
 pub(crate) static OFF: AtomicU32 = AtomicU32::new(if cfg!(donjon_guest) { 1 } else { 0 });
-pub(crate) static PENDING: AtomicBool = AtomicBool::new(false);
+/// What is to be done when preemption goes on: [`TICKED`], [`REQUESTED`]. Read-modify-write only, in one instruction: upcalls set bits, too.
+pub(crate) static PENDING: AtomicU8 = AtomicU8::new(0);
+/// A tick came.
+pub(crate) const TICKED: u8 = 1;
+/// See [`request`].
+const REQUESTED: u8 = 2;
 static TICK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Preemption is off while this exists.
@@ -40,7 +46,7 @@ impl Drop for Guard {
         compiler_fence(SeqCst);
         let count = OFF.load(Relaxed) - 1;
         OFF.store(count, Relaxed);
-        if count == 0 && PENDING.load(Relaxed) {
+        if count == 0 && PENDING.load(Relaxed) != 0 {
             tick();
         }
     }
@@ -61,24 +67,33 @@ pub fn set_count(count: u32) {
     compiler_fence(SeqCst);
 }
 
+/// What is called when there was a tick (`true`), or a request only.
+pub type Tick = fn(ticked: bool);
+
 /// Says what a tick calls (the scheduler). It is called with preemption off, on the running thread's stack.
-pub fn set_tick(f: fn()) {
+pub fn set_tick(f: Tick) {
     TICK.store(f as *mut (), Relaxed);
 }
 
-/// Handles a tick: called by the upcall when it finds the counter at zero, and by the guard whose end allows a pending one.
+/// Has the end of the running thread's outermost guard call the scheduler, as if a tick had come. Preemption is off.
+#[inline]
+pub fn request() {
+    PENDING.fetch_or(REQUESTED, Relaxed);
+}
+
+/// Handles what is pending: called by the upcall when it finds the counter at zero, and by the guard whose end brings it there.
 #[cold]
 #[inline(never)]
 #[expect(unsafe_code, reason = "the function pointer goes through an atomic")]
 pub fn tick() {
     OFF.store(1, Relaxed);
     compiler_fence(SeqCst);
-    PENDING.store(false, Relaxed);
+    let pending = PENDING.swap(0, Relaxed);
     let f = TICK.load(Relaxed);
     if !f.is_null() {
-        // SAFETY: only `set_tick` stores here, and it stores a `fn()`.
-        let f: fn() = unsafe { core::mem::transmute(f) };
-        f();
+        // SAFETY: only `set_tick` stores here, and it stores a `Tick`.
+        let f: Tick = unsafe { core::mem::transmute(f) };
+        f(pending & TICKED != 0);
     }
     compiler_fence(SeqCst);
     OFF.store(0, Relaxed);
@@ -87,5 +102,5 @@ pub fn tick() {
 /// Marks a tick as pending, as an upcall does. For tests.
 #[cfg(not(donjon_guest))]
 pub fn host_set_pending() {
-    PENDING.store(true, Relaxed);
+    PENDING.fetch_or(TICKED, Relaxed);
 }

@@ -1,13 +1,13 @@
 //! `donjon_upcall`: where the host enters the image at each tick.
 //!
-//! The host has pushed the next instruction's address and the flags below the red zone (abi, ImageHeader). If preemption is off, the
-//! upcall notes the tick and returns. Else it saves what a function call does not preserve, extended state included, on the
+//! The host has pushed the next instruction's address and the flags below the red zone (abi, ImageHeader). The upcall notes
+//! the tick. If preemption is off, that is all. Else it saves what a function call does not preserve, extended state included, on the
 //! interrupted stack, and calls [`crate::preempt::tick`], which may switch to another thread.
 
 #![expect(unsafe_code, reason = "an entry point that preserves every register")]
 // UNSAFETY: assembly; CPUID.
 
-use crate::preempt::{OFF, PENDING, tick};
+use crate::preempt::{OFF, PENDING, TICKED, tick};
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -67,6 +67,7 @@ extern "C" fn donjon_upcall() {
         ".cfi_signal_frame",
         ".cfi_def_cfa rsp, 144",
         ".cfi_offset rip, -136",
+        "or byte ptr [rip + {pending}], {ticked}",
         "cmp dword ptr [rip + {off}], 0",
         "jne 9f",
         "mov dword ptr [rip + {off}], 1",
@@ -138,12 +139,12 @@ extern "C" fn donjon_upcall() {
         "ret 128",
         "9:",
         ".cfi_def_cfa rsp, 144",
-        "mov byte ptr [rip + {pending}], 1",
         "popfq",
         "ret 128",
         ".cfi_endproc",
         off = sym OFF,
         pending = sym PENDING,
+        ticked = const TICKED,
         size = sym SIZE,
         mask = sym MASK,
         mode = sym MODE,

@@ -43,10 +43,10 @@ pub extern "C" fn __cxa_atexit(f: extern "C" fn(usize), argument: usize, _dso: *
     register(AtExit::WithArgument(f, argument))
 }
 
-/// `exit`: destructors of the running thread, then `atexit` functions, last registered first, then what streams hold is written.
+/// `exit`: destructors of the running thread's thread-local variables (those of keys are for threads that end), then `atexit` functions, last registered first, then what streams hold is written.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn exit(status: c_int) -> ! {
-    crate::thread::run_destructors();
+    crate::thread::run_local_destructors();
     loop {
         let Some(f) = AT_EXIT.lock().pop() else { break };
         match f {

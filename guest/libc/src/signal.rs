@@ -30,7 +30,7 @@ const SA_SIGINFO: u32 = 4;
 
 /// Tells the library OS how handlers are called.
 pub(crate) fn init() {
-    signal::init(deliver);
+    signal::init(deliver, crate::thread::ended);
 }
 
 fn deliver(number: i32, action: Action) {

@@ -50,10 +50,18 @@ const RECURSIVE: u32 = 1;
 const ERRORCHECK: u32 = 2;
 
 impl Mutex {
+    /// Its type. An adaptive one (3), which spins before it waits, is a plain one where there is one CPU.
+    fn kind(&self) -> u32 {
+        match self.kind.load(SeqCst) & 3 {
+            3 => 0,
+            kind => kind,
+        }
+    }
+
     fn lock(&self, deadline: Option<u64>) -> Result<()> {
         let _off = preempt::off();
         let me = tls::tcb().thread;
-        let kind = self.kind.load(SeqCst) & 3;
+        let kind = self.kind();
         if kind != 0 && self.state.load(SeqCst) != 0 && self.owner.load(SeqCst) == me {
             if kind == ERRORCHECK {
                 return Err(Errno::EDEADLK);
@@ -81,7 +89,7 @@ impl Mutex {
             self.owner.store(me, SeqCst);
             return Ok(());
         }
-        if self.kind.load(SeqCst) & 3 == RECURSIVE && self.owner.load(SeqCst) == me {
+        if self.kind() == RECURSIVE && self.owner.load(SeqCst) == me {
             self.depth.fetch_add(1, SeqCst);
             return Ok(());
         }
@@ -90,7 +98,7 @@ impl Mutex {
 
     fn unlock(&self) -> Result<()> {
         let _off = preempt::off();
-        if self.kind.load(SeqCst) & 3 != 0 {
+        if self.kind() != 0 {
             if self.state.load(SeqCst) == 0 || self.owner.load(SeqCst) != tls::tcb().thread {
                 return Err(Errno::EPERM);
             }
@@ -196,7 +204,7 @@ pub extern "C" fn pthread_mutexattr_destroy(_attr: *mut u32) -> c_int {
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub unsafe extern "C" fn pthread_mutexattr_settype(attr: *mut u32, kind: c_int) -> c_int {
-    if !(0..=2).contains(&kind) {
+    if !(0..=3).contains(&kind) {
         return Errno::EINVAL.0;
     }
     // SAFETY: the caller's attribute.

@@ -82,6 +82,11 @@ fn end(result: *mut c_void) -> ! {
     crate::process::exit(0)
 }
 
+/// A thread that C code has not started has come to its end.
+pub(crate) fn ended() {
+    end(core::ptr::null_mut())
+}
+
 /// `pthread_exit`. Destructors of thread-local data run; the stack is not unwound.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn pthread_exit(result: *mut c_void) -> ! {
@@ -468,9 +473,14 @@ pub unsafe extern "C" fn __cxa_thread_atexit_impl(
     0
 }
 
-/// Runs the running thread's destructors: first those of thread-local variables, last registered first, then those of
-/// thread-specific data.
-pub(crate) fn run_destructors() {
+/// Runs the running thread's destructors: first those of thread-local variables, then those of thread-specific data.
+fn run_destructors() {
+    run_local_destructors();
+    run_key_destructors();
+}
+
+/// Runs the destructors of the running thread's thread-local variables, last registered first.
+pub(crate) fn run_local_destructors() {
     let t = tls::tcb();
     while t.libc[DESTRUCTORS].get() != 0 {
         let at = t.libc[DESTRUCTORS].get() as *mut Node;
@@ -482,6 +492,9 @@ pub(crate) fn run_destructors() {
         // SAFETY: the program registered this call.
         unsafe { (node.destructor)(node.object) };
     }
+}
+
+fn run_key_destructors() {
     for _ in 0..ROUNDS {
         let mut again = false;
         for i in 0..values().len() {
@@ -499,6 +512,7 @@ pub(crate) fn run_destructors() {
             break;
         }
     }
+    let t = tls::tcb();
     let old = t.libc[VALUES].replace(0);
     t.libc[VALUES_LEN].set(0);
     // SAFETY: this thread's own array.

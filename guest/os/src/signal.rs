@@ -51,18 +51,18 @@ struct Signals {
     actions: [Action; 64],
     /// Bit n-1 for a signal that waits until it is unblocked.
     pending: u64,
-    deliver: Option<Deliver>,
+    doors: Option<(Deliver, fn())>,
 }
 
 static SIGNALS: Lock<Signals> = Lock::new(Signals {
     actions: [Action { disposition: Disposition::Default, handler: 0, flags: 0, mask: 0 }; 64],
     pending: 0,
-    deliver: None,
+    doors: None,
 });
 
-/// Says who calls handlers.
-pub fn init(deliver: Deliver) {
-    SIGNALS.lock().deliver = Some(deliver);
+/// Says who calls handlers, and who ends the thread that ran one for the host.
+pub fn init(deliver: Deliver, end: fn()) {
+    SIGNALS.lock().doors = Some((deliver, end));
 }
 
 /// The action of a signal from 1 to 64.
@@ -134,10 +134,10 @@ pub fn raise(signal: i32) -> Result<()> {
 fn deliver(signal: i32) {
     let (action, f) = {
         let s = SIGNALS.lock();
-        (s.actions[signal as usize - 1], s.deliver)
+        (s.actions[signal as usize - 1], s.doors)
     };
     match (action.disposition, f) {
-        (Disposition::Handler, Some(f)) => {
+        (Disposition::Handler, Some((f, _))) => {
             const SA_RESETHAND: u32 = 0x8000_0000;
             if action.flags & SA_RESETHAND != 0 {
                 SIGNALS.lock().actions[signal as usize - 1] = Action::default();
@@ -164,11 +164,18 @@ pub(crate) fn stop_requested() {
         (Disposition::Default, _) => exit(128 + SIGTERM),
     };
     // Not on the thread that happens to look: it may hold a lock that the handler needs.
-    if sched::spawn(stop_thread, signal as usize, crate::thread::STACK_MIN).is_err() {
-        exit(128 + SIGTERM);
+    match crate::thread::start(stop_thread, signal as usize, 0, crate::thread::STACK_MIN, true) {
+        // What the thread that happens to look has blocked is that thread's own.
+        Ok(id) => drop(sched::with_thread(id, |t| t.c.mask = 0)),
+        Err(_) => exit(128 + SIGTERM),
     }
 }
 
-fn stop_thread(signal: usize) {
+fn stop_thread(signal: usize, _: usize) -> usize {
     deliver(signal as i32);
+    let doors = SIGNALS.lock().doors;
+    if let Some((_, end)) = doors {
+        end();
+    }
+    0
 }

@@ -1,6 +1,6 @@
 //! The C functions that this part of the library calls and other parts define.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_char, c_int, c_uint, c_void};
 
 unsafe extern "C" {
     /// Allocates.
@@ -31,6 +31,8 @@ unsafe extern "C" {
     pub fn strerror(error: c_int) -> *mut c_char;
     /// Lets other threads run.
     pub fn sched_yield() -> c_int;
+    /// Sleeps, for microseconds.
+    pub fn usleep(time: c_uint) -> c_int;
 }
 
 /// Sets this thread's error number.

@@ -3,7 +3,7 @@
 
 mod calls;
 
-use super::extern_c::{EBADF, lseek, malloc, read, sched_yield, set_errno, write};
+use super::extern_c::{EBADF, lseek, malloc, read, sched_yield, set_errno, usleep, write};
 use super::mem::memcpy;
 pub use calls::*;
 use core::arch::asm;
@@ -267,7 +267,8 @@ impl Stream {
     }
 }
 
-/// A lock that its thread may take again (`flockfile`). Contention is rare; who waits lets the others run.
+/// A lock that its thread may take again (`flockfile`). Contention is rare; who waits lets the others run, and sleeps if that does not help: whoever
+/// has the lock waits itself, for a peer or a reader.
 struct Lock {
     owner: AtomicUsize,
     depth: UnsafeCell<u32>,
@@ -295,14 +296,14 @@ impl Lock {
     }
 
     fn acquire(&self) -> bool {
-        while !self.try_acquire() {
+        while !self.acquire_soon() {
             // SAFETY: takes nothing.
-            unsafe { sched_yield() };
+            unsafe { usleep(1000) };
         }
         true
     }
 
-    /// The same for `exit`, which cannot wait for a thread that waits itself: for a peer, with the lock. False if it is not free soon.
+    /// The same for `exit`, which cannot wait for a thread that waits itself, with the lock. False if it is not free soon.
     fn acquire_soon(&self) -> bool {
         for _ in 0..100 {
             if self.try_acquire() {

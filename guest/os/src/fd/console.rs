@@ -1,72 +1,149 @@
-//! Descriptors 0, 1 and 2: an empty input, and the host-side log.
+//! Descriptors 0, 1 and 2, and what `/dev` calls them: an empty input, and the host-side log.
+//!
+//! The gate does not say when a full log has room again, so one that took nothing is looked at again from time to time, by a poller.
 
 use super::{Ctl, Object};
 use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
-use crate::fs::Stat;
+use crate::fs::{Node, Stat};
+use crate::global::Global;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use donjon_base::clock;
 use donjon_base::gate::{self, Stream};
+
+/// How soon a full log is looked at again, ns.
+const RETRY: u64 = 1_000_000;
 
 /// One of the three standard streams.
 pub struct Console {
     stream: Option<Stream>,
-    /// Never notified: the console is always ready. Exists so that epoll takes it, as it takes a terminal.
+    /// The place in the tree, if it was opened by its name.
+    node: Option<Node>,
+    side: Rc<Side>,
+}
+
+#[derive(Default)]
+struct Side {
+    /// It was full, and is among [`Full::sides`].
+    full: Cell<bool>,
     watch: Watch,
 }
 
+/// The consoles that took nothing lately.
+struct Full {
+    sides: Vec<Rc<Side>>,
+    /// When they are looked at again (monotonic ns).
+    until: u64,
+    polled: bool,
+}
+
+const NONE: Full = Full { sides: Vec::new(), until: 0, polled: false };
+static FULL: Global<Full> = Global::new(NONE);
+
 impl Console {
     /// The input (`None`) or one of the output streams.
-    pub fn new(stream: Option<Stream>) -> Self {
-        Console { stream, watch: Watch::new() }
+    pub fn new(stream: Option<Stream>, node: Option<Node>) -> Self {
+        Console { stream, node, side: Rc::default() }
+    }
+
+    /// Has the poller look again.
+    fn is_full(&self) -> Result<()> {
+        if self.side.full.get() {
+            return Ok(());
+        }
+        if !FULL.with(|f| f.polled) {
+            crate::sched::register_poller(poll)?;
+        }
+        FULL.with(|f| {
+            f.polled = true;
+            f.sides.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            if f.sides.is_empty() {
+                f.until = clock::monotonic() + RETRY;
+            }
+            f.sides.push(self.side.clone());
+            Ok(())
+        })?;
+        self.side.full.set(true);
+        Ok(())
     }
 }
 
-/// Writes everything to stream 1 or 2.
-pub fn write(stream: Stream, bufs: &[&[u8]]) -> Result<usize> {
-    let mut done = 0;
-    for buf in bufs {
-        let mut rest = *buf;
-        while !rest.is_empty() {
-            match gate::console(stream, rest) {
-                Ok(n) if n > 0 => {
-                    done += n;
-                    rest = &rest[n..];
-                }
-                _ if done > 0 => return Ok(done),
-                _ => return Err(Errno::EIO),
-            }
-        }
+/// Called by the scheduler: the log may have room again, for all that the guest knows.
+fn poll(now: u64) -> Option<u64> {
+    let sides = FULL.with(|f| {
+        let due = now >= f.until;
+        if due || f.sides.is_empty() { Ok(core::mem::take(&mut f.sides)) } else { Err(f.until) }
+    });
+    for side in sides.as_deref().unwrap_or_default() {
+        side.full.set(false);
+        side.watch.notify(events::WRITE);
     }
-    Ok(done)
+    sides.err()
 }
 
 impl Object for Console {
     fn read(&self, _ctl: &Ctl, _bufs: &mut [&mut [u8]]) -> Result<usize> {
         // Nobody types at a sealed machine: end of file.
-        Ok(0)
+        if self.stream.is_none() { Ok(0) } else { Err(Errno::EBADF) }
     }
 
+    /// Writes what the log takes now.
     fn write(&self, _ctl: &Ctl, bufs: &[&[u8]]) -> Result<usize> {
-        write(self.stream.ok_or(Errno::EBADF)?, bufs)
+        let stream = self.stream.ok_or(Errno::EBADF)?;
+        let mut done = 0;
+        for buf in bufs {
+            let mut rest = *buf;
+            while !rest.is_empty() {
+                match gate::console(stream, rest) {
+                    Ok(n) if n > 0 => {
+                        done += n;
+                        rest = &rest[n..];
+                    }
+                    _ if done > 0 => return Ok(done),
+                    Ok(_) => {
+                        self.is_full()?;
+                        return Err(Errno::EAGAIN);
+                    }
+                    Err(_) => return Err(Errno::EIO),
+                }
+            }
+        }
+        Ok(done)
     }
 
     fn ready(&self) -> u32 {
-        if self.stream.is_none() { events::READ } else { events::WRITE }
+        match self.stream {
+            None => events::READ,
+            Some(_) if self.side.full.get() => 0,
+            Some(_) => events::WRITE,
+        }
     }
 
     fn watch(&self) -> Option<&Watch> {
-        Some(&self.watch)
+        Some(&self.side.watch)
     }
 
     fn stat(&self) -> Stat {
-        // A pipe, not a terminal: isatty must say no.
-        Stat { mode: 0o010_600, nlink: 1, ..Stat::default() }
+        match &self.node {
+            Some(node) => node.stat(),
+            // A pipe, not a terminal: isatty must say no.
+            None => Stat { mode: 0o010_600, nlink: 1, ..Stat::default() },
+        }
     }
 
     fn as_any(&self) -> &dyn core::any::Any {
         self
     }
 
-    fn sync(&self) -> Result<()> {
-        Err(Errno::EINVAL)
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
+}
+
+/// Forgets that the poller is registered, for tests: each has a scheduler of its own.
+#[cfg(test)]
+pub fn reset() {
+    drop(FULL.with(|f| core::mem::replace(f, NONE)));
 }

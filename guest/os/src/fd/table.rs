@@ -32,7 +32,7 @@ impl Table {
             for (stream, flags) in
                 [(None, O_RDONLY), (Some(Stream::Output), O_WRONLY), (Some(Stream::Errors), O_WRONLY)]
             {
-                self.insert(open_file(console::Console::new(stream), flags)?, false, 0)?;
+                self.insert(open_file(console::Console::new(stream, None), flags)?, false, 0)?;
             }
             self.standard_opened = true;
         }
@@ -109,11 +109,17 @@ pub fn close(fd: i32) -> Result<()> {
     let _guard = donjon_base::preempt::off();
     // Dropped outside of the table: closing may send, wake and free.
     let slot = with(|t| t.take(fd).ok_or(Errno::EBADF))?;
-    if Rc::strong_count(&slot.file) == 1 {
+    let_go(Some(slot));
+    Ok(())
+}
+
+/// What was in the table is there no more. Preemption is off.
+fn let_go(slot: Option<Slot>) {
+    if let Some(slot) = slot
+        && Rc::strong_count(&slot.file) == 1
+    {
         slot.file.obj.closing(&slot.file);
     }
-    drop(slot);
-    Ok(())
 }
 
 /// `close_range` without flags, or with `CLOSE_RANGE_CLOEXEC`.
@@ -133,7 +139,7 @@ pub fn close_range(first: u32, last: u32, only_cloexec: bool) -> Result<()> {
             }
             Ok(t.take(fd as i32))
         })?;
-        drop(slot);
+        let_go(slot);
     }
     Ok(())
 }
@@ -159,7 +165,7 @@ pub fn dup_at(fd: i32, to: i32, cloexec: bool) -> Result<i32> {
         let at = u32::try_from(to).ok().filter(|n| *n < t.limit).ok_or(Errno::EBADF)?;
         t.put(at as usize, file, cloexec)
     })?;
-    drop(old);
+    let_go(old);
     Ok(to)
 }
 

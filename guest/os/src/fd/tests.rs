@@ -18,6 +18,7 @@ pub(crate) fn start() -> host::Session {
     // What an earlier test left lives in that test's heap: forget it before the heap is made anew.
     table::reset();
     timerfd::reset();
+    console::reset();
     crate::netif::reset();
     crate::fs::reset(TMPFS);
     crate::mem::tests::fresh_global();
@@ -84,6 +85,34 @@ fn the_console_takes_output_and_has_no_input() {
     let text = host::machine(|m| core::mem::take(&mut m.console));
     let joined: Vec<u8> = text.iter().filter(|t| t.0 == 2).flat_map(|t| t.1.clone()).collect();
     assert_eq!((&text[0], &joined[..]), (&(1, b"out\n".to_vec()), &b"err"[..]));
+}
+
+#[test]
+fn a_full_console_blocks_its_writer_and_nobody_else() {
+    let _s = start();
+    fn writer(fd: usize) {
+        assert_eq!(put(fd as i32, b"hello, world"), Ok(12));
+    }
+    host::machine(|m| m.console_room = Some(5));
+    let named = crate::fs::open(crate::fs::At::Cwd, b"/dev/stdout", O_WRONLY, 0).unwrap();
+    spawn(writer, 1);
+    spawn(writer, named as usize);
+    // Another thread goes on meanwhile, and the time passes in which the log has no room.
+    crate::sched::sleep_until(clock::monotonic() + 50_000_000);
+    assert_eq!(crate::sched::thread_count(), 3);
+    set_nonblocking(2, true).unwrap();
+    assert_eq!((put(2, b"x"), ready(2)), (Err(Errno::EAGAIN), 0));
+    let set = epoll::create(false).unwrap();
+    add(set, 2, OUT | epoll::flags::ET).unwrap();
+    host::machine(|m| m.console_room = None);
+    let mut events = [Event { events: 0, data: 0 }; 2];
+    assert_eq!(epoll::wait(set, &mut events, None), Ok(1));
+    assert_eq!((put(2, b"x"), ready(2)), (Ok(1), WRITE));
+    while crate::sched::thread_count() > 1 {
+        crate::sched::sleep_until(clock::monotonic() + 1_000_000);
+    }
+    let text: usize = host::machine(|m| m.console.iter().filter(|t| t.0 == 1).map(|t| t.1.len()).sum());
+    assert_eq!(text, 24);
 }
 
 #[test]
@@ -558,4 +587,49 @@ fn receive_timeouts_end_a_wait() {
     assert_eq!(socket::option(a, 1, 3).unwrap().bytes(), SOCK_STREAM.to_ne_bytes());
     assert_eq!(socket::option(a, 1, 999), Err(Errno::ENOPROTOOPT));
     assert_eq!(socket::recv(1, &mut [&mut [0; 1]], 0).err(), Some(Errno::ENOTSOCK));
+}
+
+#[test]
+fn the_last_descriptor_is_told_whoever_closes_it() {
+    use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    let _s = start();
+    static CLOSED: AtomicU32 = AtomicU32::new(0);
+    CLOSED.store(0, SeqCst);
+    struct Thing;
+    impl Object for Thing {
+        fn stat(&self) -> Stat {
+            Anon::stat()
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+        fn closing(&self, _file: &File<dyn Object>) {
+            CLOSED.fetch_add(1, SeqCst);
+        }
+    }
+    let open = || install(open_file(Thing, O_RDWR).unwrap(), false).unwrap();
+    let (a, b, c) = (open(), open(), open());
+    dup_at(a, b, false).unwrap();
+    assert_eq!(CLOSED.load(SeqCst), 1);
+    close_range(a as u32, c as u32, false).unwrap();
+    assert_eq!(CLOSED.load(SeqCst), 3);
+}
+
+#[test]
+fn a_listener_that_is_shut_down_accepts_no_more() {
+    use crate::socket::{accept, bind, connect, listen, shutdown};
+    let _s = start();
+    let name = Addr::Unix(b"\0l".as_slice().into());
+    let l = socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap();
+    bind(l, &name).unwrap();
+    listen(l, 1).unwrap();
+    spawn(|l| assert_eq!(accept(l as i32, 0).map(|_| ()), Err(Errno::EINVAL)), l as usize);
+    crate::sched::yield_now();
+    shutdown(l, 2).unwrap();
+    while crate::sched::thread_count() > 1 {
+        crate::sched::yield_now();
+    }
+    assert_eq!(ready(l), IN | events::RDNORM | RDHUP | HUP);
+    let client = socket::socket(AF_UNIX, SOCK_STREAM, 0).unwrap();
+    assert_eq!(connect(client, &name), Err(Errno::ECONNREFUSED));
 }

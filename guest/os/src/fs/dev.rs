@@ -63,14 +63,24 @@ impl Dev {
         Stat { dev: 3, ino: self as u64 + 1, mode, nlink: 1, rdev: major * 256 + minor, ..Stat::default() }
     }
 
+    /// For the three consoles: the stream, none for the input.
+    pub fn console(self) -> Option<Option<Stream>> {
+        match self {
+            Dev::Stdin => Some(None),
+            Dev::Stdout => Some(Some(Stream::Output)),
+            Dev::Stderr => Some(Some(Stream::Errors)),
+            _ => None,
+        }
+    }
+
     /// Reads.
     pub fn read(self, bufs: &mut [&mut [u8]]) -> Result<usize> {
         let mut n = 0;
         for buf in bufs {
             match self {
                 Dev::Dir => return Err(Errno::EISDIR),
-                Dev::Null | Dev::Stdin => return Ok(0),
-                Dev::Stdout | Dev::Stderr => return Err(Errno::EBADF),
+                Dev::Null => return Ok(0),
+                Dev::Stdin | Dev::Stdout | Dev::Stderr => return Err(Errno::EBADF),
                 Dev::Zero | Dev::Full => buf.fill(0),
                 Dev::Random | Dev::Urandom => crate::random::fill(buf),
             }
@@ -85,11 +95,8 @@ impl Dev {
         match self {
             Dev::Null | Dev::Zero | Dev::Random | Dev::Urandom => Ok(total),
             Dev::Full => Err(Errno::ENOSPC),
-            Dev::Dir | Dev::Stdin => Err(Errno::EBADF),
-            Dev::Stdout | Dev::Stderr => {
-                let stream = if self == Dev::Stdout { Stream::Output } else { Stream::Errors };
-                crate::fd::console::write(stream, bufs)
-            }
+            // A console is another kind of object.
+            Dev::Dir | Dev::Stdin | Dev::Stdout | Dev::Stderr => Err(Errno::EBADF),
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use bundle::BundleNode;
 pub use tmpfs::TmpNode;
 
 use crate::errno::{Errno, Result};
-use crate::fd::{self, FileRef};
+use crate::fd::{self, FileRef, console::Console};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use path::{Follow, lookup, lookup_parent};
@@ -77,7 +77,15 @@ fn open_file(at: At, path: &[u8], flags: i32, mode: u32) -> Result<FileRef> {
             tmp.set_len(0)?;
         }
     }
-    fd::open_file(OpenFile::new(node), flags & !CREATION)
+    match node {
+        Node::Dev(dev)
+            if flags & fd::O_PATH == 0
+                && let Some(stream) = dev.console() =>
+        {
+            fd::open_file(Console::new(stream, Some(node)), flags & !CREATION)
+        }
+        node => fd::open_file(OpenFile::new(node), flags & !CREATION),
+    }
 }
 
 /// Flags that the description does not keep.

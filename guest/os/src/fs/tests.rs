@@ -463,3 +463,45 @@ fn a_mapping_ends_in_parts() {
     let fd = o("/tmp/big", O_RDWR | O_CREAT).unwrap();
     assert_eq!(shared::map(fd, 0, 1 << 30, Prot::ReadWrite), Err(Errno::ENOMEM));
 }
+
+#[test]
+fn names_and_targets_count_and_end_somewhere() {
+    let _s = start();
+    make("/tmp/a", b"");
+    let before = usage().0;
+    let mut made = 0;
+    let error = loop {
+        match link(At::Cwd, b"/tmp/a", At::Cwd, std::format!("/tmp/l{made}").as_bytes(), false) {
+            Ok(()) => made += 1,
+            Err(e) => break e,
+        }
+        assert!((made as u64) < usage().1 / 64, "names cost nothing");
+    };
+    assert_eq!((error, made > 100), (Errno::ENOSPC, true));
+    unlink(At::Cwd, b"/tmp/a", false).unwrap();
+    rename(At::Cwd, b"/tmp/l0", At::Cwd, b"/tmp/a", true).unwrap();
+    for n in 1..made {
+        unlink(At::Cwd, std::format!("/tmp/l{n}").as_bytes(), false).unwrap();
+    }
+    assert_eq!(usage().0, before);
+    unlink(At::Cwd, b"/tmp/a", false).unwrap();
+    let before = usage().0;
+    symlink(&[b'x'; 4000], At::Cwd, b"/tmp/s").unwrap();
+    assert!(usage().0 - before >= 4000);
+    unlink(At::Cwd, b"/tmp/s", false).unwrap();
+    assert_eq!(usage().0, before);
+}
+
+#[test]
+fn an_allocation_succeeds_or_takes_nothing_and_goes_with_the_end() {
+    let _s = start();
+    let fd = o("/tmp/a", O_RDWR | O_CREAT).unwrap();
+    fd::write_at(fd, &[b"x"], 3 * 4096).unwrap();
+    let before = usage().0;
+    assert_eq!(fd::allocate(fd, 0, 1 << 30, false), Err(Errno::ENOSPC));
+    assert_eq!((usage().0, fd::stat(fd).unwrap().used), (before, 4096));
+    fd::allocate(fd, 0, 10 * 4096, true).unwrap();
+    assert_eq!(fd::stat(fd).unwrap().used, 10 * 4096);
+    fd::truncate(fd, 3 * 4096 + 1).unwrap();
+    assert_eq!(fd::stat(fd).unwrap().used, 4 * 4096);
+}

@@ -16,7 +16,7 @@ use donjon_abi::manifest::{Tag, records};
 pub(super) const BLOCK: usize = 4096;
 /// Buffer for copies between files.
 pub const COPY_CHUNK: usize = 16 * BLOCK;
-/// What a node costs apart from its content, for the limit: directories full of empty files must end somewhere, too.
+/// What a node costs apart from its content, and each name of it but one, for the limit: directories full of empty files must end somewhere, too.
 const NODE_COST: u64 = 256;
 /// Largest file; far below where arithmetic could overflow.
 const SIZE_MAX: u64 = 1 << 46;
@@ -67,6 +67,8 @@ pub fn root() -> Rc<TmpNode> {
 
 /// Bytes in use and the limit, for `statvfs`.
 pub fn usage() -> (u64, u64) {
+    // The root's references are counted, too.
+    let _off = donjon_base::preempt::off();
     root();
     SPACE.with(|s| (s.used, s.limit))
 }
@@ -108,6 +110,17 @@ enum Kind {
     Link(Box<[u8]>),
     Socket(SocketNode),
     Pipe(Rc<Pipe>),
+}
+
+impl Kind {
+    fn cost(&self) -> u64 {
+        NODE_COST
+            + match self {
+                Kind::File(content) => content.borrow().used() * BLOCK as u64,
+                Kind::Link(target) => target.len() as u64,
+                _ => 0,
+            }
+    }
 }
 
 /// What a path of a bound AF_UNIX socket leads to.
@@ -232,7 +245,8 @@ impl Content {
 
     fn set_len(&mut self, len: u64) -> Result<()> {
         self.clear(len.min(self.len), len.max(self.len))?;
-        if len < self.len {
+        // Also what was allocated behind the end.
+        if len <= self.len {
             let keep = len.div_ceil(BLOCK as u64);
             refund(self.blocks.truncate(&keep) as u64 * BLOCK as u64);
             let cut = (len % BLOCK as u64) as usize;
@@ -256,12 +270,8 @@ fn zeroed_block() -> Option<Box<[u8; BLOCK]>> {
 
 impl Drop for TmpNode {
     fn drop(&mut self) {
-        let mut cost = NODE_COST;
-        if let Kind::File(content) = &self.kind {
-            cost += content.borrow().used() * BLOCK as u64;
-        }
         if self.ino != 1 {
-            refund(cost);
+            refund(self.kind.cost());
         }
     }
 }
@@ -269,7 +279,7 @@ impl Drop for TmpNode {
 impl TmpNode {
     fn new(kind: Kind, mode: u32) -> Result<Rc<TmpNode>> {
         crate::fd::headroom()?;
-        charge(NODE_COST)?;
+        charge(kind.cost())?;
         let ino = SPACE.with(|s| {
             s.next_ino += 1;
             s.next_ino
@@ -415,6 +425,9 @@ impl TmpNode {
             self.nlink.set(self.nlink.get() - 1);
         } else {
             node.nlink.set(node.nlink.get().saturating_sub(1));
+            if node.nlink.get() > 0 {
+                refund(NODE_COST);
+            }
         }
         self.children()?.borrow_mut().remove(name);
         node.ctime.set(now());
@@ -450,12 +463,28 @@ impl TmpNode {
         Ok(())
     }
 
-    /// `fallocate`: makes sure that the blocks exist.
+    /// `fallocate`: makes sure that the blocks exist, or changes nothing.
     pub fn allocate(&self, at: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = at.checked_add(len).filter(|e| *e <= SIZE_MAX).ok_or(Errno::EFBIG)?;
         let mut content = self.content()?.borrow_mut();
+        let mut made: Vec<Range<u64>> = Vec::new();
         for index in at / BLOCK as u64..end.div_ceil(BLOCK as u64) {
-            content.with_block(index, |_| {})?;
+            if content.get(index).is_some() {
+                continue;
+            }
+            let result = match made.last_mut() {
+                Some(last) if last.end == index => {
+                    last.end += 1;
+                    Ok(())
+                }
+                _ => made.try_reserve(1).map(|()| made.push(index..index + 1)).map_err(|_| Errno::ENOSPC),
+            };
+            if let Err(e) = result.and_then(|()| content.block(index).map(|_| ())) {
+                for range in made {
+                    refund(content.blocks.take(&range).len() as u64 * BLOCK as u64);
+                }
+                return Err(e);
+            }
         }
         if !keep_size && end > content.len {
             content.set_len(end)?;
@@ -622,7 +651,9 @@ pub fn rename(from: &Rc<TmpNode>, from_name: &[u8], to: &Rc<TmpNode>, to_name: &
 
 /// `link`: another name for a node that is no directory.
 pub fn link(node: &Rc<TmpNode>, to: &Rc<TmpNode>, name: &[u8]) -> Result<()> {
-    to.insert(name, node.clone())?;
+    crate::fd::headroom()?;
+    charge(NODE_COST)?;
+    to.insert(name, node.clone()).inspect_err(|_| refund(NODE_COST))?;
     node.nlink.set(node.nlink.get() + 1);
     Ok(())
 }

@@ -293,12 +293,23 @@ pub unsafe fn change(addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
     if !is_mapped(addr, len) {
         return Err(Errno::ENOMEM);
     }
+    // What is asked for must still be there when it is taken.
+    let _off = donjon_base::preempt::off();
     if prot == Prot::ReadWrite {
-        let ok = each(addr, len, |heap, span| {
-            let pages = heap.span(span).pages;
-            heap.recharge(span, pages)
+        // All of it or nothing: what fails must not count.
+        let mut more = 0;
+        let cut = each(addr, len, |heap, span| {
+            let s = heap.span(span);
+            more += s.pages - s.charge;
+            true
         });
-        if !ok {
+        let fits = cut && HEAP.lock().make_room(more);
+        let charged = fits
+            && each(addr, len, |heap, span| {
+                let pages = heap.span(span).pages;
+                heap.recharge(span, pages)
+            });
+        if !charged {
             return Err(Errno::ENOMEM);
         }
     }

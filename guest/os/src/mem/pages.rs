@@ -403,7 +403,7 @@ impl Pages {
     // ---- free runs ----
 
     /// Makes `charge` more pages fit below the limit, discarding free memory if need be.
-    fn make_room(&mut self, charge: u32) -> bool {
+    pub fn make_room(&mut self, charge: u32) -> bool {
         let Some(left) = self.limit.checked_sub(self.used).and_then(|l| l.checked_sub(charge)) else { return false };
         // What counts for nothing (address space) needs no memory.
         if charge > 0 && left < self.reserved {

@@ -415,6 +415,27 @@ fn memory_without_rights_and_content_counts_for_nothing() {
 }
 
 #[test]
+fn rights_that_do_not_fit_count_for_nothing() {
+    use donjon_abi::Prot;
+    let _s = host::session();
+    fresh_global();
+    let len = super::total();
+    let at = super::map(len, 4096, 0).expect("address space");
+    let before = super::available();
+    // SAFETY: the mapping is this test's own.
+    unsafe {
+        // Two spans, of which only the first would fit.
+        super::change(at, 4096, Prot::None).expect("mapped");
+        super::renewed(at, 4096, Prot::None);
+        assert_eq!(super::change(at, len, Prot::ReadWrite), Err(super::Errno::ENOMEM));
+        assert_eq!(super::available(), before);
+        super::change(at, 8 * 4096, Prot::ReadWrite).expect("memory");
+        assert_eq!(super::available(), before - 8 * 4096);
+        assert!(super::unmap(at, len));
+    }
+}
+
+#[test]
 fn copies_of_files_are_told_from_the_programs_own_memory() {
     use super::Content;
     use donjon_abi::Prot;

@@ -4,6 +4,10 @@
 //! unparks it. There is no idle thread: when nothing can run, the thread that parked last looks after the pollers (the network),
 //! the timers and the gate's `wait`, on its own stack.
 //!
+//! A thread that is woken by another one, not by a poller or a timer, runs at once, that is, when the other one's outermost
+//! [`preempt::Guard`] ends, and the other one goes on behind it. Otherwise one that takes a lock again and again would keep everyone else from it: the lock is
+//! never free when its time slice ends. A thread gets that at most once a millisecond, so two that wake each other all the time cost little.
+//!
 //! Parking has *token* semantics: an unpark that comes first makes the next park return at once. So a wake-up is never
 //! lost, but may be spurious, and every caller loops.
 
@@ -41,11 +45,16 @@ pub type Poller = fn(now: u64) -> Option<u64>;
 /// Thread switches after which the pollers run although there are runnable threads.
 const SWITCHES_PER_POLL: u32 = 32;
 
+/// How often a thread may interrupt others by being woken, ns.
+const WAKE_INTERVAL: u64 = 1_000_000;
+
 struct Sched {
     threads: Threads,
     timers: Timers,
     /// Slot of the running thread.
     current: u32,
+    /// The first ready thread has been woken by the running one and is to run as soon as preemption is on.
+    woken: bool,
     /// A thread that has ended and whose stack is still in use until the switch away from it is done.
     zombie: Option<u32>,
     /// Threads that have ended and whose records exist.
@@ -107,12 +116,20 @@ pub fn current() -> ThreadId {
 /// detached. For the C library's threads see [`crate::thread`].
 pub fn spawn(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
     let id = create(entry, arg, stack)?;
-    unpark(id);
+    launch(id);
     Ok(id)
 }
 
-/// As [`spawn`], but the thread only starts when it is unparked.
-pub fn create(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
+/// Starts a thread that was just created. It gets its turn: its maker goes on first.
+pub(crate) fn launch(id: ThreadId) {
+    let mut s = SCHED.lock();
+    if let Some(slot) = s.threads.slot(id) {
+        s.threads.push(slot);
+    }
+}
+
+/// As [`spawn`], but the thread only starts at [`launch`].
+pub(crate) fn create(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
     let _off = preempt::off();
     let stack = crate::thread::stack::take(stack)?;
     let mut s = SCHED.lock();
@@ -288,6 +305,7 @@ impl Sched {
             threads: Threads::new(),
             timers: Timers::new(),
             current: 0,
+            woken: false,
             zombie: None,
             ended: 0,
             switches: 0,
@@ -311,10 +329,31 @@ impl Sched {
             if let Some(at) = t.timer.take() {
                 self.timers.remove(at, &mut self.threads);
             }
-            self.threads.push(slot);
+            if self.interrupts(slot) {
+                self.threads.push_first(slot);
+                self.woken = true;
+                preempt::request();
+            } else {
+                self.threads.push(slot);
+            }
         } else {
             t.token = true;
         }
+    }
+
+    /// Whether a thread that is woken runs before the running one goes on. Not if nobody runs: pollers are called by threads that park, and
+    /// for those that do not they come with a tick. Of several at a time only the first.
+    fn interrupts(&mut self, slot: u32) -> bool {
+        if self.woken || self.threads.get(self.current).state != State::Running || POLLING.load(Relaxed) {
+            return false;
+        }
+        let now = clock::monotonic();
+        let last = core::mem::replace(&mut self.threads.get_mut(slot).interrupted, now);
+        if now.saturating_sub(last) < WAKE_INTERVAL {
+            self.threads.get_mut(slot).interrupted = last;
+            return false;
+        }
+        true
     }
 
     fn remove_ended(&mut self, slot: u32) {
@@ -359,6 +398,7 @@ fn reschedule() {
         idle();
         s = SCHED.lock();
     };
+    s.woken = false;
     let me = s.current;
     let t = s.threads.get_mut(next);
     t.state = State::Running;
@@ -448,9 +488,20 @@ fn idle() {
     }
 }
 
-/// The tick: the running thread has had its share.
+/// The tick: the running thread has had its share. Or it has not, and the thread that it has woken goes first.
 #[cfg(any(donjon_guest, test))]
-fn tick() {
+fn tick(ticked: bool) {
+    if !ticked {
+        let mut s = SCHED.lock();
+        // A switch that came before has done what the request was for.
+        if !s.woken {
+            return;
+        }
+        let me = s.current;
+        s.threads.push_second(me);
+        drop(s);
+        return reschedule();
+    }
     if gate::wait(Some(0)).stop {
         signal::stop_requested();
     }

@@ -150,6 +150,14 @@ fn too_many_threads_is_eagain_and_recovers() {
 }
 
 #[test]
+fn a_stack_that_is_too_large_is_eagain() {
+    let _s = start();
+    for size in (usize::MAX - 0x13000..=usize::MAX).step_by(64) {
+        assert_eq!(spawn(|_| {}, 0, size), Err(crate::errno::Errno::EAGAIN), "{size:x}");
+    }
+}
+
+#[test]
 fn a_pending_tick_runs_when_preemption_goes_on() {
     let _s = start();
     log();
@@ -216,7 +224,11 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
     use crate::signal::{self, Action, Disposition};
     let _s = start();
     static GOT: AtomicU32 = AtomicU32::new(0);
-    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    static ENDED: AtomicU32 = AtomicU32::new(0);
+    fn end() {
+        ENDED.fetch_add(1, SeqCst);
+    }
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), end);
     let handler = Action { disposition: Disposition::Handler, ..Action::default() };
     signal::set_action(signal::SIGINT, handler).expect("allowed");
     host::machine(|m| m.stop = true);
@@ -225,7 +237,7 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
     signal::set_action(signal::SIGTERM, handler).expect("allowed");
     host::machine(|m| m.stop = true);
     sleep_until(clock::monotonic() + 1000);
-    assert_eq!(GOT.load(SeqCst), 15);
+    assert_eq!((GOT.load(SeqCst), ENDED.load(SeqCst), thread_count()), (15, 2, 1));
     for n in [signal::SIGINT, signal::SIGTERM] {
         signal::set_action(n, Action::default()).expect("allowed");
     }
@@ -240,7 +252,7 @@ fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     let _s = start();
     static GOT: AtomicU32 = AtomicU32::new(0);
     GOT.store(0, SeqCst);
-    signal::init(|number, _| GOT.store(number as u32, SeqCst));
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), || ());
     let handler = Action { disposition: Disposition::Handler, ..Action::default() };
     signal::set_action(10, handler).expect("allowed");
     signal::set_mask(1 << 9);
@@ -251,4 +263,94 @@ fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     assert_eq!(signal::set_action(11, handler), Err(Errno::EINVAL));
     assert_eq!(signal::raise(65), Err(Errno::EINVAL));
     signal::set_action(10, Action::default()).expect("allowed");
+}
+
+/// A mutex as std has it: 0 free, 1 taken, 2 taken and somebody waits.
+static MUTEX: AtomicU32 = AtomicU32::new(0);
+
+fn acquire() {
+    if MUTEX.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
+        return;
+    }
+    while MUTEX.swap(2, SeqCst) != 0 {
+        // SAFETY: a static.
+        let _ = unsafe { futex::wait(MUTEX.as_ptr() as usize, 2, !0, None) };
+    }
+}
+
+fn release() {
+    if MUTEX.swap(0, SeqCst) == 2 {
+        futex::wake(MUTEX.as_ptr() as usize, 1, !0);
+    }
+}
+
+#[test]
+fn a_lock_that_is_taken_again_and_again_goes_to_those_who_wait() {
+    let _s = start();
+    log();
+    MUTEX.store(0, SeqCst);
+    fn other(_: usize) {
+        for _ in 0..20 {
+            acquire();
+            LOG.lock().push(1);
+            release();
+            sleep_until(clock::monotonic() + 300_000);
+        }
+    }
+    spawn(other, 0, 16 << 10).expect("memory");
+    for round in 0..1000 {
+        acquire();
+        host::machine(|m| m.now += 200_000);
+        // A time slice of 10 ms ends, always with the lock taken.
+        if round % 50 == 0 {
+            preempt::host_set_pending();
+            drop(preempt::off());
+        }
+        release();
+    }
+    assert_eq!(log().len(), 20);
+}
+
+#[test]
+fn who_is_woken_runs_first_but_not_all_the_time_and_not_inside_a_guard() {
+    let _s = start();
+    log();
+    fn sleeper(arg: usize) {
+        loop {
+            park(None);
+            LOG.lock().push(arg);
+        }
+    }
+    fn ready(arg: usize) {
+        LOG.lock().push(arg);
+    }
+    let sleepers = [1, 2].map(|i| spawn(sleeper, i, 16 << 10).expect("memory"));
+    yield_now();
+    spawn(ready, 9, 16 << 10).expect("memory");
+    {
+        let _off = preempt::off();
+        unpark(sleepers[0]);
+        unpark(sleepers[1]);
+        assert_eq!(log(), []);
+    }
+    // The first of them; who wakes goes on before the others.
+    assert_eq!(log(), [1]);
+    unpark(sleepers[0]);
+    assert_eq!(log(), []);
+    yield_now();
+    assert_eq!(log(), [9, 2, 1]);
+    host::machine(|m| m.now += WAKE_INTERVAL);
+    unpark(sleepers[0]);
+    assert_eq!(log(), [1]);
+    // One that parks anyway leaves no request behind.
+    host::machine(|m| m.now += WAKE_INTERVAL);
+    let until = clock::monotonic() + 5;
+    {
+        let _off = preempt::off();
+        unpark(sleepers[0]);
+        park(Some(until));
+    }
+    spawn(ready, 9, 16 << 10).expect("memory");
+    drop(preempt::off());
+    assert_eq!(log(), [1]);
 }

@@ -47,6 +47,8 @@ pub(crate) struct Thread {
     /// An unpark came while it did not park.
     pub token: bool,
     pub wake: Wake,
+    /// When it last ran at once because it was woken (monotonic ns).
+    pub interrupted: u64,
     pub keep_record: bool,
     pub context: Context,
     pub tcb: usize,
@@ -80,6 +82,7 @@ impl Thread {
             state: State::Parked,
             token: false,
             wake: Wake::Unparked,
+            interrupted: 0,
             keep_record: false,
             context: Context::running(),
             tcb: 0,
@@ -211,6 +214,28 @@ impl Threads {
             self.get_mut(last).next = slot;
         }
         self.last_ready = slot;
+    }
+
+    /// Puts at the front of the run queue.
+    pub(crate) fn push_first(&mut self, slot: u32) {
+        let next = self.first_ready;
+        let t = self.get_mut(slot);
+        t.state = State::Ready;
+        t.next = next;
+        self.first_ready = slot;
+        if next == NONE {
+            self.last_ready = slot;
+        }
+    }
+
+    /// Puts behind the first of the run queue, if there is one.
+    #[cfg(any(donjon_guest, test))]
+    pub(crate) fn push_second(&mut self, slot: u32) {
+        let first = self.pop();
+        self.push_first(slot);
+        if let Some(first) = first {
+            self.push_first(first);
+        }
     }
 
     /// Takes the first of the run queue.

@@ -270,7 +270,9 @@ impl Socket for Unix {
 
     fn accept(&self, flags: i32) -> Result<(FileRef, Addr)> {
         let half = match &mut *self.me.backlog.borrow_mut() {
-            Some(b) if b.queue.is_empty() => return Err(Errno::EAGAIN),
+            Some(b) if b.queue.is_empty() => {
+                return Err(if self.me.read_shut.get() { Errno::EINVAL } else { Errno::EAGAIN });
+            }
             Some(b) => {
                 // Where there is no memory for its description, a connection waits in the queue.
                 fd::headroom()?;
@@ -302,7 +304,7 @@ impl Socket for Unix {
         fd::headroom()?;
         {
             let mut backlog = listener.backlog.borrow_mut();
-            let backlog = backlog.as_mut().ok_or(Errno::ECONNREFUSED)?;
+            let backlog = backlog.as_mut().filter(|_| !listener.read_shut.get()).ok_or(Errno::ECONNREFUSED)?;
             if backlog.queue.len() >= backlog.limit {
                 listener.wait_for_room(&self.me)?;
                 return Err(Errno::EAGAIN);
@@ -409,7 +411,7 @@ impl Socket for Unix {
     }
 
     fn shutdown(&self, how: How) -> Result<()> {
-        if !self.me.connected() {
+        if !self.me.connected() && !self.common.listening.get() {
             return Err(Errno::ENOTCONN);
         }
         if how != How::Write {
@@ -508,7 +510,12 @@ impl Object for Unix {
     fn ready(&self) -> u32 {
         let me = &self.me;
         if let Some(backlog) = &*me.backlog.borrow() {
-            return if backlog.queue.is_empty() { 0 } else { events::READ };
+            return match (me.read_shut.get(), me.write_shut.get()) {
+                (true, true) => events::READ | events::RDHUP | events::HUP,
+                (true, false) => events::READ | events::RDHUP,
+                _ if backlog.queue.is_empty() => 0,
+                _ => events::READ,
+            };
         }
         let mut bits = 0;
         let waiting = {

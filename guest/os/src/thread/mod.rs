@@ -34,7 +34,7 @@ pub fn start(run: Run, a: usize, b: usize, stack: usize, detached: bool) -> Resu
     // The name is inherited, as under Linux.
     let name = name(sched::current()).unwrap_or_default();
     set_name(id, &name)?;
-    sched::unpark(id);
+    sched::launch(id);
     Ok(id)
 }
 

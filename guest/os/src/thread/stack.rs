@@ -38,7 +38,8 @@ static CACHE: Lock<Vec<Stack>> = Lock::new(Vec::new());
 
 /// A stack of at least `size` bytes. EAGAIN if there is no memory, as pthread_create(3) wants it.
 pub(crate) fn take(size: usize) -> Result<Stack> {
-    let len = (size.max(MIN).checked_add(EXTRA + tls::size()).ok_or(Errno::EAGAIN)?).next_multiple_of(PAGE) + PAGE;
+    let whole = size.max(MIN).checked_add(EXTRA + tls::size()).and_then(|len| len.checked_next_multiple_of(PAGE));
+    let len = whole.and_then(|len| len.checked_add(PAGE)).ok_or(Errno::EAGAIN)?;
     let cached = {
         let mut cache = CACHE.lock();
         cache.iter().position(|s| s.len == len).map(|at| cache.swap_remove(at))

@@ -3,8 +3,10 @@
 use super::cpu::{inb, outb};
 
 const COM1: u16 = 0x3f8;
-/// Most polls of the line status before a byte is sent regardless: a port that is absent or stuck must not stop the guest.
+/// Most polls of the line status before a byte is sent regardless: a port that is absent or stuck must not stop the shim's own messages.
 const PATIENCE: u32 = 100_000;
+/// Most polls for the guest's bytes. Who reads them may come back late, and the guest has better things to do than wait.
+const SHORT: u32 = 100;
 
 /// 115200 baud, 8N1, FIFO on, interrupt at received bytes.
 pub fn init() {
@@ -15,17 +17,31 @@ pub fn init() {
 
 /// Writes bytes as they are.
 pub fn write(bytes: &[u8]) {
-    // The FIFO takes 16 bytes once the transmitter is empty.
-    for chunk in bytes.chunks(16) {
-        for _ in 0..PATIENCE {
-            if inb(COM1 + 5) & 0x20 != 0 {
-                break;
-            }
-        }
-        for b in chunk {
-            outb(COM1, *b);
-        }
+    for chunk in bytes.chunks(FIFO) {
+        wait(PATIENCE);
+        chunk.iter().for_each(|b| outb(COM1, *b));
     }
+}
+
+/// Writes the bytes that the port takes now, and returns how many.
+pub fn offer(bytes: &[u8]) -> usize {
+    let mut taken = 0;
+    for chunk in bytes.chunks(FIFO) {
+        if !wait(SHORT) {
+            break;
+        }
+        chunk.iter().for_each(|b| outb(COM1, *b));
+        taken += chunk.len();
+    }
+    taken
+}
+
+/// Bytes that the FIFO takes once the transmitter is empty.
+const FIFO: usize = 16;
+
+/// Whether the transmitter becomes empty within so many polls.
+fn wait(polls: u32) -> bool {
+    (0..polls).any(|_| inb(COM1 + 5) & 0x20 != 0)
 }
 
 /// A received byte, if there is one.

@@ -29,16 +29,17 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
         Call::Exit => shim.exit(a as u8),
         Call::Fault => {
             // What cannot be read is left out: the report is all that remains of the guest.
-            let shown = print(shim, a, b.min(FAULT_MAX), if exit::heard() { exit::report } else { console::write });
+            let write = if exit::heard() { exit::report } else { console::write };
+            let shown = print(shim, a, b.min(FAULT_MAX), |bytes| {
+                write(bytes);
+                bytes.len()
+            });
             if shown.is_err() {
                 console::say(&["the guest's crash report cannot be read".into()]);
             }
             shim.exit(c as u8)
         }
-        Call::Console => {
-            let len = b.min(CONSOLE_MAX);
-            print(shim, a, len, console::write).map(|()| len)
-        }
+        Call::Console => print(shim, a, b.min(CONSOLE_MAX), console::offer),
         Call::Wait => Ok(shim.wait(a)),
         Call::NetSend | Call::NetRecv => {
             let nic = shim.nic.as_mut().ok_or(Error::NoSuchCall)?;
@@ -69,16 +70,23 @@ fn serve(shim: &mut Shim, call: Call, a: u64, b: u64, c: u64) -> Result<u64, Err
     }
 }
 
-fn print(shim: &mut Shim, va: u64, len: u64, write: fn(&[u8])) -> Result<(), Error> {
+/// Writes what the guest has there until `write` takes less than it gets; returns how many bytes it took.
+fn print(shim: &mut Shim, va: u64, len: u64, write: impl Fn(&[u8]) -> usize) -> Result<u64, Error> {
     let mut chunk = [0; 256];
+    let (mut taken, mut full) = (0, false);
     let shown = user::pieces(&mut shim.space, va, len, Access::Read, |space, at, n| {
         for start in (0..n).step_by(chunk.len()) {
+            if full {
+                return;
+            }
             let part = &mut chunk[..(n - start).min(256)];
             crate::phys::Phys::read(&space.mem, at.add(start as u64), part);
-            write(part);
+            let now = write(part);
+            taken += now as u64;
+            full = now < part.len();
         }
     });
-    shim.granted(shown).ok_or(Error::BadAddress)
+    shim.granted(shown).map(|()| taken).ok_or(Error::BadAddress)
 }
 
 fn change(

@@ -180,46 +180,22 @@ donjon_stub_gate:
     lea rax, [rcx - 1]
     cmp rax, 1
     ja .Linvalid
-    push rbx
-    push r12
+    mov edi, ecx
     push rdx
     push rsi
-    mov ebx, ecx
-    mov r12d, 2
 .Lconsole_try:
-    mov edi, ebx
     mov rsi, rsp
     mov edx, 1
     mov eax, 20
     syscall
     cmp rax, -4
     je .Lconsole_try
+    # The pipe is full: nothing was taken.
+    xor ecx, ecx
     cmp rax, -11
-    jne .Lconsole_done
-    xor eax, eax
-    dec r12d
-    jz .Lconsole_done
-    # The pipe is full: give the monitor 10 ms to drain it, then try once more.
-    push 10000000
-    push 0
-    push 0
-    mov [rsp], ebx
-    mov dword ptr [rsp + 4], 4
-    lea rdx, [rsp + 8]
-    mov rdi, rsp
-    mov esi, 1
-    xor r10d, r10d
-    mov r8d, 8
-    mov eax, 271
-    # struct timespec is sec, nsec: the two words that were pushed first, in reverse.
-    syscall
-    add rsp, 24
-    jmp .Lconsole_try
-.Lconsole_done:
+    cmove rax, rcx
     pop rsi
     pop rdx
-    pop r12
-    pop rbx
     ret
 
     # wait(timeout_ns). The part from .Lwait_check to .Lwait_done is restartable: a stop signal that arrives in it

@@ -35,6 +35,8 @@ fn main() {
         "decommitted" => decommitted_memory_counts_for_nothing(),
         "returned" => memory_is_returned(),
         "preemption" => preemption(),
+        "mutex" => a_mutex_goes_round(),
+        "log" => a_full_log_blocks_its_writer(),
         "panic" => panics(),
         "abort" => std::process::abort(),
         "exit" => std::process::exit(42),
@@ -365,6 +367,54 @@ fn preemption() -> Outcome {
     } else {
         Err("no progress".into())
     }
+}
+
+/// A thread that takes a mutex again and again lets others have it: the mutex is never free when its time slice ends.
+fn a_mutex_goes_round() -> Outcome {
+    let mutex = Arc::new(std::sync::Mutex::new(0));
+    let got = Arc::new(AtomicU64::new(0));
+    let (theirs, count) = (Arc::clone(&mutex), Arc::clone(&got));
+    let other = std::thread::spawn(move || {
+        for _ in 0..20 {
+            *theirs.lock().unwrap() += 1;
+            count.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut rounds = 0;
+    while got.load(Ordering::Relaxed) < 20 && rounds < 50_000 {
+        let mut held = mutex.lock().unwrap();
+        for _ in 0..20_000 {
+            std::hint::black_box(&mut *held);
+        }
+        rounds += 1;
+    }
+    let got = got.load(Ordering::Relaxed);
+    other.join().map_err(|_| "the other thread panicked")?;
+    if got == 20 {
+        Ok(format!("20 times for another in {rounds} rounds"))
+    } else {
+        Err(format!("{got} times in {rounds} rounds"))
+    }
+}
+
+/// Nobody reads standard output until standard error says that the other thread goes on.
+fn a_full_log_blocks_its_writer() -> Outcome {
+    let writer = std::thread::spawn(|| {
+        let line = "x".repeat(99);
+        for _ in 0..100_000 {
+            println!("{line}");
+        }
+    });
+    for _ in 0..200 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if writer.is_finished() {
+        return Err("the log has room for 10 MB".into());
+    }
+    eprintln!("the other thread goes on");
+    writer.join().map_err(|_| "the writer panicked")?;
+    Ok("all is written".into())
 }
 
 fn panics() -> Outcome {

@@ -28,6 +28,18 @@ pub fn with_the_last_thread() -> Outcome {
     unsafe { libc::pthread_exit(null_mut()) }
 }
 
+extern "C" fn destroyed(_: *mut libc::c_void) {
+    let text = "FAILURE: a key's destructor\n";
+    unsafe { libc::write(1, text.as_ptr().cast(), text.len()) };
+}
+
+/// The destructors of keys are for threads that end, not for `exit`.
+pub fn without_key_destructors() -> Outcome {
+    let mut key = 0;
+    let made = unsafe { libc::pthread_key_create(&mut key, Some(destroyed)) };
+    ensure(made == 0 && unsafe { libc::pthread_setspecific(key, (&raw const key).cast()) } == 0, "a key")
+}
+
 /// `exit` does not wait for threads that wait themselves, in a stream.
 pub fn while_others_read() -> Outcome {
     let (mut pipe, mut pair) = ([0; 2], [0; 2]);

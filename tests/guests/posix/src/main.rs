@@ -24,6 +24,7 @@ fn main() {
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
         "last-thread" => ends::with_the_last_thread(),
+        "key-at-exit" => ends::without_key_destructors(),
         "exit-while-others-read" => ends::while_others_read(),
         "short-of-memory" => short::ordinary_calls(),
         "full-tables" => short::full_tables(),

@@ -10,6 +10,7 @@ const PAGE: usize = 4096;
 pub fn all() -> Outcome {
     names()?;
     results()?;
+    adaptive_mutexes()?;
     thread_locals()?;
     stacks()
 }
@@ -53,6 +54,25 @@ fn results() -> Outcome {
     let mut values = vec![1, 2, 3];
     thread::scope(|scope| values.iter_mut().for_each(|v| drop(scope.spawn(move || *v *= 2))));
     ensure(values == [2, 4, 6], "scoped threads")
+}
+
+/// glibc's adaptive type is a plain mutex that spins a little.
+fn adaptive_mutexes() -> Outcome {
+    // As `PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP` has it, and as made with attributes.
+    let mut mutexes = [libc::PTHREAD_MUTEX_INITIALIZER; 2];
+    unsafe {
+        (&raw mut mutexes[0]).cast::<i32>().add(4).write(3);
+        let mut attr = std::mem::zeroed();
+        libc::pthread_mutexattr_init(&mut attr);
+        ensure(libc::pthread_mutexattr_settype(&mut attr, 3) == 0, "no adaptive mutexes")?;
+        ensure(libc::pthread_mutex_init(&mut mutexes[1], &attr) == 0, "pthread_mutex_init")?;
+        for m in &mut mutexes {
+            ensure(libc::pthread_mutex_lock(m) == 0, "lock")?;
+            ensure(libc::pthread_mutex_trylock(m) == libc::EBUSY, "an adaptive mutex is recursive")?;
+            ensure(libc::pthread_mutex_unlock(m) == 0 && libc::pthread_mutex_trylock(m) == 0, "unlock")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes its name down when it is dropped.
