@@ -210,6 +210,37 @@ fn the_jail_explains_itself() {
     assert!(r.out.starts_with("[{\"process\":") && r.out.contains("\"applied\":true"), "{r:?}");
 }
 
+/// Root without the rights for namespaces and another root, if we are root. The bounding set is what is left to it after exec.
+fn weak_root(options: &[&str], args: &[&str]) -> Command {
+    let plain = launcher(image(), options, args);
+    let mut weak = Command::new("setpriv");
+    weak.arg("--bounding-set=-sys_admin,-sys_chroot").arg(plain.get_program()).args(plain.get_args());
+    weak.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    weak
+}
+
+/// What is explained of the guest's root is what its process has.
+#[test]
+fn the_root_of_the_guest_is_what_is_explained() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may look into the guest's process");
+        return;
+    }
+    type Make = fn(&[&str], &[&str]) -> Command;
+    let full: Make = |options, args| launcher(image(), options, args);
+    for (make, bare) in [(full, true), (weak_root as Make, false)] {
+        let r: Ran = make(&["--explain-jail"], &["hello"]).output().unwrap().into();
+        let root = r.out.lines().find_map(|l| l.trim_start().split_once("  root ")).unwrap_or_else(|| panic!("{r:?}"));
+        assert_eq!(root.0 == "yes", bare, "{r:?}");
+        let mut child = make(&[], &["deaf"]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        let list = std::fs::read_dir(format!("/proc/{}/root", children(child.id())[0])).unwrap();
+        let names: Vec<_> = list.map(|entry| entry.unwrap().file_name()).collect();
+        end(child);
+        assert_eq!(names.iter().all(|n| n.to_str().is_some_and(|n| n.parse::<u32>().is_ok())), bare, "{names:?}");
+    }
+}
+
 /// Runs everything that the monitor does, without one of its rules; true if it ended for that.
 fn needs(rule: &str) -> bool {
     let runs = [crash, dial, stop, serve, without_vdso];

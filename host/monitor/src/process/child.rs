@@ -36,7 +36,7 @@ pub(super) struct Plan<'a> {
     pub fds: [i32; stub::LAST_FD as usize],
     /// The network device if the gate says so, without a filter in the kernel.
     pub other_fd: i32,
-    /// A byte comes from the first when the monitor watches this process; the second is where the monitor writes it.
+    /// A byte comes from the first when the monitor watches this process, and one goes back: whether its root has no files. The second is the monitor's end.
     pub watched_fds: [i32; 2],
     /// A byte comes from here when the monitor is jailed and the network's frames are filtered; it says which device to take.
     pub gate_fd: i32,
@@ -165,12 +165,13 @@ unsafe fn watched(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 
 unsafe fn session(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     let step = |e| (Step::Session, e);
-    // SAFETY: these calls touch no memory, except that some read a constant string or 16 bytes of the plan.
+    // SAFETY: these calls touch no memory, except that some read a constant string, a local of one byte, or 16 bytes of the plan.
     unsafe {
-        // An empty root folder: proc(5) gives each process one. Without the right to do so, there is still no call to open anything.
-        if sys(libc::SYS_chdir, [c"/proc/self/fdinfo".as_ptr() as u64, 0, 0, 0, 0, 0]).is_ok() {
-            let _ = sys(libc::SYS_chroot, [c".".as_ptr() as u64, 0, 0, 0, 0, 0]);
-        }
+        // A root folder without files: proc(5) gives each process one that lists its descriptors. Without the right to do so, there is still no call to
+        // open anything. The monitor is told.
+        let bare = sys(libc::SYS_chdir, [c"/proc/self/fdinfo".as_ptr() as u64, 0, 0, 0, 0, 0]).is_ok()
+            && sys(libc::SYS_chroot, [c".".as_ptr() as u64, 0, 0, 0, 0, 0]).is_ok();
+        let _ = sys(libc::SYS_write, [plan.watched_fds[0] as u64, (&raw const bare) as u64, 1, 0, 0, 0]);
         if plan.root {
             const NOBODY: u64 = 65_534;
             let step = |e| (Step::Privileges, e);

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use donjon_abi::boot::{BootPage, Clock, Range, flags};
 use donjon_abi::{FAULT_MAX, PAGE};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::console::{Relay, Stream};
@@ -74,7 +75,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
 
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let place = jail::leave_the_network(&link.needs(), options);
-    let (guest, pipes) = start(&source, options, &link, wait, place)?;
+    let (guest, pipes, said) = start(&source, options, &link, wait, place)?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
     let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
     plan.place = place;
@@ -89,7 +90,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     // The filter was on its way to the kernel all the time.
     let device = link.decide()?;
     plan.network = link.needs();
-    let mut guests = describe(&guest);
+    let mut guests = describe(&guest, said);
     if let Some(keeper) = link.describe() {
         guests = keeper.after(guests);
     }
@@ -111,8 +112,8 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     run.end(&reactor, signals, names)
 }
 
-/// The jail of the guest's own process, which is put on before its first instruction.
-fn describe(guest: &Guest) -> jail::Report {
+/// The jail of the guest's own process, which is put on before its first instruction. It says itself whether its root has no files.
+fn describe(guest: &Guest, said: OwnedFd) -> jail::Report {
     let mut report = jail::Report::new("the guest's process");
     report.add("user", Ok("nobody, or the ordinary user".into()));
     match guest.namespaces {
@@ -121,9 +122,13 @@ fn describe(guest: &Guest) -> jail::Report {
         }
         false => report.skip("namespaces", "the host refused them to this user"),
     }
+    let mut bare = [0];
+    match rustix::io::retry_on_intr(|| rustix::io::read(&said, &mut bare)) {
+        Ok(1) if bare == [1] => report.add("root", Ok("a folder that only lists its descriptors".into())),
+        _ => report.skip("root", "the host's, which refused another one; no call opens anything in it"),
+    }
     let rules = seccomp::RULES.len();
     for (layer, what) in [
-        ("root", "an empty folder"),
         ("memory", "the guest's only: the monitor's is unmapped; nothing writable is executable"),
         ("descriptors", "console, crash report, network device"),
         ("resource limits", "no processes, files, core dumps or locked memory"),
@@ -405,7 +410,7 @@ fn start(
     link: &Link,
     wait: OwnedFd,
     place: Place,
-) -> Result<(Guest, Pipes), Error> {
+) -> Result<(Guest, Pipes, OwnedFd), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     let private = source.private_len();
     let least = source.unpacked_len() + private + MEMORY_LEAST;
@@ -455,7 +460,8 @@ fn start(
     let config = config(source, link, &layout, &vdso, &filter);
 
     let pipe = |flags| pipe_with(flags).map_err(Error::host("cannot create a pipe"));
-    let (watched, watch) = pipe(PipeFlags::CLOEXEC)?;
+    let (watched, watch) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(Error::host("cannot create a pair of sockets"))?;
     let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
     let ((output, guest_output), (errors, guest_errors), (report, guest_report)) =
         (pipe(flags)?, pipe(flags)?, pipe(flags)?);
@@ -504,7 +510,7 @@ fn start(
         _secrets: secrets,
         namespaces,
     };
-    Ok((guest, Pipes { output, errors, report }))
+    Ok((guest, Pipes { output, errors, report }, watch))
 }
 
 /// What follows the boot page.
