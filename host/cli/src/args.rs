@@ -127,6 +127,9 @@ pub struct BuildArgs {
     /// Link although symbols are missing (calling one crashes the guest).
     #[arg(long, hide = true)]
     pub allow_undefined: bool,
+    /// As it always is.
+    #[arg(long, hide = true)]
+    pub release: bool,
     #[command(flatten)]
     pub site: SiteArgs,
 }
@@ -206,6 +209,17 @@ pub struct RunArgs {
     /// How long the guest may take to end after Ctrl-C or SIGTERM, in seconds, before it is ended [default: what the image says].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub stop_timeout: Option<u64>,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Which of the package's programs.
+    #[arg(long, value_name = "NAME")]
+    pub bin: Option<String>,
+    /// Compile for speed rather than for size, whatever Donjon.toml says.
+    #[arg(long)]
+    pub speed: bool,
+    /// As it always is.
+    #[arg(long, hide = true)]
+    pub release: bool,
     /// Print how guest and monitor are jailed here, and end before the guest starts.
     #[arg(long)]
     pub explain_jail: bool,
@@ -480,6 +494,7 @@ mod tests {
             "donjon run a.img",
             "donjon run dir -p 8080:80 -p 127.0.0.1:1:2/udp -e A=b --verbose -- run --help",
             "donjon run --engine qemu --machine q35 --memory 32M --explain-jail --json a.img",
+            "donjon run dir --bin b -F x --no-default-features --offline --locked --speed --release",
             "donjon run a.img --net tap:tap0,ip=10.0.0.2/24,gw=10.0.0.1 --secret k=f --limit-send 10M",
         ] {
             let alone = Command::run_alone(words(line).into_iter()).map(Command::Run);

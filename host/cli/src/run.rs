@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use donjon_image::project::Options;
+use donjon_image::{config::Optimize, project::Options};
 use donjon_monitor::jail::Explain;
 use donjon_monitor::{Engine, ExitStatus, QemuOptions, RunOptions};
 
@@ -76,11 +76,28 @@ fn end_with(parent: i32) -> Result<(), Failure> {
 }
 
 fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
+    let cargo = args.compile.cargo();
     if !args.image.is_dir() {
+        if !cargo.is_empty() || args.bin.is_some() || args.speed || args.release {
+            let hint = "leave them out, or name the project's directory".to_owned();
+            return Err(Failure::new(code::USAGE, "options for building are for a project, not for an image", hint));
+        }
         return Ok(args.image.clone());
     }
-    let options = Options { plain: !ui::colour(), ..Options::default() };
-    let built = build::project(&args.image, &options, None)?;
+    let options = Options {
+        bin: args.bin.clone(),
+        optimize: args.speed.then_some(Optimize::Speed),
+        cargo,
+        plain: !ui::colour(),
+        ..Options::default()
+    };
+    let built = build::project(&args.image, &options, None).map_err(|failure| {
+        let is_content = ["index.html", "public/index.html"].iter().any(|page| args.image.join(page).is_file());
+        if is_content && !args.image.join("Cargo.toml").exists() {
+            return Failure { hint: Some(format!("`donjon serve {}` serves it", args.image.display())), ..failure };
+        }
+        failure
+    })?;
     donjon_monitor::say!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
     Ok(built.image)
 }

@@ -80,6 +80,8 @@ fn help() {
 fn mistakes_on_the_command_line() {
     let dir = scratch("usage");
     fs::create_dir(dir.join("empty")).unwrap();
+    fs::create_dir(dir.join("content")).unwrap();
+    fs::write(dir.join("content/index.html"), "hello").unwrap();
     fs::write(dir.join("text.img"), "no image").unwrap();
     let mut all = String::new();
     for args in [
@@ -87,6 +89,8 @@ fn mistakes_on_the_command_line() {
         &["build", "nowhere"],
         &["run", "nowhere.img"],
         &["run", "text.img"],
+        &["run", "text.img", "--locked"],
+        &["run", "content"],
         &["run", "text.img", "-p", "80"],
         &["run", "text.img", "--memory", "lots"],
         &["run", "text.img", "--net", "bridge"],
@@ -132,6 +136,7 @@ fn projects_that_do_not_build() {
     for args in [
         &["build", "two"][..],
         &["build", "two", "--bin", "c"],
+        &["run", "two", "--bin", "c"],
         &["build", "library"],
         &["build", "key"],
         &["build", "value"],
@@ -140,8 +145,11 @@ fn projects_that_do_not_build() {
     ] {
         // What cargo says is cargo's.
         let text = transcript(&dir, args);
-        let own =
-            |l: &&str| !["   Compiling", "    Finished", "error: could not compile"].iter().any(|p| l.starts_with(p));
+        let own = |l: &&str| {
+            !["   Compiling", "    Finished", "    Blocking", "error: could not compile"]
+                .iter()
+                .any(|p| l.starts_with(p))
+        };
         all += &text.lines().filter(own).map(|l| format!("{l}\n")).collect::<String>();
         all += "\n";
     }
