@@ -10,6 +10,7 @@ use std::io::Read;
 use std::process::{Child, Stdio};
 
 use common::{Ran, Spec, first_line, image, launcher, pack, run, run_with, write};
+use donjon_skip::{Need, missing};
 
 #[test]
 fn hello_prints_and_exits_7() {
@@ -312,8 +313,8 @@ fn a_guest_that_cannot_be_watched_does_not_start() {
 /// Where /proc hides processes (hidepid), it hides one that is not dumpable from its own user, too: it stays so until the monitor watches it.
 #[test]
 fn a_guest_is_watched_before_it_hides() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may hold another program's system calls");
+    // Nobody else may hold another program's system calls.
+    if missing("a_guest_is_watched_before_it_hides", &[Need::Root]) {
         return;
     }
     let timer = libc::SYS_timer_create as u32;
@@ -347,9 +348,7 @@ fn images_run_from_where_no_program_may() {
         command.args(["-m", "sh", "-c", script, "sh"]).arg(&dir).arg(image());
         command.args([env!("CARGO_BIN_EXE_donjon-monitor"), what]).output().unwrap().into()
     };
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may mount a file system");
-    } else {
+    if !missing("images_run_from_where_no_program_may", &[Need::Root]) {
         let r = ran("hello");
         assert_eq!((r.code, r.out.as_str()), (Some(7), "hello from test-guest\n"), "{r:?}");
         assert_eq!(ran("relocations").out, "relocated\nwords\nwork\nsame true\n");
@@ -379,8 +378,7 @@ fn deaf_guests_are_ended() {
 
 #[test]
 fn the_process_holds_nothing_but_the_guest() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may look into the guest's process");
+    if missing("the_process_holds_nothing_but_the_guest", &[Need::Root]) {
         return;
     }
     let mut child = launcher(image(), &[], &["deaf"]).spawn().unwrap();
