@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/no_vdso.rs"]
 mod no_vdso;
+#[path = "common/refused.rs"]
+mod refused;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -241,6 +243,35 @@ fn the_root_of_the_guest_is_what_is_explained() {
         let names: Vec<_> = list.map(|entry| entry.unwrap().file_name()).collect();
         end(child);
         assert_eq!(names.iter().all(|n| n.to_str().is_some_and(|n| n.parse::<u32>().is_ok())), bare, "{names:?}");
+    }
+}
+
+/// A layer that promises rest on is not lost without a word, nor is one that backs it up with `-v`; without the filter nothing starts.
+#[test]
+fn what_the_host_refuses_is_said() {
+    const LINE: &str = "donjon: the host refused layers of the jail: ";
+    let ran = |call: Option<i64>, options: &[&str]| -> Ran {
+        let mut command = launcher(image(), options, &["hello"]);
+        if let Some(call) = call {
+            refused::from_the_start(&mut command, call as u32);
+        }
+        command.output().unwrap().into()
+    };
+    let r = ran(None, &[]);
+    assert!(r.code == Some(7) && !r.err.contains(LINE), "{r:?}");
+    let r = ran(Some(libc::SYS_landlock_create_ruleset), &[]);
+    assert!(r.code == Some(7) && r.err.contains(&format!("{LINE}Landlock of the monitor (")), "{r:?}");
+    let r = ran(Some(libc::SYS_seccomp), &[]);
+    assert!(
+        r.code == Some(71) && r.err.contains("cannot limit the monitor's system calls") && r.out.is_empty(),
+        "{r:?}"
+    );
+    let r = ran(Some(libc::SYS_seccomp), &["--explain-jail"]);
+    assert!(r.code == Some(0) && r.out.contains("  no   seccomp "), "{r:?}");
+    for (options, said) in [(&[][..], false), (&["-v"], true)] {
+        let r = ran(Some(libc::SYS_unshare), options);
+        assert_eq!((r.code, r.err.contains(LINE)), (Some(7), said), "{r:?}");
+        assert_eq!(r.err.contains("mount namespace of the monitor"), said, "{r:?}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! The monitor's own jail: put on before the guest's first instruction, when everything that the monitor needs is open. A guest that takes the monitor
 //! over finds a process that can do nothing but go on with what it has.
 //!
-//! Each layer stands alone, and one that this machine does not offer is left out with the reason, which `donjon run --explain-jail` shows.
+//! Each layer stands alone, and one that this machine does not offer is left out with the reason, which `donjon run --explain-jail` shows. A run says it of those that
+//! a promise rests on, and needs the last, the filter on system calls.
 
 mod report;
 pub mod rules;

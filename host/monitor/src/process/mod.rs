@@ -96,7 +96,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     let link = link.into_running(NETWORK, &reactor)?;
     let stop = Stop::new(options.stop_timeout);
     let mut run = Running { output, errors, report: pipes.report, link, guest, stop, killed: None };
-    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options) {
+    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options)? {
         return Ok(status);
     }
     gate.open(device);
@@ -120,12 +120,12 @@ fn describe(guest: &Guest, said: OwnedFd) -> jail::Report {
         true => {
             report.add("namespaces", Ok("network, PID, IPC, UTS and cgroup (and user, of an ordinary user)".into()))
         }
-        false => report.skip("namespaces", "the host refused them to this user"),
+        false => report.refused("namespaces", "the host refused them to this user"),
     }
     let mut bare = [0];
     match rustix::io::retry_on_intr(|| rustix::io::read(&said, &mut bare)) {
         Ok(1) if bare == [1] => report.add("root", Ok("a folder that only lists its descriptors".into())),
-        _ => report.skip("root", "the host's, which refused another one; no call opens anything in it"),
+        _ => report.refused("root", "the host's, which refused another one; no call opens anything in it"),
     }
     let rules = seccomp::RULES.len();
     for (layer, what) in [
