@@ -336,6 +336,34 @@ fn a_guest_is_watched_before_it_hides() {
     assert_eq!(finish(child).code, Some(7));
 }
 
+/// Also one that is ended before the guest's process has asked to end with it.
+#[test]
+fn no_guest_outlives_its_monitor() {
+    if missing("no_guest_outlives_its_monitor", &[Need::Root]) {
+        return;
+    }
+    // Only the guest's process makes this call, the first one after the monitor watches it.
+    let chroot = libc::SYS_chroot as u32;
+    let (mut child, calls) = held::spawn(&mut launcher(image(), &["--net", "none"], &["hello"]), [chroot; 2]).unwrap();
+    let call = calls.next();
+    let stat = format!("/proc/{}/stat", call.pid);
+    assert_ne!(call.pid, child.id());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    calls.go_on(call);
+    // Whoever adopts it may be slow to collect it.
+    let gone = || !read_to_string(&stat).is_ok_and(|text| !text.rsplit_once(") ").unwrap().1.starts_with(['Z', 'X']));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !gone() {
+        if std::time::Instant::now() > until {
+            let pid = rustix::process::Pid::from_raw(call.pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            panic!("it waits for a monitor that is no more");
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Where no program may be mapped from the image's file, it is from a copy in memory.
 #[test]
 fn images_run_from_where_no_program_may() {

@@ -9,7 +9,7 @@ pub mod rules;
 mod sys;
 
 use std::io::{Error, Result};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -392,6 +392,11 @@ impl Gate {
     pub fn new() -> Result<(Gate, OwnedFd)> {
         let (wait, open) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         Ok((Gate(open), wait))
+    }
+
+    /// The monitor's end: who waits must not have it, or it would wait for itself.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// Lets the guest start, with this one of its devices.

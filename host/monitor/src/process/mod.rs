@@ -74,7 +74,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
 
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let place = jail::leave_the_network(&link.needs(), options);
-    let (guest, pipes, said) = start(&source, options, &link, wait, place)?;
+    let (guest, pipes, said) = start(&source, options, &link, (wait, &gate), place)?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
     let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
     plan.place = place;
@@ -405,7 +405,7 @@ fn start(
     source: &Source,
     options: &RunOptions,
     link: &Link,
-    wait: OwnedFd,
+    (wait, gate): (OwnedFd, &Gate),
     place: Place,
 ) -> Result<(Guest, Pipes, OwnedFd), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
@@ -486,7 +486,7 @@ fn start(
         ],
         other_fd: link.other_fd().map_or(-1, |fd| fd.as_raw_fd()),
         watched_fds: [watched.as_raw_fd(), watch.as_raw_fd()],
-        gate_fd: wait.as_raw_fd(),
+        gate_fds: [wait.as_raw_fd(), gate.as_fd().as_raw_fd()],
         parent: u64::from(std::process::id()),
         root: rustix::process::geteuid().is_root(),
         rseq: rseq(),
