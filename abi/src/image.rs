@@ -261,7 +261,7 @@ impl ImageHeader {
     /// Unpacks `frame`, the bytes of `packed`, into `content`, which is as long as `unpacked`. False if the content has another length or the frame is damaged.
     #[inline(never)] // The tables are on the stack.
     pub fn unpack(&self, frame: &[u8], content: &mut [u8]) -> bool {
-        if crate::zstd::unpack(frame, content, &mut crate::zstd::Tables::new()) != Some(content.len()) {
+        if crate::zstd::unpack(frame, content) != Some(content.len()) {
             return false;
         }
         self.code().for_each(|range| content.get_mut(range).into_iter().for_each(crate::bcj::decode));

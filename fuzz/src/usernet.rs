@@ -17,10 +17,7 @@ static SERVER: OnceLock<Option<TcpListener>> = OnceLock::new();
 fn server() -> Option<TcpListener> {
     // SAFETY: only this thread makes sockets, and it has made none yet.
     let away = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
-    if away.is_err() {
-        eprintln!("usernet: no network namespace of its own: not fuzzed");
-        return None;
-    }
+    away.ok()?;
     donjon_monitor::fuzzing::loopback_up().ok()?;
     let listener = TcpListener::bind("127.0.0.1:80").ok()?;
     listener.set_nonblocking(true).ok()?;
@@ -36,7 +33,15 @@ fn own(mut frame: Vec<u8>) -> Vec<u8> {
 }
 
 pub fn run(data: &[u8]) {
-    let Some(server) = SERVER.get_or_init(server) else { return };
+    let Some(server) = SERVER.get_or_init(|| {
+        let server = server();
+        if server.is_none() {
+            eprintln!("usernet: no network namespace of its own: not fuzzed");
+        }
+        server
+    }) else {
+        return;
+    };
     let mut input = Input::new(data);
     let mut net = donjon_monitor::fuzzing::Net::new(input.u8() & 1 != 0);
     let mut clients = Vec::new();

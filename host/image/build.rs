@@ -120,7 +120,7 @@ fn shim(root: &Path, out: &Path, toolchain: &Toolchain) {
         &[],
     );
     let mut link = toolchain.lld();
-    link.args(["-static", "--no-pie", "--gc-sections", "--build-id=none", "--strip-debug", "-O2"]);
+    link.args(["-static", "--no-pie", "--gc-sections", "--build-id=none", "--strip-debug", "--icf=all", "-O2"]);
     link.args(["-z", "noexecstack", "-z", "max-page-size=4096", "-T"]).arg(script);
     run(link.arg("--whole-archive").arg(archive).arg("-o").arg(elf));
 }

@@ -5,6 +5,7 @@ mod sim;
 mod tap;
 
 use donjon_net::*;
+use donjon_skip::{Need, missing};
 use sim::{MS, Rng, SECOND, feed, pattern};
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -20,9 +21,7 @@ fn linux_is_a_peer() {
     if std::env::var_os(IN_NAMESPACE).is_some() {
         return;
     }
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-    if !root || !std::path::Path::new("/dev/net/tun").exists() {
-        eprintln!("SKIPPED: the tests against Linux' TCP need root and /dev/net/tun");
+    if missing("linux_is_a_peer", &[Need::Tap]) {
         return;
     }
     let output = Command::new("unshare")

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use donjon_tests::{Builder, Engine, Guest, compressed, example, have_program, http, pattern, repo_root};
+use donjon_tests::{Builder, Engine, Guest, compressed, example, http, pattern, repo_root};
 
 crate::under_engines! {
     hello_std: ProcessUser ProcessTap QemuMicrovm QemuQ35;
@@ -200,7 +200,7 @@ fn little_real_memory(engine: Engine) {
         assert!(sum < most, "{when}: {sum} bytes, {memory:?}");
     };
     check("after an answer");
-    if have_program("wrk") {
+    if !donjon_tests::missing(&format!("memory after wrk {engine}"), &[donjon_tests::Need::Program("wrk")]) {
         wrk(&guest, "/json");
         check("after a load");
     }
@@ -225,7 +225,7 @@ fn stops_when_asked(engine: Engine) {
     let ignored = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok()).unwrap();
     for signal in [Signal::TERM, Signal::INT] {
         if ignored >> (signal.as_raw() - 1) & 1 == 1 {
-            eprintln!("SKIPPED: {signal:?} is ignored here");
+            donjon_tests::skip(&format!("stops_when_asked::{engine}"), &format!("{signal:?} is ignored here"));
             continue;
         }
         let mut guest = axum(engine).start_http("/");

@@ -1,6 +1,6 @@
 //! Programs on other people's web frameworks, unmodified, with the clients of their users. `docs/compatibility.md` lists what else was tried.
 
-use donjon_tests::{Builder, Engine, Guest, have_program, test_guest};
+use donjon_tests::{Builder, Engine, Guest, Need, missing, test_guest};
 
 crate::under_engines! {
     actix_web: ProcessUser ProcessTap QemuMicrovm QemuQ35;
@@ -27,7 +27,7 @@ fn actix_web(engine: Engine) {
     let body = "x".repeat(100_000);
     assert!(ask(&guest, 0, "/echo", &["--data-binary", body.as_str()]) == body);
     assert_eq!(guest.get("/sum/40/-2").unwrap().status, 404);
-    if have_program("wrk") {
+    if !missing(&format!("frameworks under wrk {engine}"), &[Need::Program("wrk")]) {
         let url = guest.url("/sum/1/2");
         let output = guest.command("wrk").args(["-t1", "-c64", "-d2s", &url]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);

@@ -16,13 +16,12 @@ pub mod qemu;
 #[cfg(test)]
 mod refusals;
 mod repo;
-mod skip;
 
 pub use certificate::Certificate;
+pub use donjon_skip::{Need, have, have_program, is_root, missing, missing_in, skip, skip_in};
 pub use guest::{Builder, Engine, Exit, Guest, PATIENCE, poll_until};
 pub use netns::{GUEST_IP, HOST_IP, Netns};
 pub use repo::{
     cargo_run, choose_donjon, compressed, donjon, donjon_command, example, for_speed, guests_target_dir, host_program,
     image, repo_root, target_dir, test_guest,
 };
-pub use skip::{Need, have, have_program, is_root, missing, missing_in};

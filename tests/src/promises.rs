@@ -127,6 +127,26 @@ fn every_promise_names_a_test_that_exists() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// As `docs/soundness.md` says of the workspace and of the web server.
+#[test]
+fn every_crate_denies_unsafe_code() {
+    let read =
+        |path: String| std::fs::read_to_string(repo_root().join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let workspace = read("Cargo.toml".into());
+    let (_, members) = workspace.split_once("\nmembers = [").expect("members");
+    let members: Vec<&str> = members.split(']').next().unwrap_or_default().split('"').skip(1).step_by(2).collect();
+    assert!(members.len() > 10, "{members:?}");
+    let wrong: Vec<_> =
+        members.iter().filter(|m| !read(format!("{m}/Cargo.toml")).contains("\n[lints]\nworkspace = true\n")).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    for (manifest, table) in [("Cargo.toml", "\n[workspace.lints.rust]\n"), ("apps/web/Cargo.toml", "\n[lints.rust]\n")]
+    {
+        let text = read(manifest.into());
+        let lints = text.split_once(table).unwrap_or_else(|| panic!("{manifest}")).1.split("\n[").next();
+        assert!(lints.is_some_and(|l| l.contains("unsafe_code = \"deny\"")), "{manifest}");
+    }
+}
+
 #[test]
 fn what_is_no_test_is_found_out() {
     let tests = tests();

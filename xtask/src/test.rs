@@ -59,7 +59,7 @@ const ACCEPTED: &[(&str, &str)] = &[(
 )];
 
 /// Where skips are listed.
-fn skip_log() -> PathBuf {
+pub fn skip_log() -> PathBuf {
     target_dir().join("skipped.txt")
 }
 
@@ -126,10 +126,10 @@ fn summary(rows: Vec<(&str, Result, Counts, Duration)>, skipped: &str) -> Result
             bad.push(*name);
         }
     }
-    let reasons: Vec<Option<&str>> = skipped.lines().map(accepted).collect();
-    let (skips, refused) = (reasons.len(), reasons.iter().filter(|r| r.is_none()).count());
-    for (line, reason) in skipped.lines().zip(reasons) {
-        println!("{line}{}", reason.map_or_else(String::new, |r| format!(" (accepted: {r})")));
+    let skipped = each_once(skipped);
+    let (skips, refused) = (skipped.len(), skipped.iter().filter(|line| accepted(line).is_none()).count());
+    for line in skipped {
+        println!("{line}{}", accepted(line).map_or_else(String::new, |r| format!(" (accepted: {r})")));
     }
     if rows.iter().any(|(name, ..)| *name == "e2e") {
         println!("{}", web_clients::NOT_RUN);
@@ -143,6 +143,12 @@ fn summary(rows: Vec<(&str, Result, Counts, Duration)>, skipped: &str) -> Result
         return Err(failed(format!("{refused} tests were skipped on a machine that has all that they need")));
     }
     if bad.is_empty() { Ok(()) } else { Err(failed(format!("failed: {}", bad.join(", ")))) }
+}
+
+/// The lines without repeats: a test may lack the same thing at several places.
+fn each_once(skipped: &str) -> Vec<&str> {
+    let mut seen = std::collections::BTreeSet::new();
+    skipped.lines().filter(|line| seen.insert(*line)).collect()
 }
 
 /// Why that skip is no failure in CI, if it is none.
@@ -236,7 +242,7 @@ fn build(counts: &mut Counts) -> Result {
 }
 
 fn e2e(counts: &mut Counts) -> Result {
-    stream(e2e_command().env("DONJON_SKIP_LOG", target_dir().join("skipped.txt")), counts)
+    stream(&mut e2e_command(), counts)
 }
 
 /// The end-to-end tests; arguments that are added are for the test runner.
@@ -289,11 +295,12 @@ pub fn stream(command: &mut Command, counts: &mut Counts) -> Result {
     })
 }
 
-/// Runs a command, shows what it prints, and gives each line to `look`.
+/// Runs a command, shows what it prints, and gives each line to `look`. Tests that it runs list their skips.
 fn relay(command: &mut Command, mut look: impl FnMut(&str)) -> Result {
     let shown = show(command);
     println!("$ {shown}");
     let cannot = |e: std::io::Error| failed(format!("cannot run {shown}: {e}"));
+    command.env("DONJON_SKIP_LOG", skip_log());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(cannot)?;
     let lines = BufReader::new(child.stdout.take().expect("piped"));
     for line in lines.split(b'\n') {
@@ -325,6 +332,13 @@ mod tests {
         for line in ["SKIP fuzz: needs c++", "SKIP drill: needs bwrap", "deny: needs cargo-deny", ""] {
             assert!(accepted(line).is_none(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn whatever_runs_tests_has_them_list_their_skips() {
+        let script = format!("test \"$DONJON_SKIP_LOG\" = {:?}", skip_log());
+        assert!(stream(Command::new("sh").args(["-c", &script]), &mut Counts::default()).is_ok());
+        assert_eq!(each_once("SKIP a: x\nSKIP b: x\nSKIP a: x\n"), ["SKIP a: x", "SKIP b: x"]);
     }
 
     #[test]

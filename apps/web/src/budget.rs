@@ -182,6 +182,7 @@ impl Budget {
     }
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: a call into libc without pointers")]
 fn sysconf(name: libc::c_int) -> u64 {
     // SAFETY: it takes any number and has no other effect than its result.
     let pages = unsafe { libc::sysconf(name) };

@@ -171,6 +171,7 @@ fn read(mut file: File, len: u64) -> io::Result<Bytes> {
     Ok(content.into())
 }
 
+#[expect(unsafe_code, reason = "UNSAFETY: maps a file of the bundle, whose bytes never change")]
 fn map(file: &File) -> io::Result<Bytes> {
     // SAFETY: the bundle is read-only and part of the sealed image, so the bytes cannot change under the slice. (Run as an ordinary process, the
     // server relies on nobody truncating the prepared site while it is served.)

@@ -193,8 +193,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_thrown_away() {
-        if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
-            eprintln!("SKIPPED: a TAP device needs root and /dev/net/tun");
+        if donjon_skip::missing("tap::what_waits_is_thrown_away", &[donjon_skip::Need::Tap]) {
             return;
         }
         // SAFETY: this thread gets a network of its own, which goes with it.

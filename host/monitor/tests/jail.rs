@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/no_vdso.rs"]
 mod no_vdso;
+#[path = "common/refused.rs"]
+mod refused;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -13,6 +15,7 @@ use std::time::Duration;
 use common::{Ran, Spec, first_line, image, launcher, pack, write};
 use donjon_abi::manifest::Egress;
 use donjon_monitor::jail::rules;
+use donjon_skip::{Need, missing, skip, this_test};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// A user without a name, for tests that root runs.
@@ -25,7 +28,7 @@ fn as_users(options: &[&str], args: &[&str]) -> Vec<(&'static str, Command)> {
 
 fn as_users_with(image: &Path, options: &[&str], args: &[&str]) -> Vec<(&'static str, Command)> {
     let plain = launcher(image, options, args);
-    if !rustix::process::geteuid().is_root() {
+    if missing(&format!("{} as root", this_test()), &[Need::Root]) {
         return vec![("user", plain)];
     }
     let mut user = Command::new("setpriv");
@@ -185,7 +188,10 @@ fn a_dialling_monitor_reaches_declared_ports_only() {
     let r: Ran = launcher(&image, &["--in-jail"], &["hello"]).output().unwrap().into();
     assert_eq!(r.out.matches(": refused, ").count(), 11, "{r:?}");
     // By Landlock, as the call itself is listed: to a port that is not declared.
-    assert!(!rules_have_landlock() || r.out.contains("connect: refused, Permission denied"), "{r:?}");
+    match rules_have_landlock() {
+        true => assert!(r.out.contains("connect: refused, Permission denied"), "{r:?}"),
+        false => skip("a_dialling_monitor_reaches_declared_ports_only", "needs Landlock"),
+    }
     // Landlock does not look at this way to connect.
     assert!(r.out.contains("connect by sending: refused, Operation not permitted"), "{r:?}");
 }
@@ -222,8 +228,7 @@ fn weak_root(options: &[&str], args: &[&str]) -> Command {
 /// What is explained of the guest's root is what its process has.
 #[test]
 fn the_root_of_the_guest_is_what_is_explained() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may look into the guest's process");
+    if missing("the_root_of_the_guest_is_what_is_explained", &[Need::Root]) {
         return;
     }
     type Make = fn(&[&str], &[&str]) -> Command;
@@ -238,6 +243,35 @@ fn the_root_of_the_guest_is_what_is_explained() {
         let names: Vec<_> = list.map(|entry| entry.unwrap().file_name()).collect();
         end(child);
         assert_eq!(names.iter().all(|n| n.to_str().is_some_and(|n| n.parse::<u32>().is_ok())), bare, "{names:?}");
+    }
+}
+
+/// A layer that promises rest on is not lost without a word, nor is one that backs it up with `-v`; without the filter nothing starts.
+#[test]
+fn what_the_host_refuses_is_said() {
+    const LINE: &str = "donjon: the host refused layers of the jail: ";
+    let ran = |call: Option<i64>, options: &[&str]| -> Ran {
+        let mut command = launcher(image(), options, &["hello"]);
+        if let Some(call) = call {
+            refused::from_the_start(&mut command, call as u32);
+        }
+        command.output().unwrap().into()
+    };
+    let r = ran(None, &[]);
+    assert!(r.code == Some(7) && !r.err.contains(LINE), "{r:?}");
+    let r = ran(Some(libc::SYS_landlock_create_ruleset), &[]);
+    assert!(r.code == Some(7) && r.err.contains(&format!("{LINE}Landlock of the monitor (")), "{r:?}");
+    let r = ran(Some(libc::SYS_seccomp), &[]);
+    assert!(
+        r.code == Some(71) && r.err.contains("cannot limit the monitor's system calls") && r.out.is_empty(),
+        "{r:?}"
+    );
+    let r = ran(Some(libc::SYS_seccomp), &["--explain-jail"]);
+    assert!(r.code == Some(0) && r.out.contains("  no   seccomp "), "{r:?}");
+    for (options, said) in [(&[][..], false), (&["-v"], true)] {
+        let r = ran(Some(libc::SYS_unshare), options);
+        assert_eq!((r.code, r.err.contains(LINE)), (Some(7), said), "{r:?}");
+        assert_eq!(r.err.contains("mount namespace of the monitor"), said, "{r:?}");
     }
 }
 

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::process::{Child, Stdio};
 
 use common::{Ran, Spec, first_line, image, launcher, pack, run, run_with, write};
+use donjon_skip::{Need, missing};
 
 #[test]
 fn hello_prints_and_exits_7() {
@@ -312,8 +313,8 @@ fn a_guest_that_cannot_be_watched_does_not_start() {
 /// Where /proc hides processes (hidepid), it hides one that is not dumpable from its own user, too: it stays so until the monitor watches it.
 #[test]
 fn a_guest_is_watched_before_it_hides() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may hold another program's system calls");
+    // Nobody else may hold another program's system calls.
+    if missing("a_guest_is_watched_before_it_hides", &[Need::Root]) {
         return;
     }
     let timer = libc::SYS_timer_create as u32;
@@ -335,6 +336,34 @@ fn a_guest_is_watched_before_it_hides() {
     assert_eq!(finish(child).code, Some(7));
 }
 
+/// Also one that is ended before the guest's process has asked to end with it.
+#[test]
+fn no_guest_outlives_its_monitor() {
+    if missing("no_guest_outlives_its_monitor", &[Need::Root]) {
+        return;
+    }
+    // Only the guest's process makes this call, the first one after the monitor watches it.
+    let chroot = libc::SYS_chroot as u32;
+    let (mut child, calls) = held::spawn(&mut launcher(image(), &["--net", "none"], &["hello"]), [chroot; 2]).unwrap();
+    let call = calls.next();
+    let stat = format!("/proc/{}/stat", call.pid);
+    assert_ne!(call.pid, child.id());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    calls.go_on(call);
+    // Whoever adopts it may be slow to collect it.
+    let gone = || !read_to_string(&stat).is_ok_and(|text| !text.rsplit_once(") ").unwrap().1.starts_with(['Z', 'X']));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !gone() {
+        if std::time::Instant::now() > until {
+            let pid = rustix::process::Pid::from_raw(call.pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            panic!("it waits for a monitor that is no more");
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Where no program may be mapped from the image's file, it is from a copy in memory.
 #[test]
 fn images_run_from_where_no_program_may() {
@@ -347,9 +376,7 @@ fn images_run_from_where_no_program_may() {
         command.args(["-m", "sh", "-c", script, "sh"]).arg(&dir).arg(image());
         command.args([env!("CARGO_BIN_EXE_donjon-monitor"), what]).output().unwrap().into()
     };
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may mount a file system");
-    } else {
+    if !missing("images_run_from_where_no_program_may", &[Need::Root]) {
         let r = ran("hello");
         assert_eq!((r.code, r.out.as_str()), (Some(7), "hello from test-guest\n"), "{r:?}");
         assert_eq!(ran("relocations").out, "relocated\nwords\nwork\nsame true\n");
@@ -394,8 +421,7 @@ fn the_image_says_how_long_a_guest_may_take_to_end() {
 
 #[test]
 fn the_process_holds_nothing_but_the_guest() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: only root may look into the guest's process");
+    if missing("the_process_holds_nothing_but_the_guest", &[Need::Root]) {
         return;
     }
     let mut child = launcher(image(), &[], &["deaf"]).spawn().unwrap();

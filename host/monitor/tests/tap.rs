@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use donjon_abi::manifest::Egress;
+use donjon_skip::{Need, missing, skip, this_test};
 use rustix::process::{Pid, Signal, kill_process};
 
 use common::{Ran, Spec, first_line, image, launcher, pack, write};
@@ -19,13 +20,13 @@ struct Namespace(String);
 
 impl Namespace {
     fn new(name: &str) -> Option<Namespace> {
-        if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/net/tun").exists() {
-            eprintln!("SKIPPED: a TAP device needs root and /dev/net/tun");
+        let test = this_test();
+        if missing(&test, &[Need::Tap]) {
             return None;
         }
         let name = format!("donjon-mon-{name}-{}", std::process::id());
         if !ip(&["netns", "add", &name]) {
-            eprintln!("SKIPPED: `ip netns add` does not work here");
+            skip(&test, "`ip netns add` does not work here");
             return None;
         }
         let ns = Namespace(name);

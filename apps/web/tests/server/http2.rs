@@ -249,7 +249,7 @@ fn unread_bodies_with_curl() {
             curl.args(["-sS", "--http2-prior-knowledge", "-w", "%{http_code}", "-o", "/dev/null", "-H", header]);
             curl.arg("--data-binary").arg(format!("@{}", body.display()));
             match curl.arg(format!("http://{}{path}", server.address)).output() {
-                Err(_) => println!("SKIP http2::unread_bodies_with_curl: curl is not installed"),
+                Err(_) => donjon_skip::skip("http2::unread_bodies_with_curl", "needs curl"),
                 Ok(output) => {
                     let shown = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
                     assert_eq!(shown, (Some(0), status.to_owned()), "{path}, {len} bytes, {header:?}: {output:?}");

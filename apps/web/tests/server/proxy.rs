@@ -525,7 +525,7 @@ fn upstreams_that_stop_taking_a_body() {
         curl.args([version, "-sS", "-m", "20", "-w", "%{http_code}", "-o", "/dev/null", "--data-binary"]);
         curl.arg(format!("@{}", body.display())).arg(format!("http://{}/api/echo", server.address));
         match curl.output() {
-            Err(_) => println!("SKIP proxy::upstreams_that_stop_taking_a_body: curl is not installed"),
+            Err(_) => donjon_skip::skip("proxy::upstreams_that_stop_taking_a_body", "needs curl"),
             Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "504", "{version}: {output:?}"),
         }
     }

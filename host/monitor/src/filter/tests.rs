@@ -97,7 +97,7 @@ impl Both {
     fn new(rules: Rules) -> Both {
         let kernel = Bench::new(&rules);
         if kernel.is_none() {
-            eprintln!("SKIPPED: the kernel's half needs CAP_BPF and CAP_NET_ADMIN");
+            donjon_skip::skip(&donjon_skip::this_test(), "needs CAP_BPF and CAP_NET_ADMIN for the kernel's half");
         }
         Both { filter: Filter::new(rules), kernel }
     }
@@ -118,6 +118,22 @@ impl Both {
         }
         ours
     }
+}
+
+/// A test that had the monitor's half only has not passed: `cargo xtask test` gets to know.
+#[test]
+fn a_missing_half_is_said() {
+    let test = "filter::tests::both_implementations_agree";
+    if donjon_skip::missing("a_missing_half_is_said", &[donjon_skip::Need::Root]) {
+        return;
+    }
+    let list = std::env::temp_dir().join(format!("donjon-half-{}", std::process::id()));
+    let mut command = std::process::Command::new("setpriv");
+    command.arg("--bounding-set=-all").arg(std::env::current_exe().unwrap()).args(["--exact", test]);
+    let output = command.env("DONJON_SKIP_LOG", &list).output().unwrap();
+    let text = std::fs::read_to_string(&list).unwrap_or_default();
+    let _ = std::fs::remove_file(&list);
+    assert!(text.contains(&format!("SKIP {test}: needs")), "{text:?}: {output:?}");
 }
 
 #[test]
@@ -640,7 +656,9 @@ fn what_passes_keeps_to_the_limits() {
         check("monitor", &mut |frame| filter.outbound(NetHdr::default(), frame.into()));
         match Bench::new(&rules) {
             Some(bench) => check("kernel", &mut |frame| bench.run(false, frame).expect("a frame that the test takes")),
-            None => eprintln!("SKIPPED: the kernel's filter needs CAP_BPF"),
+            None => {
+                donjon_skip::skip(&donjon_skip::this_test(), "needs CAP_BPF and CAP_NET_ADMIN for the kernel's half")
+            }
         }
     }
     // The other kind of frame is not limited.

@@ -1,5 +1,6 @@
 //! What the jail is made of on this machine.
 
+use crate::error::Error;
 use crate::exit::ExitStatus;
 use crate::options::RunOptions;
 use std::fmt::Write as _;
@@ -25,13 +26,22 @@ pub struct Layer {
     pub state: State,
 }
 
+impl Layer {
+    /// Whether a promise rests on it. Namespaces and another root only back up the others, and many hosts refuse them to ordinary users.
+    fn is_relied_on(&self) -> bool {
+        self.name != "root" && !self.name.contains("namespace")
+    }
+}
+
 /// Whether a layer is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum State {
     /// It is, and does this.
     Applied(String),
-    /// It is not, for this reason.
+    /// It is not, as it was not wanted here.
     Absent(String),
+    /// It is not, as the host refused it.
+    Refused(String),
 }
 
 /// The layers in the order in which they were put on.
@@ -50,13 +60,18 @@ impl Report {
     pub(crate) fn add(&mut self, name: &'static str, result: Result<String>) {
         let state = match result {
             Ok(what) => State::Applied(what),
-            Err(e) => State::Absent(format!("the host refused: {e}")),
+            Err(e) => State::Refused(format!("the host refused: {e}")),
         };
         self.layers.push(Layer { process: self.process, name, state });
     }
 
     pub(crate) fn skip(&mut self, name: &'static str, reason: &str) {
         self.layers.push(Layer { process: self.process, name, state: State::Absent(reason.into()) });
+    }
+
+    /// Not there, because of the host.
+    pub(crate) fn refused(&mut self, name: &'static str, reason: &str) {
+        self.layers.push(Layer { process: self.process, name, state: State::Refused(reason.into()) });
     }
 
     /// With another process's layers in front.
@@ -66,16 +81,30 @@ impl Report {
     }
 
     /// Does what the options want done in the jail before the guest starts: explains it, which ends the run with this status, or has a
-    /// test try to get out.
-    pub(crate) fn before_the_guest(&self, options: &RunOptions) -> Option<ExitStatus> {
+    /// test try to get out. Says what promises rest on and is not there; without a filter on the monitor's system calls no guest starts.
+    pub(crate) fn before_the_guest(&self, options: &RunOptions) -> std::result::Result<Option<ExitStatus>, Error> {
         if let Some(how) = options.explain_jail {
             _ = std::io::Write::write_all(&mut std::io::stdout(), self.show(how).as_bytes());
-            return Some(ExitStatus::Exited(0));
+            return Ok(Some(ExitStatus::Exited(0)));
+        }
+        let mut lost = String::new();
+        for l in &self.layers {
+            let State::Refused(why) = &l.state else { continue };
+            if l.name == "seccomp" {
+                let source = std::io::Error::other(why.clone());
+                return Err(Error::Host { what: "cannot limit the monitor's system calls", source });
+            }
+            if options.verbose || l.is_relied_on() {
+                let _ = write!(lost, "{}{} of {}", if lost.is_empty() { "" } else { ", " }, l.name, l.process);
+            }
+        }
+        if !lost.is_empty() {
+            crate::say!("donjon: the host refused layers of the jail: {lost} (--explain-jail says why)");
         }
         if let Some(attempt) = options.in_jail {
             attempt();
         }
-        None
+        Ok(None)
     }
 
     /// The layers.
@@ -91,7 +120,7 @@ impl Report {
             let row = |l: &Layer| {
                 let (applied, detail) = match &l.state {
                     State::Applied(what) => (true, what),
-                    State::Absent(why) => (false, why),
+                    State::Absent(why) | State::Refused(why) => (false, why),
                 };
                 format!(
                     "{{\"process\":{},\"layer\":{},\"applied\":{applied},\"detail\":{}}}",
@@ -110,7 +139,7 @@ impl Report {
             }
             let (mark, detail) = match &l.state {
                 State::Applied(what) => ("yes", what),
-                State::Absent(why) => ("no ", why),
+                State::Absent(why) | State::Refused(why) => ("no ", why),
             };
             let _ = writeln!(out, "  {mark}  {:<32}{detail}", l.name);
         }

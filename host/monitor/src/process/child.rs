@@ -38,8 +38,8 @@ pub(super) struct Plan<'a> {
     pub other_fd: i32,
     /// A byte comes from the first when the monitor watches this process, and one goes back: whether its root has no files. The second is the monitor's end.
     pub watched_fds: [i32; 2],
-    /// A byte comes from here when the monitor is jailed and the network's frames are filtered; it says which device to take.
-    pub gate_fd: i32,
+    /// A byte comes from the first when the monitor is jailed and the network's frames are filtered; it says which device to take. The second is the monitor's end.
+    pub gate_fds: [i32; 2],
     /// The monitor's process id, or 0 if the child cannot see it.
     pub parent: u64,
     /// The monitor is root's: the child becomes nobody.
@@ -152,9 +152,10 @@ unsafe fn prepare(plan: &Plan<'_>, report_fd: &mut i32) -> Result<(), (Step, Err
 unsafe fn watched(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     let [from, to] = plan.watched_fds.map(|fd| fd as u64);
     let mut byte = 0u8;
-    // SAFETY: 1. descriptors are not memory, 2. writes at most one byte, to `byte`. Without the other end here, the monitor's is the last one.
+    // SAFETY: 1. descriptors are not memory, 2. writes at most one byte, to `byte`. Without the other ends here, the monitor's are the last ones.
     unsafe {
         let _ = sys(libc::SYS_close, [to, 0, 0, 0, 0, 0]);
+        let _ = sys(libc::SYS_close, [plan.gate_fds[1] as u64, 0, 0, 0, 0, 0]);
         match sys(libc::SYS_read, [from, (&raw mut byte) as u64, 1, 0, 0, 0]) {
             Ok(1) => Ok(()),
             Ok(_) => Err((Step::Session, Errno(libc::EPIPE))),
@@ -279,7 +280,7 @@ unsafe fn wait_for_monitor(plan: &Plan<'_>) -> Result<[i32; stub::LAST_FD as usi
     let mut byte = 0u8;
     loop {
         // SAFETY: writes at most one byte, to `byte`.
-        match unsafe { sys(libc::SYS_read, [plan.gate_fd as u64, (&raw mut byte) as u64, 1, 0, 0, 0]) } {
+        match unsafe { sys(libc::SYS_read, [plan.gate_fds[0] as u64, (&raw mut byte) as u64, 1, 0, 0, 0]) } {
             Ok(1) if byte == GATE_FIRST => return Ok(plan.fds),
             Ok(1) if byte == GATE_OTHER => {
                 let [output, errors, report, _, _] = plan.fds;

@@ -75,7 +75,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
 
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
     let place = jail::leave_the_network(&link.needs(), options);
-    let (guest, pipes, said) = start(&source, options, &link, wait, place)?;
+    let (guest, pipes, said) = start(&source, options, &link, (wait, &gate), place)?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
     let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
     plan.place = place;
@@ -97,7 +97,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     let link = link.into_running(NETWORK, &reactor)?;
     let stop = Stop::new(patience);
     let mut run = Running { output, errors, report: pipes.report, link, guest, stop, killed: None };
-    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options) {
+    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options)? {
         return Ok(status);
     }
     gate.open(device);
@@ -120,12 +120,12 @@ fn describe(guest: &Guest, said: OwnedFd) -> jail::Report {
         true => {
             report.add("namespaces", Ok("network, PID, IPC, UTS and cgroup (and user, of an ordinary user)".into()))
         }
-        false => report.skip("namespaces", "the host refused them to this user"),
+        false => report.refused("namespaces", "the host refused them to this user"),
     }
     let mut bare = [0];
     match rustix::io::retry_on_intr(|| rustix::io::read(&said, &mut bare)) {
         Ok(1) if bare == [1] => report.add("root", Ok("a folder that only lists its descriptors".into())),
-        _ => report.skip("root", "the host's, which refused another one; no call opens anything in it"),
+        _ => report.refused("root", "the host's, which refused another one; no call opens anything in it"),
     }
     let rules = seccomp::RULES.len();
     for (layer, what) in [
@@ -408,7 +408,7 @@ fn start(
     source: &Source,
     options: &RunOptions,
     link: &Link,
-    wait: OwnedFd,
+    (wait, gate): (OwnedFd, &Gate),
     place: Place,
 ) -> Result<(Guest, Pipes, OwnedFd), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
@@ -489,7 +489,7 @@ fn start(
         ],
         other_fd: link.other_fd().map_or(-1, |fd| fd.as_raw_fd()),
         watched_fds: [watched.as_raw_fd(), watch.as_raw_fd()],
-        gate_fd: wait.as_raw_fd(),
+        gate_fds: [wait.as_raw_fd(), gate.as_fd().as_raw_fd()],
         parent: u64::from(std::process::id()),
         root: rustix::process::geteuid().is_root(),
         rseq: rseq(),

@@ -115,10 +115,10 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
 
     let mut stop = Stop::new(patience);
-    if let Some(status) = jail::enter(&plan).after(jailed).before_the_guest(options) {
+    if let Some(result) = jail::enter(&plan).after(jailed).before_the_guest(options).transpose() {
         // QEMU's process, which waits there, is root's still, and we are nobody: it cannot be killed, but ends when nobody can open the gate any more.
         drop(gate);
-        return Ok(status);
+        return result;
     }
     let mut waiting = options.starting.map(Waiting::new);
     gate.open(device);

@@ -237,7 +237,7 @@ pub(super) mod run {
             Some(Bench { loaded, counters })
         }
 
-        /// Frames that are too short for the kernel's test (below an Ethernet header) give `None`.
+        /// Frames that are too short for the kernel's test (below an Ethernet header, and in newer kernels the IP header after it) give `None`.
         pub fn run(&self, to_guest: bool, frame: &[u8]) -> Option<std::result::Result<(), Reason>> {
             let way = if to_guest { Way::ToGuest } else { Way::FromGuest };
             let before = Reason::ALL.map(|r| self.counters.read(way, r));
@@ -249,6 +249,13 @@ pub(super) mod run {
             let got =
                 unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, attribute.as_mut_ptr(), size_of_val(&attribute)) };
             if got < 0 {
+                let e = std::io::Error::last_os_error();
+                let least = match frame.get(12..14) {
+                    Some([0x08, 0x00]) => 34,
+                    Some([0x86, 0xdd]) => 54,
+                    _ => 14,
+                };
+                assert!(frame.len() < least, "a frame of {} bytes: {e}", frame.len());
                 return None;
             }
             let verdict = (attribute[0] >> 32) as u32 as i32;
