@@ -143,6 +143,7 @@ pub fn unpack(frame: &[u8], out: &mut [u8]) -> Option<usize> {
 }
 
 /// Unpacks a compressed block to `out` from `at` on, and says where it ends. `repeated` are the last three distances.
+#[cfg_attr(donjon_guest, inline(never))]
 fn block(
     mut input: &[u8],
     out: &mut [u8],
@@ -251,6 +252,7 @@ fn short(out: &mut [u8], from: usize, to: usize) -> Option<()> {
 }
 
 /// Puts a block's literals at the end of `room`, and says where they begin.
+#[cfg_attr(donjon_guest, inline(never))]
 fn literals(input: &mut &[u8], room: &mut [u8], tables: &mut Tables) -> Option<usize> {
     let first = *input.first()?;
     let (kind, form) = (first & 3, first >> 2 & 3);
@@ -290,6 +292,7 @@ fn literals(input: &mut &[u8], room: &mut [u8], tables: &mut Tables) -> Option<u
 
 impl Tables {
     /// Reads a Huffman code, as the length of each byte's.
+    #[cfg_attr(donjon_guest, inline(never))]
     fn read_huffman(&mut self, input: &mut &[u8]) -> Option<()> {
         let mut weights = [0u8; 256];
         let head = usize::from(*input.split_off_first()?);
@@ -364,6 +367,7 @@ impl Tables {
 
 impl States {
     /// Makes ready for a block, in one of four ways.
+    #[cfg_attr(donjon_guest, inline(never))]
     fn read(&mut self, mode: u8, kind: &Kind, input: &mut &[u8]) -> Option<()> {
         match mode {
             0 => {
