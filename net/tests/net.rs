@@ -739,5 +739,5 @@ fn a_large_ping_is_answered_within_the_mtu() {
     }
     sim.flush();
     let answer = answer.borrow();
-    assert_eq!((answer[0], &answer[4..] == &echo[4..], ones(&answer)), (0, true, [0, 0]));
+    assert_eq!((answer[0], answer[4..] == echo[4..], ones(&answer)), (0, true, [0, 0]));
 }
