@@ -382,7 +382,7 @@ fn a_mutex_goes_round() -> Outcome {
         }
     });
     let mut rounds = 0;
-    while got.load(Ordering::Relaxed) < 20 && rounds < 50_000 {
+    while got.load(Ordering::Relaxed) < 20 && rounds < 500_000 {
         let mut held = mutex.lock().unwrap();
         for _ in 0..20_000 {
             std::hint::black_box(&mut *held);
