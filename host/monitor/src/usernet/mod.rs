@@ -8,6 +8,7 @@ pub(crate) mod device;
 mod ending;
 mod flow;
 mod peers;
+mod pktinfo;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use crate::reactor::{Interest, Reactor, Ready, Token};
 use device::Device;
 pub(crate) use device::Wire;
 use flow::{Flow, HELD_MAX, Phase, Total, Verdict};
+use peers::Peers;
 use policy::{
     DNS4, DNS6, GATEWAY_MAC, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6, Policy, TCP, UDP,
 };
@@ -130,6 +132,9 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
             probe(&socket)?;
         }
         rustix::net::bind(&socket, &p.host)?;
+        if p.protocol == Protocol::Udp && p.host.ip().is_unspecified() {
+            pktinfo::ask(&socket, p.host.ip()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
         if p.protocol == Protocol::Tcp {
             rustix::net::listen(&socket, BACKLOG as i32)?;
         }
@@ -179,6 +184,8 @@ pub(crate) struct UserNet {
     dialing: Vec<u64>,
     tcp_listeners: Vec<Listener>,
     udp_listeners: Vec<(u64, Published)>,
+    /// Who has sent to these.
+    peers: Peers,
     /// Connections by the stack's name for them.
     by_handle: HashMap<Handle, u64>,
     /// Pairs by guest address and destination.
@@ -287,6 +294,7 @@ impl UserNet {
             dialing: Vec::new(),
             tcp_listeners: Vec::new(),
             udp_listeners: Vec::new(),
+            peers: Peers::default(),
             by_handle: HashMap::new(),
             pairs: HashMap::new(),
             pairs_check: 0,
@@ -314,7 +322,7 @@ impl UserNet {
                     let index = net.udp_listeners.len();
                     let number = net.sources.insert_with(|_| Source::UdpListener(index));
                     reactor.add(&socket, net.base + number, Interest::READ).map_err(watch)?;
-                    net.udp_listeners.push((number, Published::new(socket, publish.guest)));
+                    net.udp_listeners.push((number, Published { socket, port: publish.guest }));
                 }
             }
         }
