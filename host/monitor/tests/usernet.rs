@@ -440,6 +440,30 @@ fn the_guest_sends_datagrams_out() {
     server.join().unwrap();
 }
 
+/// The guest's resolver is the host's first one, which the monitor must know before it is in its jail.
+#[test]
+fn the_guests_resolver_is_the_hosts() {
+    let server = UdpSocket::bind("127.0.53.9:53");
+    let mounts = std::process::Command::new("unshare").args(["-m", "true"]).status();
+    let (Ok(server), true) = (server, mounts.is_ok_and(|s| s.success())) else {
+        eprintln!("SKIPPED: another /etc/resolv.conf, and port 53, need root");
+        return;
+    };
+    let conf = write("resolv.conf", b"nameserver 127.0.53.9\n");
+    let image = gateway_image("resolver", 1);
+    let plain = launcher(&image, &[], &["datagram", "10.0.2.3:53"]);
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(conf).arg(plain.get_program()).args(plain.get_args());
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut question = [0; 100];
+    let asked =
+        server.recv_from(&mut question).map(|(n, from)| (question[..n].to_vec(), server.send_to(b"answer", from)));
+    let r: Ran = child.wait_with_output().unwrap().into();
+    assert_eq!(r.out, "10.0.2.3:53 says answer\n", "{r:?} {asked:?}");
+}
+
 #[test]
 fn only_declared_ports_are_published() {
     let r = run_with(image(), &["-p", "8080:80"], &["hello"]);

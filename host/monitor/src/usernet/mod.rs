@@ -67,6 +67,7 @@ pub(crate) struct Prepared {
     device: Device,
     listeners: Vec<(OwnedFd, Publish)>,
     rules: Rules,
+    policy: Policy,
     held: Total,
 }
 
@@ -84,7 +85,8 @@ impl Prepared {
         let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
         let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
         let held = Total::new(options.held.unwrap_or(HELD_MAX));
-        Ok((Prepared { device, listeners, rules, held }, guest))
+        let policy = Policy::new(rules.clone());
+        Ok((Prepared { device, listeners, rules, policy, held }, guest))
     }
 
     /// What the jail must leave to it.
@@ -282,8 +284,8 @@ impl UserNet {
             stack,
             device: prepared.device,
             device_interest: Interest::READ,
-            filter: Filter::new(prepared.rules.clone()),
-            policy: Policy::new(prepared.rules),
+            filter: Filter::new(prepared.rules),
+            policy: prepared.policy,
             base,
             start,
             scratch: vec![0; SCRATCH],

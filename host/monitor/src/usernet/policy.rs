@@ -36,7 +36,7 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// What `rules` allow. Reads which resolver the host uses: later no file can be opened.
+    /// What `rules` allow. Reads which resolver the host uses: in the jail it cannot.
     pub fn new(rules: Rules) -> Policy {
         let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         Policy { rules, resolver: first_resolver(&text).unwrap_or(Ipv4Addr::LOCALHOST.into()) }
