@@ -7,6 +7,7 @@
 pub(crate) mod device;
 mod ending;
 mod flow;
+mod own;
 mod peers;
 mod pktinfo;
 pub(crate) mod policy;
