@@ -46,6 +46,7 @@ fn attempts() {
     tell("listen", TcpListener::bind("127.0.0.1:0").map(drop));
     tell("connect", TcpStream::connect("127.0.0.1:1").map(drop));
     tell("connect by sending", fast_open("127.0.0.1:1"));
+    tell("connect by sending a message", fast_open_with_message("127.0.0.1:1"));
     tell("open a datagram socket", UdpSocket::bind("127.0.0.1:0").map(drop));
     tell("open a Unix socket", std::os::unix::net::UnixDatagram::unbound().map(drop));
     tell("start a thread", std::thread::Builder::new().spawn(|| ()).map(drop));
@@ -57,6 +58,16 @@ fn fast_open(to: &str) -> std::io::Result<()> {
     let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     sendto(&socket, b"x", SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32), &to)?;
+    Ok(())
+}
+
+/// The same by `sendmsg`.
+fn fast_open_with_message(to: &str) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType, sendmsg_addr, socket};
+    let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let (bytes, flags) = ([std::io::IoSlice::new(b"x")], SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32));
+    sendmsg_addr(&socket, &to, &bytes, &mut SendAncillaryBuffer::default(), flags)?;
     Ok(())
 }
 

@@ -322,6 +322,33 @@ fn peers_with_the_same_port_get_their_own_answers() {
     }
 }
 
+/// A port that is published on all addresses, and twice: the answer comes from where the question went to.
+#[test]
+fn datagrams_are_answered_from_the_address_that_they_came_to() {
+    let [first, second, third] = [(); 3].map(|()| free_port());
+    let (v4, v6) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::1]:0"));
+    let mut published = vec![format!("0.0.0.0:{first}:7/udp"), format!("0.0.0.0:{second}:7/udp")];
+    published.extend(v6.is_ok().then(|| format!("[::]:{third}:7/udp")));
+    let options: Vec<&str> = published.iter().flat_map(|p| ["-p", p]).collect();
+    let guest = Guest(launcher(image(), &options, &["echo", "0"]).spawn().unwrap(), first).ready();
+    let ask = |socket: &UdpSocket, to: SocketAddr| {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.send_to(b"question", to).unwrap();
+        let mut got = [0; 100];
+        assert_eq!(socket.recv_from(&mut got).unwrap(), (8, to));
+    };
+    for _ in 0..2 {
+        for (host, port) in [(2, first), (3, first), (1, second), (2, second)] {
+            ask(&v4, SocketAddr::from(([127, 0, 0, host], port)));
+        }
+    }
+    match v6 {
+        Ok(v6) => ask(&v6, SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, third))),
+        Err(_) => eprintln!("SKIPPED: this host has no IPv6 loopback"),
+    }
+    drop(guest);
+}
+
 #[test]
 fn the_guest_connects_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -411,6 +438,30 @@ fn the_guest_sends_datagrams_out() {
     let r = run_with(&image, &[], &["datagram", &to]);
     assert_eq!(r.out, format!("{to} says answer\n"), "{r:?}");
     server.join().unwrap();
+}
+
+/// The guest's resolver is the host's first one, which the monitor must know before it is in its jail.
+#[test]
+fn the_guests_resolver_is_the_hosts() {
+    let server = UdpSocket::bind("127.0.53.9:53");
+    let mounts = std::process::Command::new("unshare").args(["-m", "true"]).status();
+    let (Ok(server), true) = (server, mounts.is_ok_and(|s| s.success())) else {
+        eprintln!("SKIPPED: another /etc/resolv.conf, and port 53, need root");
+        return;
+    };
+    let conf = write("resolv.conf", b"nameserver 127.0.53.9\n");
+    let image = gateway_image("resolver", 1);
+    let plain = launcher(&image, &[], &["datagram", "10.0.2.3:53"]);
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(conf).arg(plain.get_program()).args(plain.get_args());
+    let child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut question = [0; 100];
+    let asked =
+        server.recv_from(&mut question).map(|(n, from)| (question[..n].to_vec(), server.send_to(b"answer", from)));
+    let r: Ran = child.wait_with_output().unwrap().into();
+    assert_eq!(r.out, "10.0.2.3:53 says answer\n", "{r:?} {asked:?}");
 }
 
 #[test]

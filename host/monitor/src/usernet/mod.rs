@@ -7,7 +7,9 @@
 pub(crate) mod device;
 mod ending;
 mod flow;
+mod own;
 mod peers;
+mod pktinfo;
 pub(crate) mod policy;
 mod slab;
 #[cfg(test)]
@@ -37,6 +39,7 @@ use crate::reactor::{Interest, Reactor, Ready, Token};
 use device::Device;
 pub(crate) use device::Wire;
 use flow::{Flow, HELD_MAX, Phase, Total, Verdict};
+use peers::Peers;
 use policy::{
     DNS4, DNS6, GATEWAY_MAC, GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX4, PREFIX6, Policy, TCP, UDP,
 };
@@ -65,6 +68,7 @@ pub(crate) struct Prepared {
     device: Device,
     listeners: Vec<(OwnedFd, Publish)>,
     rules: Rules,
+    policy: Policy,
     held: Total,
 }
 
@@ -82,7 +86,8 @@ impl Prepared {
         let listeners = options.publish.iter().map(|p| Ok((listen(p)?, *p))).collect::<Result<Vec<_>, Error>>()?;
         let (device, guest) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
         let held = Total::new(options.held.unwrap_or(HELD_MAX));
-        Ok((Prepared { device, listeners, rules, held }, guest))
+        let policy = Policy::new(rules.clone());
+        Ok((Prepared { device, listeners, rules, policy, held }, guest))
     }
 
     /// What the jail must leave to it.
@@ -130,6 +135,9 @@ fn listen(p: &Publish) -> Result<OwnedFd, Error> {
             probe(&socket)?;
         }
         rustix::net::bind(&socket, &p.host)?;
+        if p.protocol == Protocol::Udp && p.host.ip().is_unspecified() {
+            pktinfo::ask(&socket, p.host.ip()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
         if p.protocol == Protocol::Tcp {
             rustix::net::listen(&socket, BACKLOG as i32)?;
         }
@@ -179,6 +187,8 @@ pub(crate) struct UserNet {
     dialing: Vec<u64>,
     tcp_listeners: Vec<Listener>,
     udp_listeners: Vec<(u64, Published)>,
+    /// Who has sent to these.
+    peers: Peers,
     /// Connections by the stack's name for them.
     by_handle: HashMap<Handle, u64>,
     /// Pairs by guest address and destination.
@@ -275,8 +285,8 @@ impl UserNet {
             stack,
             device: prepared.device,
             device_interest: Interest::READ,
-            filter: Filter::new(prepared.rules.clone()),
-            policy: Policy::new(prepared.rules),
+            filter: Filter::new(prepared.rules),
+            policy: prepared.policy,
             base,
             start,
             scratch: vec![0; SCRATCH],
@@ -287,6 +297,7 @@ impl UserNet {
             dialing: Vec::new(),
             tcp_listeners: Vec::new(),
             udp_listeners: Vec::new(),
+            peers: Peers::default(),
             by_handle: HashMap::new(),
             pairs: HashMap::new(),
             pairs_check: 0,
@@ -314,7 +325,7 @@ impl UserNet {
                     let index = net.udp_listeners.len();
                     let number = net.sources.insert_with(|_| Source::UdpListener(index));
                     reactor.add(&socket, net.base + number, Interest::READ).map_err(watch)?;
-                    net.udp_listeners.push((number, Published::new(socket, publish.guest)));
+                    net.udp_listeners.push((number, Published { socket, port: publish.guest }));
                 }
             }
         }

@@ -33,13 +33,17 @@ pub(super) struct Policy {
     rules: Rules,
     /// The host's first resolver.
     resolver: IpAddr,
+    /// The host's own addresses. What goes there does not pass its firewall, which sees it as one of the host's own programs.
+    own: Vec<IpAddr>,
 }
 
 impl Policy {
-    /// What `rules` allow. Reads which resolver the host uses: later no file can be opened.
+    /// What `rules` allow. Reads which resolver and addresses the host has: in the jail it cannot.
     pub fn new(rules: Rules) -> Policy {
         let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        Policy { rules, resolver: first_resolver(&text).unwrap_or(Ipv4Addr::LOCALHOST.into()) }
+        let resolver = first_resolver(&text).unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let own = if rules.egress.is_empty() { Vec::new() } else { super::own::addresses() };
+        Policy { rules, resolver, own }
     }
 
     /// Where a packet to `to` goes on the host, or `None` if it may not go anywhere.
@@ -49,11 +53,12 @@ impl Policy {
             return None;
         }
         let is = |v4: Ipv4Addr, v6: Ipv6Addr| ip == v4 || ip == v6;
+        // As for loopback addresses (`least_prefix`): only a rule that names it means it.
+        let own = is(GATEWAY4, GATEWAY6) || self.own.contains(&ip);
+        if own && !self.rules.names(protocol, mapped(ip), to.port()) {
+            return None;
+        }
         if is(GATEWAY4, GATEWAY6) {
-            // As for the loopback addresses that they stand for (`least_prefix`): only a rule that names it means it.
-            if !self.rules.names(protocol, mapped(ip), to.port()) {
-                return None;
-            }
             let loopback = if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
             return Some(SocketAddr::new(loopback, to.port()));
         }
@@ -154,8 +159,26 @@ mod tests {
             assert_eq!(to(&p, a), None, "{a}");
         }
         assert_eq!(to(&p, "8.8.8.8:80").as_deref(), Some("8.8.8.8:80"));
+        let own = |p: Policy| Policy { own: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()], ..p };
+        let p = own(p);
+        assert_eq!(
+            [to(&p, "192.0.2.1:80"), to(&p, "[::ffff:192.0.2.1]:80"), to(&p, "[2001:db8::1]:80")],
+            [None, None, None]
+        );
+        assert!(to(&p, "192.0.2.2:80").is_some());
+        let p = own(policy(&[rule(TCP, "192.0.2.1", 128, 80)], true));
+        assert_eq!((to(&p, "192.0.2.1:80").as_deref(), to(&p, "192.0.2.1:81")), (Some("192.0.2.1:80"), None));
         let p = policy(&[rule(TCP, "169.254.169.254", 128, 80)], false);
         assert!(to(&p, "169.254.169.254:80").is_some());
+    }
+
+    #[test]
+    fn the_hosts_addresses_are_known() {
+        // This program's address towards others, or, without a network, the loopback one.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let to = ["192.0.2.1:9", "127.0.0.1:9"];
+        assert!(to.iter().any(|to| socket.connect(to).is_ok()));
+        assert!(policy(&[], true).own.contains(&socket.local_addr().unwrap().ip()));
     }
 
     #[test]

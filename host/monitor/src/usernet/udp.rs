@@ -7,9 +7,9 @@ use donjon_net::RecvMode;
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
-use super::peers::Peers;
+use super::peers::Peer;
 use super::policy::{GATEWAY4, GATEWAY6, GUEST4, GUEST6, UDP, on_link};
-use super::{Source, UserNet, socket};
+use super::{Source, UserNet, pktinfo, socket};
 use crate::reactor::{Interest, Reactor};
 
 /// A pair that has been silent for this long is forgotten, ns (RFC 4787 §4.3 asks for two minutes).
@@ -44,13 +44,6 @@ pub(super) struct Published {
     pub socket: OwnedFd,
     /// The guest's port.
     pub port: u16,
-    pub peers: Peers,
-}
-
-impl Published {
-    pub fn new(socket: OwnedFd, port: u16) -> Published {
-        Published { socket, port, peers: Peers::default() }
-    }
 }
 
 /// How the guest sees a host address: as it is, if the guest would send an answer to the gateway.
@@ -66,10 +59,10 @@ impl UserNet {
     /// Datagrams of the guest.
     pub(super) fn datagrams(&mut self, reactor: &Reactor) {
         while let Ok(d) = self.stack.recv_from(self.any_udp, &mut [&mut self.scratch], RecvMode::Take) {
-            let mut listeners = self.udp_listeners.iter().filter(|(_, l)| l.port == d.from.port());
-            if let Some((listener, peer)) = listeners.find_map(|(_, l)| Some((l, l.peers.real(d.to)?))) {
-                let flags = rustix::net::SendFlags::NOSIGNAL;
-                let _ = rustix::net::sendto(&listener.socket, &self.scratch[..d.copied], flags, &peer);
+            if let Some(peer) = self.peers.real(d.from.port(), d.to) {
+                if let Some((_, listener)) = self.udp_listeners.get(peer.listener) {
+                    let _ = pktinfo::send(&listener.socket, &self.scratch[..d.copied], peer.address, peer.local);
+                }
                 continue;
             }
             let number = match self.pairs.get(&(d.from, d.to)) {
@@ -148,19 +141,18 @@ impl UserNet {
 
     /// Datagrams to a published port.
     pub(super) fn published_datagrams(&mut self, index: usize) {
-        let Some((_, listener)) = self.udp_listeners.get_mut(index) else { return };
+        let Some((_, listener)) = self.udp_listeners.get(index) else { return };
         for _ in 0..64 {
-            let received = rustix::net::recvfrom(&listener.socket, &mut *self.scratch, rustix::net::RecvFlags::empty());
-            let (n, from) = match received {
-                Ok((n, _, Some(from))) => (n, from),
-                Ok(_) | Err(Errno::INTR | Errno::CONNREFUSED) => continue,
+            let (n, address, local) = match pktinfo::receive(&listener.socket, &mut self.scratch) {
+                Ok((n, Some(from), local)) => (n, from, local),
+                Ok(_) => continue,
+                Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INTR | Errno::CONNREFUSED)) => continue,
                 Err(_) => return,
             };
-            let Ok(from) = SocketAddr::try_from(from) else { continue };
             let (guest, gateway): (IpAddr, IpAddr) =
-                if from.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
-            let like = SocketAddr::new(presented(from.ip(), gateway), from.port());
-            let shown = listener.peers.present(from, like);
+                if address.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
+            let like = SocketAddr::new(presented(address.ip(), gateway), address.port());
+            let shown = self.peers.present(Peer { address, local, listener: index, port: listener.port }, like);
             let to = SocketAddr::new(guest, listener.port);
             let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
         }
