@@ -3,6 +3,7 @@
 use super::abis;
 use super::cell::{Answer, KEY, Kind, LOG, NEIGHBOUR, Victim};
 use super::code;
+use super::docker;
 use super::end::{Access, By, Cause};
 use super::gate::{by_address, gate_calls, malformed_frames};
 use super::lan::{ATTACKER, CREDENTIALS, DATABASE, METADATA, PROGRAM_PORT, SHELL_PORT};
@@ -40,21 +41,28 @@ pub struct Attempt {
     pub conceded: bool,
     /// It must succeed in the ordinary container, which shows that it is an exploit.
     pub works: bool,
+    /// It is about frames: made again with the filter off, where it must succeed in an image, too.
+    pub frames: bool,
 }
 
 /// One that works in the ordinary container.
 const fn works(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
-    Attempt { name, run, conceded: false, works: true }
+    Attempt { name, run, conceded: false, works: true, frames: false }
+}
+
+/// One that works in the ordinary container, and in an image without the filter.
+const fn filtered(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
+    Attempt { name, run, conceded: false, works: true, frames: true }
 }
 
 /// One that fails everywhere, or is for images only.
 const fn fails(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
-    Attempt { name, run, conceded: false, works: false }
+    Attempt { name, run, conceded: false, works: false, frames: false }
 }
 
 /// One that works everywhere.
 const fn conceded(name: &'static str, run: fn(&mut Victim<'_>, Form) -> Answer<Outcome>) -> Attempt {
-    Attempt { name, run, conceded: true, works: true }
+    Attempt { name, run, conceded: true, works: true, frames: false }
 }
 
 /// All attempts, in the order in which they are made.
@@ -78,9 +86,9 @@ pub const ATTEMPTS: &[Attempt] = &[
     conceded("TLS key from memory", key),
     works("scan the subnet", scan),
     works("cloud metadata address", metadata),
-    works("raw frames, ARP and IP spoofing", raw_frames),
-    works("scan the subnet by raw frames", scan_raw),
-    works("cloud metadata address by raw frames", metadata_raw),
+    filtered("raw frames, ARP and IP spoofing", raw_frames),
+    filtered("scan the subnet by raw frames", scan_raw),
+    filtered("cloud metadata address by raw frames", metadata_raw),
     works("erase logs", erase_logs),
     fails("load a kernel module", load_module),
     fails("device nodes, the machine's memory", device_nodes),
@@ -127,6 +135,7 @@ fn doors(v: &mut Victim<'_>, calls: &[(&str, u64, &[u64])]) -> Answer<Outcome> {
 
 pub fn errno(number: i64) -> String {
     let names = [
+        (docker::REFUSED.into(), "EPERM of the filter"),
         (1, "EPERM"),
         (2, "ENOENT"),
         (3, "ESRCH"),
@@ -630,8 +639,19 @@ fn count_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
         }
         let code = v.peek(status, 4)?;
         // Ended by a signal, or with an errno that is not the filter's.
-        if code[0] & 0x7f != 0 || ![1, 38].contains(&code[1]) {
+        if code[0] & 0x7f != 0 || !docker::is_refusal(number, code[1].into()) {
             carried_out.push(number);
+        }
+    }
+    if !v.kind.is_donjon() {
+        // The cell's filter is the one that it should be. The two are nobody's to refuse, on the kernels that have them.
+        let capabilities = v.kind.capabilities();
+        let expected = |n: &u64| docker::passes(*n, capabilities);
+        let wrong: Vec<u64> = (0..NUMBERS)
+            .filter(|n| n % step == 0 && ![335, 336].contains(n) && expected(n) != carried_out.contains(n))
+            .collect();
+        if !wrong.is_empty() {
+            return Ok(Outcome::Broken(format!("the cell's filter is not the profile's for {wrong:?}")));
         }
     }
     let count = carried_out.len();

@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use donjon_tests::{Guest, donjon_command, poll_until};
+use donjon_tests::{Guest, donjon_command, measure, poll_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::code;
+use super::docker::{CAPABILITIES, Capabilities};
 use super::end::{By, Cause};
 use super::lan::{Lan, TAP, VICTIM};
 
@@ -64,6 +65,11 @@ impl Kind {
         !matches!(self, Kind::Docker | Kind::Hardened)
     }
 
+    /// Of a container.
+    pub fn capabilities(self) -> Capabilities {
+        if self == Kind::Docker { Capabilities::Default } else { Capabilities::None }
+    }
+
     pub fn is_qemu(self) -> bool {
         matches!(self, Kind::Qemu | Kind::QemuTap)
     }
@@ -72,6 +78,15 @@ impl Kind {
     pub fn is_on_tap(self) -> bool {
         matches!(self, Kind::Tap | Kind::QemuTap)
     }
+}
+
+/// What stands between an image and the network, for the control of the attempts on frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Door {
+    /// As it is meant to be.
+    Shut,
+    /// On a TAP, the filter taken off. In front of the user-mode network, `--egress-any`: there is no way without the filter.
+    Open,
 }
 
 /// The victim's private key, and the secret of another process in the container.
@@ -108,7 +123,10 @@ pub struct Victim<'a> {
     pub kind: Kind,
     pub lan: &'a Lan,
     pub made: &'a Made,
+    pub door: Door,
     guest: Option<Guest>,
+    /// In a container: another process beside the victim, with a secret of its own.
+    neighbour: Option<Child>,
     /// Becomes readable when that instance's process ends.
     pidfd: Option<OwnedFd>,
     /// Injected code and scratch memory of the running instance.
@@ -120,7 +138,9 @@ pub struct Victim<'a> {
 
 impl<'a> Victim<'a> {
     pub fn new(kind: Kind, lan: &'a Lan, made: &'a Made) -> Victim<'a> {
-        Victim { kind, lan, made, guest: None, pidfd: None, placed: HashMap::new(), scratch: None, ends: Vec::new() }
+        let (placed, ends) = Default::default();
+        let (guest, neighbour, pidfd, scratch) = Default::default();
+        Victim { kind, lan, made, door: Door::Shut, guest, neighbour, pidfd, placed, scratch, ends }
     }
 
     fn command(&self) -> Command {
@@ -137,6 +157,9 @@ impl<'a> Victim<'a> {
                 command.args(["--net", &format!("tap:{TAP},ip={address}/24,gw=10.66.0.1")]);
             } else {
                 command.args(["-p", &format!("{address}:8080:8080")]);
+                if self.door == Door::Open {
+                    command.arg("--egress-any");
+                }
             }
             return command;
         }
@@ -161,37 +184,67 @@ impl<'a> Victim<'a> {
         if hardened {
             command.args(["--unshare-user", "--ro-bind"]);
         } else {
-            // Docker's default capabilities.
-            for cap in [
-                "CHOWN",
-                "DAC_OVERRIDE",
-                "FSETID",
-                "FOWNER",
-                "MKNOD",
-                "NET_RAW",
-                "SETGID",
-                "SETUID",
-                "SETFCAP",
-                "SETPCAP",
-                "NET_BIND_SERVICE",
-                "SYS_CHROOT",
-                "KILL",
-                "AUDIT_WRITE",
-            ] {
+            for cap in CAPABILITIES {
                 command.arg("--cap-add").arg(format!("CAP_{cap}"));
             }
             command.arg("--bind");
         }
         command.arg(&self.made.root).args(["/", "--proc", "/proc", "--dev", "/dev", "--setenv", "TLS_KEY", KEY]);
-        if hardened {
-            command.args(["--", "/srv/drill"]);
-        } else {
-            // Another process with a secret of its own, as a container with an init or a sidecar has.
-            let both =
-                format!("env -i '{NEIGHBOUR}' sleep 3600 & exec env ACCESS_LOG={LOG} TLS_KEY=\"$TLS_KEY\" /srv/drill");
-            command.args(["--", "/bin/sh", "-c", &both]);
+        if !hardened {
+            command.args(["--setenv", "ACCESS_LOG", LOG]);
         }
+        command.args(["--", "/srv/drill"]);
         command
+    }
+
+    /// Starts another process beside the victim, in its PID namespace and as its user, with a secret of its own, as a sidecar has. It is not started in the cell: there the
+    /// secret would be among the arguments of the cell's own first process.
+    fn move_in(&self, guest: &Guest) -> Child {
+        let processes = measure::tree(guest.pid()).expect("the container runs");
+        let program = processes.iter().find(|p| p.name == "drill").expect("it has said that it is ready");
+        let target = program.pid.to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &target, "--pid", "--", "setpriv"]);
+        if self.kind == Kind::Hardened {
+            // The user namespace last, as whoever has made it: inside of it nobody may become another user.
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+            command.args(["nsenter", "--target", &target, "--user", "--preserve-credentials", "--"]);
+        } else {
+            // No more rights than the victim: else it would not be the victim's to look at.
+            let bounds: String = CAPABILITIES.iter().map(|cap| format!(",+{}", cap.to_lowercase())).collect();
+            command.args(["--inh-caps=-all", &format!("--bounding-set=-all{bounds}")]);
+        }
+        command.args(["env", "-i", NEIGHBOUR, "sleep", "3600"]);
+        let child = command.spawn().expect("nsenter runs: it has started the victim");
+        let lives = || measure::tree(child.id()).ok()?.iter().any(|p| p.name == "sleep").then_some(());
+        poll_until(Duration::from_secs(20), lives).expect("the neighbour lives");
+        child
+    }
+
+    /// Forgets the neighbour, which has ended with its PID namespace.
+    fn move_out(&mut self) {
+        if let Some(mut nsenter) = self.neighbour.take() {
+            let _ = nsenter.kill();
+            let _ = nsenter.wait();
+        }
+    }
+
+    /// Ends the instance, and gives how many of its frames the filter says that it has dropped. The inner error says what it said instead.
+    pub fn dropped(&mut self) -> Answer<Result<u64, String>> {
+        self.request("/", b"")?;
+        let Some(guest) = self.guest.take() else { return Ok(Err("there is no instance".into())) };
+        let exit = guest.stop();
+        self.restart();
+        let count = |line: &str| {
+            let rest = line.strip_prefix("donjon: the network filter dropped ")?;
+            rest.contains(" by the guest: ").then(|| rest.split(' ').next()?.parse::<u64>().ok())?
+        };
+        let counts: Vec<u64> = exit.stderr.lines().filter_map(count).collect();
+        Ok(if counts.is_empty() {
+            Err(format!("no word of the filter's: {}", exit.stderr.trim()))
+        } else {
+            Ok(counts.iter().sum())
+        })
     }
 
     /// The running instance; a new one if there is none.
@@ -210,7 +263,13 @@ impl<'a> Victim<'a> {
             if self.kind.is_on_tap() {
                 self.lan.settle_tap();
             }
+            if self.door == Door::Open && self.kind.is_on_tap() {
+                self.lan.unfilter_tap();
+            }
             guest.wait_http("/");
+            if !self.kind.is_donjon() {
+                self.neighbour = Some(self.move_in(&guest));
+            }
             let pid = Pid::from_raw(guest.pid().cast_signed()).expect("a child's id");
             self.pidfd = Some(pidfd_open(pid, PidfdFlags::empty()).expect("the child has not been waited for"));
             self.guest = Some(guest);
@@ -221,6 +280,7 @@ impl<'a> Victim<'a> {
     /// Ends the instance as its operator would.
     pub fn restart(&mut self) {
         (self.guest, self.pidfd) = (None, None);
+        self.move_out();
         self.forget();
     }
 
@@ -278,6 +338,8 @@ impl<'a> Victim<'a> {
             },
             None => silence(),
         };
+        drop(guest);
+        self.move_out();
         self.ends.push(ended.how.clone());
         Err(ended)
     }
@@ -530,51 +592,6 @@ fn last_words(log: &str) -> String {
     line.map_or_else(|| "nothing on the console".to_owned(), |l| l.trim().to_owned())
 }
 
-/// A filter for `seccomp(2)` like Docker's default one: what that refuses without further capabilities.
-pub fn seccomp_filter() -> Vec<u8> {
-    // acct add_key bpf clock_adjtime clock_settime create_module delete_module finit_module get_kernel_syms get_mempolicy init_module ioperm iopl kcmp
-    // kexec_file_load kexec_load keyctl lookup_dcookie mbind mount move_pages nfsservctl open_by_handle_at perf_event_open pivot_root query_module
-    // quotactl reboot request_key set_mempolicy setns settimeofday swapon swapoff sysfs _sysctl umount2 unshare uselib userfaultfd ustat vhangup
-    // io_uring_{setup,enter,register} open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr set_mempolicy_home_node quotactl_fd
-    const DENIED: &[u32] = &[
-        163, 248, 321, 305, 227, 174, 176, 313, 177, 239, 175, 173, 172, 312, 320, 246, 250, 212, 237, 165, 279, 180,
-        304, 298, 155, 178, 179, 169, 249, 238, 308, 164, 167, 168, 139, 156, 166, 272, 134, 323, 136, 153, 425, 426,
-        427, 428, 429, 430, 431, 432, 433, 442, 450, 443,
-    ];
-    const ALLOW: u32 = 0x7fff_0000;
-    const EPERM: u32 = 0x0005_0001;
-    const ENOSYS: u32 = 0x0005_0026;
-    const KILL: u32 = 0x8000_0000;
-    let mut out = Vec::new();
-    let mut put = |code: u16, jt: u8, jf: u8, k: u32| {
-        out.extend(code.to_ne_bytes());
-        out.extend([jt, jf]);
-        out.extend(k.to_ne_bytes());
-    };
-    let (load, equal, greater, set, ret) = (0x20, 0x15, 0x25, 0x45, 0x06);
-    put(load, 0, 0, 4);
-    put(equal, 1, 0, 0xc000_003e);
-    put(ret, 0, 0, KILL);
-    put(load, 0, 0, 0);
-    // x32, and what came after the profile was written.
-    put(greater, 0, 1, 461);
-    put(ret, 0, 0, ENOSYS);
-    // clone3, whose flags a filter cannot see.
-    put(equal, 0, 1, 435);
-    put(ret, 0, 0, ENOSYS);
-    for number in DENIED {
-        put(equal, 0, 1, *number);
-        put(ret, 0, 0, EPERM);
-    }
-    // clone with namespaces.
-    put(equal, 0, 3, 56);
-    put(load, 0, 0, 16);
-    put(set, 0, 1, 0x7e02_0000);
-    put(ret, 0, 0, EPERM);
-    put(ret, 0, 0, ALLOW);
-    out
-}
-
 /// Makes a root directory from this machine's own files: with a shell and utilities, or with nothing but the program and its libraries.
 pub fn make_root(root: &Path, program: &Path, utilities: &[&str]) -> std::io::Result<()> {
     let _ = std::fs::remove_dir_all(root);
@@ -604,4 +621,10 @@ pub fn make_root(root: &Path, program: &Path, utilities: &[&str]) -> std::io::Re
     let shadow = root.join("etc/shadow");
     std::fs::write(&shadow, "root:$6$drill$notarealhash:19000:0:99999:7:::\n")?;
     std::fs::set_permissions(&shadow, std::os::unix::fs::PermissionsExt::from_mode(0o640))
+}
+
+impl Drop for Victim<'_> {
+    fn drop(&mut self) {
+        self.restart();
+    }
 }

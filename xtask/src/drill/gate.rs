@@ -1,11 +1,15 @@
 //! Attempts on the gate and on what is behind it: the monitor, the network device, the shim.
 
+use std::mem::offset_of;
+
+use donjon_abi::boot::{BootPage, Net};
+
 use super::attempts::Form;
-use super::attempts::Outcome::{self, Absent, Failed, Succeeded};
+use super::attempts::Outcome::{self, Absent, Broken, Failed, Succeeded};
 use super::cell::{Answer, Kind, Victim};
 use super::end::{Access, Cause};
 use super::lan::{DATABASE, NOBODY, RAW_TYPE, SPOOFED, STRANGER};
-use super::raw::{arp, arrived, frame, no_gate, own_address, syn};
+use super::raw::{arp, frame, no_gate, own_address, syn, taken};
 
 /// The gate's address and the device's Ethernet address, from the boot page: found with the image's symbols and one leaked address, as an attacker would who has the same image.
 pub fn gate(v: &mut Victim<'_>) -> Answer<Option<(u64, [u8; 6])>> {
@@ -13,10 +17,12 @@ pub fn gate(v: &mut Victim<'_>) -> Answer<Option<(u64, [u8; 6])>> {
     let text = v.sym("text")?;
     let pointer = v.peek(text.wrapping_add(distance), 8)?;
     let page = u64::from_le_bytes(pointer.try_into().unwrap_or_default());
-    let head = v.peek(page, 256)?;
-    let word = |i: usize| u64::from_le_bytes(head[i..i + 8].try_into().unwrap_or_default());
-    // `BootPage::gate`, and `net.mac`.
-    Ok((head[..8] == *b"DONJBOOT").then(|| (word(16), head[216..222].try_into().unwrap_or_default())))
+    const GATE: usize = offset_of!(BootPage, gate);
+    const MAC: usize = offset_of!(BootPage, net) + offset_of!(Net, mac);
+    let head = v.peek(page, size_of::<BootPage>() as u64)?;
+    let gate = head.get(GATE..GATE + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let mac = head.get(MAC..MAC + 6).and_then(|b| b.try_into().ok());
+    Ok(if head.starts_with(b"DONJBOOT") { gate.zip(mac) } else { None })
 }
 
 pub fn gate_calls(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
@@ -183,7 +189,10 @@ pub fn malformed_frames(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     v.lan.take_frames();
     let mut tally = Tally::default();
     let step = if form == Form::Whole { 1 } else { 5 };
-    let Some(frames) = send_headers(v, step, &mut tally)? else { return Ok(no_gate()) };
+    let frames = match send_headers(v, step, &mut tally)? {
+        Ok(frames) => frames,
+        Err(outcome) => return Ok(outcome),
+    };
     let mut calls = Vec::new();
     // `net_send` and `net_recv`; `writev` and `readv`, of the network device, of the descriptor beside it, and of two that are closed.
     calls.extend([4, 5].map(|call| (true, call, 0)));
@@ -227,12 +236,19 @@ pub fn malformed_frames(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
     }
     serves_anew(v)?;
     let Tally { calls, refused, ended } = tally;
-    Ok(arrived(v, Ok(format!("{frames} frames and {calls} calls: {refused} refused, {ended} ended the instance"))))
+    let seen = v.lan.take_frames();
+    if !seen.is_empty() {
+        return Ok(Succeeded(format!("others saw {}", seen.join(", "))));
+    }
+    Ok(Failed(format!(
+        "{frames} frames taken and {calls} calls: {refused} refused, {ended} ended the instance; none was seen by another machine"
+    )))
 }
 
-/// Sends each forbidden frame with each `step`th header, some thousand frames in all, as fast as it goes. How many there were, or `None` without a gate.
-fn send_headers(v: &mut Victim<'_>, step: usize, tally: &mut Tally) -> Answer<Option<u64>> {
-    let Some((gate, mac)) = gate(v)? else { return Ok(None) };
+/// Sends each forbidden frame with each `step`th header, some thousand frames in all, as fast as it goes. How many there were, all of which the device
+/// has taken; the inner error is the outcome where it has not.
+fn send_headers(v: &mut Victim<'_>, step: usize, tally: &mut Tally) -> Answer<Result<u64, Outcome>> {
+    let Some((gate, mac)) = gate(v)? else { return Ok(Err(no_gate())) };
     let frames: Vec<Vec<u8>> = headers()
         .step_by(step)
         .flat_map(|header| forbidden(v.kind, mac).into_iter().map(move |frame| [&header[..], &frame].concat()))
@@ -250,16 +266,19 @@ fn send_headers(v: &mut Victim<'_>, step: usize, tally: &mut Tally) -> Answer<Op
         }
         tail.extend(frames.concat());
         v.poke(at, &[lists, tail].concat())?;
-        // Three times over; what a full device does not take is not offered again.
+        // Three times over.
         for _ in 0..3 {
-            let answer = v.call(gate, &[4, at, count]);
-            sent += answer.as_ref().map_or(0, |taken| (*taken).max(0).cast_unsigned());
-            if !tally.take(v, answer)? {
-                return Ok(Some(sent));
+            let offered = taken(count, |done| {
+                tally.calls += 1;
+                v.call(gate, &[4, at + 16 * done, count - done])
+            });
+            if let Err(said) = offered? {
+                return Ok(Err(Broken(said)));
             }
+            sent += count;
         }
     }
-    Ok(Some(sent))
+    Ok(Ok(sent))
 }
 
 /// Where something lies that is not the guest's: under the shim, which maps physical memory one to one, on the machines that QEMU makes, and under Linux.
@@ -320,5 +339,7 @@ pub fn by_address(v: &mut Victim<'_>, form: Form) -> Answer<Outcome> {
         }
     }
     let gate = if v.kind.is_donjon() { format!("; the gate refused {refused} calls for them") } else { String::new() };
-    Ok(Failed(format!("{faults} accesses, each of which ended it by a fault at that address{gate}")))
+    // Of a container's ending no more is known than the signal.
+    let by = if v.kind.is_donjon() { "a fault at that address" } else { "a signal of a fault" };
+    Ok(Failed(format!("{faults} accesses, each of which ended it by {by}{gate}")))
 }

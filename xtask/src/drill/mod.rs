@@ -9,6 +9,7 @@ mod abis;
 mod attempts;
 mod cell;
 mod code;
+mod docker;
 mod end;
 mod gate;
 mod lan;
@@ -21,7 +22,7 @@ use donjon_tests::{Need, have_program, image, repo_root, target_dir};
 use crate::process::{Result, cargo, failed, run, usage};
 use crate::test::skipped;
 use attempts::{ATTEMPTS, Attempt, Form, Outcome};
-use cell::{Answer, Ended, Kind, Made, Victim};
+use cell::{Answer, Door, Ended, Kind, Made, Victim};
 use end::By;
 use lan::Lan;
 
@@ -33,6 +34,8 @@ struct Cell {
     kind: Kind,
     attempt: &'static Attempt,
     outcome: Outcome,
+    /// Whether the filter was off.
+    control: bool,
     /// What its operator has of it.
     trace: String,
 }
@@ -76,7 +79,8 @@ pub fn main<'a>(mut args: impl Iterator<Item = &'a str>) -> Result {
 
 /// The short form, for `cargo xtask test`.
 pub fn short(passed: &mut u64) -> Result {
-    let needs = [Need::Tap, Need::Program("bwrap"), Need::Program("setpriv"), Need::Program("readelf")];
+    let needs =
+        [Need::Tap, Need::Program("bwrap"), Need::Program("setpriv"), Need::Program("tc"), Need::Program("readelf")];
     if skipped("drill", &needs) {
         return Ok(());
     }
@@ -90,9 +94,13 @@ pub fn short(passed: &mut u64) -> Result {
 
 /// Makes the attempts whose names contain `word`.
 fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
-    for (program, package) in
-        [("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("ip", "iproute2"), ("readelf", "binutils")]
-    {
+    for (program, package) in [
+        ("bwrap", "bubblewrap"),
+        ("setpriv", "util-linux"),
+        ("ip", "iproute2"),
+        ("tc", "iproute2"),
+        ("readelf", "binutils"),
+    ] {
         if !have_program(program) {
             return Err(failed(format!(
                 "the drill needs {program} (package {package}); `cargo xtask setup` installs it"
@@ -113,8 +121,6 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
     let work = target_dir().join("drill");
     let io = |e: std::io::Error| failed(format!("{}: {e}", work.display()));
     std::fs::create_dir_all(&work).map_err(io)?;
-    let filter = work.join("seccomp.bpf");
-    std::fs::write(&filter, cell::seccomp_filter()).map_err(io)?;
     let lan = Lan::new();
     let mut cells = Vec::new();
     for kind in kinds {
@@ -124,7 +130,11 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
             let utilities = if *kind == Kind::Docker { UTILITIES } else { &[] };
             cell::make_root(&root, &native.join("release/drill"), utilities).map_err(io)?;
         }
-        let made = Made { root: root.clone(), filter: shared(&filter, &root).map_err(io)?, image: image.clone(), boot };
+        let filter = root.with_extension("bpf");
+        std::fs::write(&filter, docker::filter(kind.capabilities())).map_err(io)?;
+        // Nobody may read it, too.
+        std::fs::set_permissions(&filter, std::os::unix::fs::PermissionsExt::from_mode(0o644)).map_err(io)?;
+        let made = Made { root: root.clone(), filter, image: image.clone(), boot };
         if kind.is_on_tap() {
             lan.plug_tap();
         }
@@ -132,8 +142,18 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
         // Under QEMU the two networks are all that differs.
         let frames_only = form == Form::Short && *kind == Kind::QemuTap;
         let chosen = |a: &&Attempt| a.name.contains(word) && (!frames_only || a.name.contains("frames"));
+        // What the last kind has left.
+        lan.take_frames();
         for attempt in ATTEMPTS.iter().filter(chosen) {
             cells.push(try_one(&mut victim, attempt, form));
+        }
+        if kind.is_donjon() {
+            // The same frames, with nothing in their way: that they would have been seen.
+            victim.restart();
+            victim.door = Door::Open;
+            for attempt in ATTEMPTS.iter().filter(chosen).filter(|a| a.frames) {
+                cells.push(try_one(&mut victim, attempt, form));
+            }
         }
         drop(victim);
         if kind.is_on_tap() {
@@ -145,23 +165,25 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
     Ok(cells)
 }
 
-/// A copy of the filter that nobody may read, too.
-fn shared(filter: &Path, root: &Path) -> std::io::Result<std::path::PathBuf> {
-    let copy = root.with_extension("bpf");
-    std::fs::copy(filter, &copy)?;
-    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    Ok(copy)
-}
-
 fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Cell {
-    eprintln!("drill: {:<9} {}", victim.kind.name(), attempt.name);
+    let control = victim.door == Door::Open;
+    let how = if control { " (control: the filter is off)" } else { "" };
+    eprintln!("drill: {:<9} {}{how}", victim.kind.name(), attempt.name);
     // The last attempt may have harmed the instance: then the attempt starts with a new one, which must serve.
     let serves = victim.request("/", b"").or_else(|_| victim.request("/", b"")).is_ok();
     victim.take_ends();
-    let outcome = match serves.then(|| (attempt.run)(victim, form)) {
+    let mut outcome = match serves.then(|| (attempt.run)(victim, form)) {
         Some(answer) => judged(victim, answer),
         None => Outcome::Broken("the victim did not serve before the attempt".into()),
     };
+    if victim.kind.is_donjon() && !control {
+        // Whatever the attempt was about: no frame of it may have come to another machine.
+        let seen = victim.lan.take_frames();
+        if !seen.is_empty() {
+            let said = format!("others saw {}", seen.join(", "));
+            outcome = if attempt.conceded { Outcome::Broken(said) } else { Outcome::Succeeded(said) };
+        }
+    }
     let ends = victim.take_ends();
     let trace = match (ends.as_slice(), &outcome) {
         ([how], _) => how.clone(),
@@ -169,7 +191,7 @@ fn try_one(victim: &mut Victim<'_>, attempt: &'static Attempt, form: Form) -> Ce
         ([], Outcome::Absent(_)) => String::new(),
         ([], _) => "its requests".to_owned(),
     };
-    Cell { kind: victim.kind, attempt, outcome, trace }
+    Cell { kind: victim.kind, attempt, outcome, control, trace }
 }
 
 /// What an attempt came to, if it did not come to an end that is not its own: whatever has then ended the instance, it was not what the attempt is about.
@@ -210,10 +232,13 @@ fn verdict(cells: &[Cell]) -> Result {
         let what = format!("{} under {}", cell.attempt.name, cell.kind.name());
         let succeeded = matches!(cell.outcome, Outcome::Succeeded(_));
         let (donjon, conceded) = (cell.kind.is_donjon(), cell.attempt.conceded);
+        let must = conceded || cell.control || cell.kind == Kind::Docker && cell.attempt.works;
         match &cell.outcome {
             Outcome::Broken(why) => wrong.push(format!("the drill is broken: {what}: {why}")),
-            Outcome::Succeeded(_) if donjon && !conceded => wrong.push(format!("FAILURE: {what}")),
-            _ if !succeeded && (conceded || cell.kind == Kind::Docker && cell.attempt.works) => {
+            // This machine has no such thing, or no way to it.
+            Outcome::Absent(_) if !conceded => {}
+            Outcome::Succeeded(_) if donjon && !conceded && !cell.control => wrong.push(format!("FAILURE: {what}")),
+            _ if !succeeded && must => {
                 wrong.push(format!("the drill is broken: {what} must succeed"));
             }
             _ => {}
@@ -230,31 +255,37 @@ fn print_table(cells: &[Cell], kinds: &[Kind]) {
     };
     head("");
     let count = |what: &str, f: fn(&Cell) -> bool| {
-        let of = |kind: &Kind| cells.iter().filter(|c| c.kind == *kind && f(c)).count().to_string();
+        let of = |kind: &Kind| cells.iter().filter(|c| c.kind == *kind && !c.control && f(c)).count().to_string();
         println!("| {what} | {} |", kinds.iter().map(of).collect::<Vec<_>>().join(" | "));
     };
     count("succeeded", |c| matches!(c.outcome, Outcome::Succeeded(_)));
     count("failed", |c| matches!(c.outcome, Outcome::Failed(_)));
     count("ended the program, which its operator sees", Cell::is_seen);
-    let each = |text: fn(&Cell) -> String| {
-        for attempt in ATTEMPTS.iter().filter(|a| cells.iter().any(|c| c.attempt.name == a.name)) {
+    let each = |control: bool, text: fn(&Cell) -> String| {
+        let cells = || cells.iter().filter(|c| c.control == control);
+        for attempt in ATTEMPTS.iter().filter(|a| cells().any(|c| c.attempt.name == a.name)) {
             print!("| {} |", attempt.name);
             for kind in kinds {
-                let cell = cells.iter().find(|c| c.kind == *kind && c.attempt.name == attempt.name);
+                let cell = cells().find(|c| c.kind == *kind && c.attempt.name == attempt.name);
                 print!(" {} |", cell.map(text).unwrap_or_default().replace('|', "/").replace('\n', " "));
             }
             println!();
         }
     };
-    head("attempt");
-    each(|c| match &c.outcome {
+    let outcome = |c: &Cell| match &c.outcome {
         Outcome::Succeeded(how) => format!("**succeeded**: {how}"),
         Outcome::Failed(how) => format!("failed: {how}"),
         Outcome::Absent(why) => format!("- ({why})"),
         Outcome::Broken(why) => format!("**broken**: {why}"),
-    });
+    };
+    head("attempt");
+    each(false, outcome);
+    if cells.iter().any(|c| c.control) {
+        head("control, with the filter off");
+        each(true, outcome);
+    }
     head("trace left by");
-    each(|c| if c.trace.is_empty() { "-".to_owned() } else { c.trace.clone() });
+    each(false, |c| if c.trace.is_empty() { "-".to_owned() } else { c.trace.clone() });
 }
 
 fn print_json(cells: &[Cell]) {
@@ -279,9 +310,10 @@ fn print_json(cells: &[Cell]) {
                 Outcome::Broken(why) => ("broken", why.as_str()),
             };
             format!(
-                "  {{\"attempt\": {}, \"kind\": {}, \"outcome\": {}, \"how\": {}, \"trace\": {}, \"conceded\": {}}}",
+                "  {{\"attempt\": {}, \"kind\": {}, \"control\": {}, \"outcome\": {}, \"how\": {}, \"trace\": {}, \"conceded\": {}}}",
                 quote(c.attempt.name),
                 quote(c.kind.name()),
+                c.control,
                 quote(outcome),
                 quote(how),
                 quote(&c.trace),
