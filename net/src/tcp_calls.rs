@@ -232,7 +232,8 @@ impl Stack {
         self.send_pieces(handle, pieces, false)
     }
 
-    /// The same, when more follows at once (MSG_MORE): a last segment that is not full waits for it, 200 ms at most.
+    /// The same, when more follows at once (MSG_MORE): a last segment that is not full waits for it, at most 200 ms after all before it is
+    /// acknowledged.
     pub fn send_more(&mut self, handle: Handle, pieces: &[&[u8]]) -> Result<usize, Error> {
         self.send_pieces(handle, pieces, true)
     }

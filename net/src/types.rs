@@ -95,7 +95,7 @@ pub struct KeepAlive {
 pub struct TcpOptions {
     /// True: no Nagle, every write goes out at once (TCP_NODELAY). Default false.
     pub nodelay: bool,
-    /// True: hold back segments that are not full (TCP_CORK), for at most 200 ms. Default false.
+    /// True: hold back segments that are not full (TCP_CORK), for at most 200 ms after all before it is acknowledged. Default false.
     pub cork: bool,
     /// When data is acknowledged (TCP_QUICKACK). True: at once. False: late, with data of our own, with every second full segment, or after 40 ms.
     /// Default: late, but the first full segments at once.

@@ -306,3 +306,97 @@ fn survives_loss_without_options() {
         println!("{seed}: {} ms", time / MS);
     }
 }
+
+/// Whoever has long sent nothing gives nothing up, because nothing is due to it: the first that it sends finds the next hop's address unknown.
+#[test]
+fn long_silence_is_no_timeout() {
+    // It only receives.
+    let mut sim = Sim::new(70);
+    let (c, s) = sim.pair(80);
+    for round in 0..8 {
+        sim.run(200 * SECOND);
+        sim.forget_neighbour();
+        sim.stacks[1].send(s, &[b"hello"]).unwrap();
+        sim.run(10 * SECOND);
+        assert_eq!(drain_all(&mut sim.stacks[0], c), 5, "round {round}");
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::Established, "round {round}");
+    }
+    // A keep-alive probe.
+    let options = sim.stacks[0].tcp_options(c).unwrap();
+    let keep_alive = Some(KeepAlive { idle: 1000, interval: 75, count: 9 });
+    sim.stacks[0].set_tcp_options(c, TcpOptions { keep_alive, ..options }).unwrap();
+    sim.run(900 * SECOND);
+    sim.forget_neighbour();
+    sim.run(200 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    // Data, of which the first question for the address is lost.
+    sim.run(1000 * SECOND);
+    sim.forget_neighbour();
+    let mut questions = 0;
+    sim.filter = Some(Box::new(move |side, f| {
+        questions += u32::from(side == 0 && f[12..14] == [8, 6]);
+        questions == 1
+    }));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    sim.run(5 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+}
+
+/// A peer that never answers after a silence still ends the connection, in its time.
+#[test]
+fn a_next_hop_that_is_gone_is_a_timeout() {
+    let mut sim = Sim::new(71);
+    let (c, _) = sim.pair(80);
+    sim.run(200 * SECOND);
+    sim.forget_neighbour();
+    let options = sim.stacks[0].tcp_options(c).unwrap();
+    sim.stacks[0].set_tcp_options(c, TcpOptions { user_timeout: 30_000, ..options }).unwrap();
+    sim.filter = Some(Box::new(|_, _| true));
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    let start = sim.now;
+    assert!(sim.run_until(200 * SECOND, |sim| sim.stacks[0].readiness(c).contains(Ready::ERROR)));
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::TimedOut));
+    assert!((30..100).contains(&((sim.now - start) / SECOND)), "{} s", (sim.now - start) / SECOND);
+}
+
+/// What is held back for more waits 200 ms, however long the path is, and whatever time has passed before.
+#[test]
+fn a_held_back_segment_waits_for_a_moment() {
+    let mut sim = Sim::new(72);
+    sim.delay = 150 * MS;
+    let (c, s) = sim.pair(80);
+    let options = TcpOptions { user_timeout: 30_000, ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    for _ in 0..3 {
+        sim.run(60 * SECOND);
+        let start = sim.now;
+        sim.stacks[0].send_more(c, &[b"hello"]).unwrap();
+        assert!(sim.run_until(10 * SECOND, |sim| sim.stacks[1].tcp_info(s).unwrap().receive_queue > 0));
+        assert_eq!((sim.now - start) / MS - 150, 200);
+        assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().retransmits, 0);
+    }
+}
+
+/// A window that has been closed for long without anything to send: the peer has all its time when there is.
+#[test]
+fn a_closed_window_is_no_timeout() {
+    let mut sim = Sim::new(73);
+    let (c, s) = sim.pair(80);
+    let mut sent = 0;
+    sim.run_until(5 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 65_416);
+        false
+    });
+    let info = sim.stacks[1].tcp_info(s).unwrap();
+    assert!(info.receive_queue == 65_416 && info.receive_window < 128, "{info:?}");
+    sim.run(1000 * SECOND);
+    sim.stacks[0].send(c, &[b"hello"]).unwrap();
+    sim.run(5 * SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), None);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 65_416);
+    sim.run(130 * SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
+}

@@ -342,6 +342,12 @@ impl Conn {
         self.snd_una != self.snd_max
     }
 
+    /// Whether there is something in the queue, data or FIN, that has yet to be sent (again).
+    pub fn has_unsent(&self) -> bool {
+        lt(self.snd_nxt, self.data_end())
+            || (!self.outstanding() && matches!(self.state, TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck))
+    }
+
     pub fn synchronized(&self) -> bool {
         !matches!(self.state, TcpState::SynSent | TcpState::SynReceived | TcpState::Closed)
     }

@@ -40,6 +40,8 @@ pub(crate) const GIVE_UP: u64 = 924 * SECOND;
 pub(crate) const ORPHAN_TIME: u64 = 60 * SECOND;
 /// Delay of an acknowledgement, ns.
 pub(crate) const ACK_DELAY: u64 = 40 * MS;
+/// A segment that is not full waits for more this long at most when nothing is under way, ns.
+pub(crate) const HOLD_BACK: u64 = 200 * MS;
 /// Shortest time before a tail loss probe, ns.
 pub(crate) const TAIL_MIN: u64 = 50 * MS;
 /// Window scale that we announce: a window of 4 MiB and more.

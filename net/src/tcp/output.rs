@@ -438,9 +438,9 @@ impl Conn {
 
     /// Arms the timer if data waits for a window (or is corked) and nothing is under way that would bring news.
     fn arm(&mut self, cx: &Cx) {
-        let waits = self.outstanding() || lt(self.snd_nxt, self.data_end());
-        if self.rto_at == NEVER && waits && self.synchronized() {
-            self.rto_at = cx.now + self.rto_ns();
+        if self.rto_at == NEVER && self.synchronized() && (self.outstanding() || self.has_unsent()) {
+            let held_back = !self.outstanding() && self.snd_wnd > 0 && self.backoff == 0;
+            self.rto_at = cx.now + if held_back { HOLD_BACK } else { self.rto_ns() };
         }
     }
 }

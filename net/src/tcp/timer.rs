@@ -50,6 +50,19 @@ impl Conn {
                 return;
             }
         }
+        if self.synchronized() && !self.outstanding() && self.backoff == 0 {
+            if !self.has_unsent() {
+                // Only an acknowledgement had to wait, for the next hop's address.
+                return;
+            }
+            // Nothing was under way: the peer's silence begins now.
+            self.progress_at = cx.now;
+            if self.snd_wnd > 0 && !self.has(is::PROBE) {
+                // What was held back for more goes out.
+                self.flags |= is::PROBE;
+                return;
+            }
+        }
         let patience = match self.user_timeout {
             0 if self.has(is::ORPHAN) => ORPHAN_TIME,
             0 => GIVE_UP,

@@ -280,6 +280,29 @@ impl Sim {
         self.stacks[1].close(l);
         (c, server.unwrap().0)
     }
+
+    /// After at least two minutes' silence: side 0 has asked for side 1's Ethernet address in vain until it forgot it. Side 1 is sure of side 0's.
+    pub fn forget_neighbour(&mut self) {
+        self.filter = Some(Box::new(|_, f| f[12..14] == [8, 6]));
+        let u = self.stacks[0].udp_socket(Domain::V4).unwrap();
+        self.stacks[0].send_to(u, &[b"x"], Some(at(2, 9)), None).unwrap();
+        self.run(10 * SECOND);
+        self.stacks[0].close(u);
+        self.filter = None;
+        self.stacks[1].input(self.now, NetHdr::default(), &arp_reply([2, 0, 0, 0, 0, 1], [10, 0, 0, 1]));
+    }
+}
+
+/// Somebody on the link says to side 1 that he has that address.
+pub fn arp_reply(mac: [u8; 6], ip: [u8; 4]) -> Vec<u8> {
+    let mut f = vec![2, 0, 0, 0, 0, 2];
+    f.extend(mac);
+    f.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    f.extend(mac);
+    f.extend(ip);
+    f.extend([2, 0, 0, 0, 0, 2, 10, 0, 0, 2]);
+    f.resize(60, 0);
+    f
 }
 
 /// One line about a frame.
