@@ -200,10 +200,12 @@ impl Stack {
     fn local_turn(&mut self, slot: u32) {
         let path = self.local_path();
         let cx = cx!(self);
-        let Some(Sock { kind: Kind::Tcp(c), queued, .. }) = self.sockets.get_mut(slot) else { return };
+        // Whoever has the slot now is not queued any more, whatever it is.
+        let Some(Sock { kind, queued, .. }) = self.sockets.get_mut(slot) else { return };
         if !core::mem::replace(queued, false) {
             return;
         }
+        let Kind::Tcp(c) = kind else { return };
         let emit = c.emit(&cx, &path, &mut LocalSink(&mut self.egress));
         self.after_emit(slot);
         if emit != crate::tcp::Emit::Idle {
@@ -212,12 +214,21 @@ impl Stack {
     }
 
     fn device_turn(&mut self, slot: u32, sink: &mut dyn FrameSink) -> Turn {
-        let Some(Sock { kind: Kind::Tcp(c), queued: true, .. }) = self.sockets.get(slot) else { return Turn::Next };
+        // As above.
+        let Some(Sock { kind, queued, .. }) = self.sockets.get_mut(slot) else { return Turn::Next };
+        if !core::mem::replace(queued, false) {
+            return Turn::Next;
+        }
+        let Kind::Tcp(c) = kind else { return Turn::Next };
+        if c.has(is::LOCAL) {
+            // Whoever was queued was another.
+            self.mark_ready(slot);
+            return Turn::Next;
+        }
         let remote = c.tuple.remote.ip;
         let path = self.path(remote, slot);
         let cx = cx!(self);
-        let Some(Sock { kind: Kind::Tcp(c), queued, .. }) = self.sockets.get_mut(slot) else { return Turn::Next };
-        *queued = false;
+        let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot) else { return Turn::Next };
         let path = match path {
             Ok(path) => path,
             Err(unreachable) => {

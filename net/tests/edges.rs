@@ -226,3 +226,44 @@ fn wrong_acknowledgements_make_no_storm() {
     let frames = sim.frames[0] + sim.frames[1] - before;
     assert!((4..=80).contains(&frames), "{frames}");
 }
+
+/// Who waits for a neighbour's address is gone when it comes, and another socket has the place, or the same one makes another attempt: that can send.
+#[test]
+fn a_place_in_the_queue_is_not_inherited() {
+    let established = |sim: &mut Sim, c| {
+        let done = sim.run_until(500 * MS, |sim| sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+        assert!(done && sim.stacks[0].tcp_info(c).unwrap().state == TcpState::Established);
+    };
+    for to in [at(2, 80), "127.0.0.1:80".parse().unwrap()] {
+        for connects_first in [false, true] {
+            let mut sim = Sim::new(9);
+            sim.listen(0, 80, 8);
+            sim.listen(1, 80, 8);
+            let waits = sim.connect(0, at(2, 80));
+            // The question is on its way.
+            sim.flush();
+            sim.stacks[0].close(waits);
+            let c = sim.stacks[0].tcp_socket(Domain::V4).unwrap();
+            if connects_first {
+                let ours = [2, 0, 0, 0, 0, 1, 10, 0, 0, 1];
+                let mut answer = arp_reply([2, 0, 0, 0, 0, 2], [10, 0, 0, 2]);
+                answer[..6].copy_from_slice(&ours[..6]);
+                answer[32..42].copy_from_slice(&ours);
+                sim.stacks[0].input(sim.now, NetHdr::default(), &answer);
+            } else {
+                sim.run(100 * MS);
+            }
+            sim.stacks[0].connect(c, to).unwrap();
+            established(&mut sim, c);
+        }
+    }
+    let mut sim = Sim::new(10);
+    sim.listen(1, 80, 8);
+    let c = sim.connect(0, at(2, 80));
+    sim.stacks[0].shutdown(c, Shutdown::Both).unwrap();
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionReset));
+    assert_eq!(sim.stacks[0].connect(c, "8.8.8.8:80".parse().unwrap()), Err(Error::NetworkUnreachable));
+    sim.run(100 * MS);
+    sim.stacks[0].connect(c, at(2, 80)).unwrap();
+    established(&mut sim, c);
+}
