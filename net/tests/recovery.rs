@@ -400,3 +400,77 @@ fn a_closed_window_is_no_timeout() {
     sim.run(130 * SECOND);
     assert_eq!(drain_all(&mut sim.stacks[1], s), 5);
 }
+
+/// Data that comes out of order, and then the acknowledgement of what came before it: the window in that is the newer one.
+#[test]
+fn a_window_is_not_older_than_its_acknowledgement() {
+    let mut sim = Sim::new(74);
+    let (c, s) = sim.pair(80);
+    let options = TcpOptions { receive_buffer: Some(65_535), ..sim.stacks[1].tcp_options(s).unwrap() };
+    sim.stacks[1].set_tcp_options(s, options).unwrap();
+    transfer_and_back(&mut sim, c, s, 2_000_000);
+    sim.run(50 * MS);
+    let over = std::rc::Rc::new(std::cell::Cell::new(0));
+    let (seen, mut edge, mut first, mut seconds, mut again) = (over.clone(), None, None, 0, false);
+    sim.filter = Some(Box::new(move |side, f| {
+        if f[12..14] != [8, 0] {
+            return false;
+        }
+        let word = |at: usize| u32::from_be_bytes(f[at..at + 4].try_into().unwrap());
+        if side == 0 {
+            let beyond =
+                word(38).wrapping_add(f.len() as u32 - 66).wrapping_sub(edge.unwrap_or(word(38) + 65_535)) as i32;
+            seen.set(seen.get().max(if f.len() > 100 { beyond } else { 0 }));
+            return false;
+        }
+        edge = Some(word(42).wrapping_add((word(46) & 0xffff) << 7));
+        let data = f.len() > 1000;
+        // Of what side 1 sends, the second segment arrives, and then the first, which comes again and has the first acknowledgement.
+        match (data, first) {
+            (true, None) => first = Some(word(38)),
+            (true, Some(seq)) if seq == word(38) => again = true,
+            (true, Some(_)) if seconds == 0 => {
+                seconds = 1;
+                return false;
+            }
+            _ => {}
+        }
+        !again
+    }));
+    sim.stacks[1].send(s, &[&[7; 2 * 1448]]).unwrap();
+    let sent = feed(&mut sim.stacks[0], c, 2_000_000, 2_120_000);
+    sim.run(5 * SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[0], c), 2 * 1448);
+    assert_eq!(over.get(), 0, "bytes beyond the window");
+    // And all of it arrives.
+    let mut got = 2_000_000;
+    assert!(sim.run_until(10 * SECOND, |sim| {
+        got = drain(&mut sim.stacks[1], s, got).0;
+        got == sent
+    }));
+}
+
+/// FIN waits for a window as data does: else what the sender acknowledges later lies beyond the window and is ignored. It comes with the window, or as a
+/// probe.
+#[test]
+fn fin_waits_for_a_window() {
+    for reads in [false, true] {
+        let mut sim = Sim::new(75);
+        let (c, s) = sim.pair(80);
+        assert_eq!(feed(&mut sim.stacks[0], c, 0, 65_416), 65_416);
+        sim.run(SECOND);
+        assert!(sim.stacks[1].tcp_info(s).unwrap().receive_window < 128);
+        let has_fin = |sim: &Sim| sim.stacks[1].readiness(s).contains(Ready::READ_CLOSED);
+        sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+        sim.run(100 * MS);
+        assert!(!has_fin(&sim));
+        if reads {
+            assert_eq!(drain(&mut sim.stacks[1], s, 0), (65_416, false));
+            sim.run(10 * MS);
+        } else {
+            sim.run(SECOND);
+        }
+        assert!(has_fin(&sim), "reads: {reads}");
+        assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::FinWait2);
+    }
+}

@@ -207,7 +207,8 @@ impl Conn {
         }
         let window = u32::from(seg.window) << self.snd_scale;
         let window_same = window == self.snd_wnd;
-        if lt(self.snd_una, seg.ack) {
+        let advances = lt(self.snd_una, seg.ack);
+        if advances {
             self.on_new_ack(cx, seg);
         } else if seg.ack == self.snd_una && self.outstanding() && self.snd_nxt == self.snd_max {
             let duplicate = if self.has(is::SACK) { news } else { seg.payload.is_empty() && window_same };
@@ -215,7 +216,8 @@ impl Conn {
                 self.on_duplicate();
             }
         }
-        if lt(self.snd_wl1, seg.seq) || (self.snd_wl1 == seg.seq && le(self.snd_wl2, seg.ack)) {
+        // What acknowledges something new is newer than a segment from further ahead that came out of order (as Linux has it).
+        if advances || lt(self.snd_wl1, seg.seq) || (self.snd_wl1 == seg.seq && le(self.snd_wl2, seg.ack)) {
             let opens = self.snd_wnd < u32::from(self.mss) && window > self.snd_wnd;
             // What was in flight when the window closed lay beyond its edge: the peer has thrown it away (RFC 9293 §3.8.6).
             let closed_over = self.outstanding() && self.snd_wnd == 0 && self.backoff > 0;

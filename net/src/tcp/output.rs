@@ -144,12 +144,9 @@ impl Conn {
         let fin_due = self.has(is::FIN_QUEUED) && le(self.snd_nxt, end);
         let left = if lt(self.snd_nxt, limit) { limit.wrapping_sub(self.snd_nxt) } else { 0 };
         if left == 0 {
-            return (fin_due && self.snd_nxt == end).then_some(Plan {
-                seq: end,
-                len: 0,
-                flags: flag::FIN | flag::ACK,
-                again: lt(end, self.snd_max),
-            });
+            let again = lt(end, self.snd_max);
+            let may = fin_due && self.snd_nxt == end && self.may_send_fin(end);
+            return may.then_some(Plan { seq: end, len: 0, flags: flag::FIN | flag::ACK, again });
         }
         if self.snd_nxt == self.snd_una && cx.now.saturating_sub(self.sent_at) > self.rto_ns() && !self.outstanding() {
             self.cubic.on_idle(mss);
@@ -183,9 +180,14 @@ impl Conn {
         let mut flags = flag::ACK;
         let stop = self.snd_nxt.wrapping_add(len);
         if stop == end {
-            flags |= flag::PSH | if self.has(is::FIN_QUEUED) { flag::FIN } else { 0 };
+            flags |= flag::PSH | if self.has(is::FIN_QUEUED) && self.may_send_fin(end) { flag::FIN } else { 0 };
         }
         Some(Plan { seq: self.snd_nxt, len, flags, again })
+    }
+
+    /// FIN takes a place in the peer's window as well: beyond it, the sequence numbers of what follows would be too. As a probe it may be, and again.
+    fn may_send_fin(&self, end: u32) -> bool {
+        lt(end, self.snd_una.wrapping_add(self.snd_wnd)) || lt(end, self.snd_max) || self.has(is::PROBE)
     }
 
     /// The next hole to fill in fast recovery.
