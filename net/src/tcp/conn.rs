@@ -413,7 +413,7 @@ impl Conn {
             room = share;
             self.flags |= is::PRESSED;
         }
-        let mut taken = 0;
+        let (mut taken, mut short) = (0, false);
         for piece in pieces {
             let part = piece.get(..room).unwrap_or(piece);
             let n = match cx.lasting(part).filter(|_| part.len() >= REFER_FROM) {
@@ -423,16 +423,18 @@ impl Conn {
             taken += n;
             room -= n;
             if n < piece.len() {
+                short = true;
                 break;
             }
         }
         if room > 0 {
             self.flags &= !is::PRESSED;
-        } else {
+        }
+        if short || room == 0 {
+            // Cut short, if not by the room then by an allocation that failed.
             self.flags |= is::WANTS_ROOM;
         }
-        if taken == 0 && pieces.iter().any(|p| !p.is_empty()) {
-            self.flags |= is::WANTS_ROOM;
+        if taken == 0 && short {
             return Err(if self.send.is_empty() { Error::NoMemory } else { Error::WouldBlock });
         }
         self.flags = self.flags & !is::MORE | if more { is::MORE } else { 0 };
