@@ -474,3 +474,35 @@ fn fin_waits_for_a_window() {
         assert_eq!(sim.stacks[0].tcp_info(c).unwrap().state, TcpState::FinWait2);
     }
 }
+
+/// A probe is looked at by nobody; what is due at the same time is sent as well: an acknowledgement, or that the window is open.
+#[test]
+fn a_probe_takes_nothing_with_it() {
+    for updates_window in [true, false] {
+        let mut sim = Sim::new(76);
+        let (c, s) = sim.pair(80);
+        let mut sent = 0;
+        sim.run_until(100 * SECOND, |sim| {
+            sent = feed(&mut sim.stacks[0], c, sent, 10_000_000);
+            false
+        });
+        let due = sim.stacks[0].deadline().unwrap();
+        if updates_window {
+            // Side 1's keep-alive probe is due in the moment in which its owner reads.
+            sim.run(due - sim.now - 2 * SECOND);
+            let (before, _) = drain(&mut sim.stacks[1], s, 0);
+            let keep_alive = Some(KeepAlive { idle: 1, interval: 10, count: 9 });
+            let options = TcpOptions { keep_alive, ..sim.stacks[1].tcp_options(s).unwrap() };
+            sim.stacks[1].set_tcp_options(s, options).unwrap();
+            sim.run(10 * MS);
+            assert!(drain(&mut sim.stacks[1], s, before).0 > before);
+        } else {
+            // Data arrives 1 ms before the probe of side 1's window.
+            sim.run(due - sim.now - 2 * MS);
+            sim.stacks[1].send(s, &[b"hello"]).unwrap();
+            sim.run(60 * MS);
+            let info = sim.stacks[1].tcp_info(s).unwrap();
+            assert_eq!((info.send_queue, info.retransmits), (0, 0));
+        }
+    }
+}

@@ -39,12 +39,17 @@ impl Conn {
         for _ in 0..BURST {
             let Some(plan) = self.next(cx, path) else {
                 if self.has(is::PROBE) {
-                    // One old byte's sequence number and no data: the peer must answer (RFC 9293 §3.8.4).
+                    // One old byte's sequence number and no data: the peer must answer (RFC 9293 §3.8.4). It looks at nothing else that
+                    // this says, so what is due is still due after it.
+                    let (due, edge) = (self.has(is::ACK_NOW) || self.ack_at != NEVER, self.rcv_adv);
                     let probe = Plan { seq: self.snd_una.wrapping_sub(1), len: 0, flags: 0, again: true };
                     if self.transmit(cx, path, sink, &probe) == Sent::Full {
                         return Emit::Full;
                     }
                     self.flags &= !is::PROBE;
+                    if due || self.rcv_adv != edge {
+                        self.flags |= is::ACK_NOW;
+                    }
                 }
                 if self.synchronized() && (self.has(is::ACK_NOW) || self.window_update_due(cx)) {
                     let ack = Plan { seq: self.bare_seq(), len: 0, flags: 0, again: false };
