@@ -11,24 +11,25 @@ use alloc::vec::Vec;
 
 /// An entry is used without a question for this long after it was confirmed.
 const FRESH: u64 = 30 * SECOND;
-/// And not any more after this long.
-const STALE: u64 = 120 * SECOND;
 /// Time between questions.
 const RETRY: u64 = 1000 * MS;
-/// Questions without an answer before the neighbour is unreachable.
+/// Questions to the neighbour itself, if it is known, and then to all, without an answer; after that it is unreachable. Until then, what is known
+/// is used.
 const TRIES: u8 = 3;
-/// Packets that wait for one answer.
-const WAITING_PACKETS: usize = 8;
+/// Bytes of packets that wait for one answer: as many as the largest datagram has in fragments.
+const WAITING_BYTES: usize = 72 << 10;
 
 struct Neighbour {
     ip: Ip,
     mac: Option<[u8; 6]>,
     confirmed: u64,
-    asked: u64,
+    /// Questions that nobody has answered yet.
     tries: u8,
     /// Connections that wait for the answer (slots, which others may have by then).
     waiting: Vec<u32>,
     packets: Vec<Frame>,
+    /// Bytes in them.
+    parked: usize,
 }
 
 pub(crate) struct Neighbours {
@@ -64,8 +65,13 @@ pub(crate) struct Resolved {
 
 /// What a due entry wants.
 pub(crate) enum Due {
-    Query(Ip),
-    Failed { ip: Ip, waiting: Vec<u32>, packets: Vec<Frame> },
+    /// To it alone if its Ethernet address is known and it may still be there.
+    Query(Ip, Option<[u8; 6]>),
+    Failed {
+        ip: Ip,
+        waiting: Vec<u32>,
+        packets: Vec<Frame>,
+    },
 }
 
 impl Neighbours {
@@ -106,7 +112,8 @@ impl Neighbours {
                 }
             }
         }
-        let n = Neighbour { ip, mac: None, confirmed: 0, asked: 0, tries: 0, waiting: Vec::new(), packets: Vec::new() };
+        let n =
+            Neighbour { ip, mac: None, confirmed: 0, tries: 0, waiting: Vec::new(), packets: Vec::new(), parked: 0 };
         let (slot, _) = self.slab.insert(n)?;
         if !self.table.insert(self.key.ip(ip) as u32, slot) {
             self.slab.remove(slot);
@@ -130,21 +137,18 @@ impl Neighbours {
                 self.last = Some((ip, mac, n.confirmed + FRESH));
                 Found::Mac(mac)
             }
-            Some(mac) if now < n.confirmed + STALE => {
-                if now >= n.asked + RETRY {
-                    n.asked = now;
-                    return Found::Ask(mac);
+            known => {
+                let asks = n.tries == 0;
+                if asks {
+                    n.tries = 1;
+                    self.timers.set(slot, now + RETRY);
                 }
-                Found::Mac(mac)
-            }
-            _ => {
-                n.mac = None;
-                if n.tries > 0 {
-                    return Found::Wait;
+                match known {
+                    Some(mac) if asks => Found::Ask(mac),
+                    Some(mac) => Found::Mac(mac),
+                    None if asks => Found::Query,
+                    None => Found::Wait,
                 }
-                (n.tries, n.asked) = (1, now);
-                self.timers.set(slot, now + RETRY);
-                Found::Query
             }
         }
     }
@@ -159,12 +163,16 @@ impl Neighbours {
         }
     }
 
-    /// Lets a packet wait for the answer; gives back the one that has to go for it, or that finds no place.
+    /// Lets a packet wait for the answer; gives it back if there is no room.
     pub fn park(&mut self, ip: Ip, frame: Frame) -> Option<Frame> {
         let Some(n) = self.find(ip).and_then(|s| self.slab.get_mut(s)) else { return Some(frame) };
-        let gone = (n.packets.len() >= WAITING_PACKETS).then(|| n.packets.remove(0));
+        let parked = n.parked + frame.bytes.len();
+        if parked > WAITING_BYTES || n.packets.try_reserve(1).is_err() {
+            return Some(frame);
+        }
+        n.parked = parked;
         n.packets.push(frame);
-        gone
+        None
     }
 
     /// A neighbour has said what its Ethernet address is. Unknown neighbours are only taken up if `create`.
@@ -183,6 +191,7 @@ impl Neighbours {
         n.mac = Some(mac);
         n.confirmed = now;
         n.tries = 0;
+        n.parked = 0;
         let (waiting, packets) = (core::mem::take(&mut n.waiting), core::mem::take(&mut n.packets));
         Some(Resolved { ip, mac, waiting, packets })
     }
@@ -195,11 +204,12 @@ impl Neighbours {
     pub fn pop_due(&mut self, now: u64) -> Option<Due> {
         let slot = self.timers.pop(now)?;
         let n = self.slab.get_mut(slot)?;
-        if n.tries < TRIES {
+        let most = if n.mac.is_some() { 2 * TRIES } else { TRIES };
+        if n.tries < most {
             n.tries += 1;
-            n.asked = now;
+            let known = n.mac.filter(|_| n.tries <= TRIES);
             self.timers.set(slot, now + RETRY);
-            return Some(Due::Query(n.ip));
+            return Some(Due::Query(n.ip, known));
         }
         let n = self.remove(slot)?;
         Some(Due::Failed { ip: n.ip, waiting: n.waiting, packets: n.packets })

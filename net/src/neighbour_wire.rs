@@ -78,7 +78,7 @@ impl Stack {
     pub(crate) fn neighbour_timers(&mut self) {
         while let Some(due) = self.neighbours.pop_due(self.now) {
             match due {
-                Due::Query(ip) => self.query(ip, None),
+                Due::Query(ip, known) => self.query(ip, known),
                 Due::Failed { ip, waiting, packets } => {
                     // Datagrams are lost, which is no error of their socket: the neighbour may come back (Linux without IP_RECVERR).
                     for f in packets {
