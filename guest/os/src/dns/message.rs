@@ -30,7 +30,9 @@ pub enum Answer {
     NoName,
     /// The answer did not fit: ask over TCP.
     Cut,
-    /// The server failed or refused.
+    /// The server could not find out (SERVFAIL).
+    Unable,
+    /// The server refused, or what it says makes no sense.
     Failed,
 }
 
@@ -75,6 +77,7 @@ pub fn parse(bytes: &[u8], id: u16, name: &str, kind: Kind) -> Option<Answer> {
     }
     match flags & 0xf {
         0 => {}
+        2 => return Some(Answer::Unable),
         3 => return Some(Answer::NoName),
         _ => return Some(Answer::Failed),
     }
@@ -229,7 +232,8 @@ mod tests {
         assert_eq!(parse(&good, 7, "a.b", Kind::Aaaa), None);
         assert_eq!(parse(&q, 7, "a.b", Kind::A), None);
         assert_eq!(parse(&reply(&q, 0x8183, &[]), 7, "a.b", Kind::A), Some(Answer::NoName));
-        assert_eq!(parse(&reply(&q, 0x8182, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
+        assert_eq!(parse(&reply(&q, 0x8182, &[]), 7, "a.b", Kind::A), Some(Answer::Unable));
+        assert_eq!(parse(&reply(&q, 0x8185, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
         assert_eq!(parse(&reply(&q, 0x8380, &[]), 7, "a.b", Kind::A), Some(Answer::Cut));
     }
 

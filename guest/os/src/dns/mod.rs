@@ -2,6 +2,8 @@
 //! answer was cut.
 
 pub mod message;
+#[cfg(test)]
+mod tests;
 
 use crate::errno::{Errno, Result};
 use crate::fd::watch::events;
@@ -51,9 +53,9 @@ pub enum Failure {
     NoName,
     /// The name exists, without an address of the wanted kind.
     NoData,
-    /// No server answered, or there is no server.
+    /// No server answered or could find out, or there is no server.
     Again,
-    /// The servers answer nonsense.
+    /// The servers refuse, or answer nonsense.
     Broken,
     /// A system error.
     System(Errno),
@@ -237,8 +239,12 @@ fn ask(server: IpAddr, name: &str, family: Family) -> core::result::Result<Vec<I
         match answer {
             Answer::Addresses(ips) if ips.is_empty() => failure = failure.or(Some(Failure::NoData)),
             Answer::Addresses(ips) => found.extend(ips),
+            // That there is no such name, or what may hide an address, is more than that it has none of one kind.
             Answer::NoName => failure = Some(Failure::NoName),
-            Answer::Cut | Answer::Failed => failure = failure.or(Some(Failure::Broken)),
+            other if failure != Some(Failure::NoName) => {
+                failure = Some(if other == Answer::Unable { Failure::Again } else { Failure::Broken });
+            }
+            _ => {}
         }
     }
     match failure {
@@ -285,5 +291,5 @@ fn ask_tcp(server: IpAddr, name: &str, kind: Kind, deadline: u64) -> Answer {
             }
         }
     };
-    attempt().unwrap_or(Answer::Failed)
+    attempt().unwrap_or(Answer::Unable)
 }
