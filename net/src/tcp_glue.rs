@@ -423,7 +423,12 @@ impl Stack {
 
     /// Answers a segment with RST (RFC 9293 §3.10.7.1).
     fn send_reset(&mut self, tuple: &Tuple, seg: Brief) {
-        if seg.flags & flag::RST != 0 || !self.reset_bucket.take(self.now) {
+        if seg.flags & flag::RST != 0 {
+            return;
+        }
+        // As with port unreachable: an exact limit tells whoever counts resets how many others got, and so which connections there are.
+        let random = self.random.next();
+        if !self.reset_bucket.take_some(self.now, random) {
             return;
         }
         let reset = if seg.flags & flag::ACK != 0 {

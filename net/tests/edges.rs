@@ -267,3 +267,52 @@ fn a_place_in_the_queue_is_not_inherited() {
     sim.stacks[0].connect(c, at(2, 80)).unwrap();
     established(&mut sim, c);
 }
+
+/// Whoever waits until the peer has everything (SO_LINGER) is told when it has FIN, whatever the peer does then.
+#[test]
+fn the_acknowledgement_of_fin_is_an_event() {
+    for peer_closes in [false, true] {
+        let mut sim = Sim::new(11);
+        let (c, s) = sim.pair(80);
+        if peer_closes {
+            sim.stacks[1].shutdown(s, Shutdown::Write).unwrap();
+            sim.run(SECOND);
+        }
+        sim.stacks[0].send(c, &[b"hello"]).unwrap();
+        sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+        sim.flush();
+        while sim.stacks[0].next_event().is_some() {}
+        sim.run(SECOND);
+        let info = sim.stacks[0].tcp_info(c).unwrap();
+        let state = if peer_closes { TcpState::Closed } else { TcpState::FinWait2 };
+        assert_eq!((info.state, info.send_queue), (state, 0));
+        let told = std::iter::from_fn(|| sim.stacks[0].next_event()).any(|e| e.handle == c);
+        assert!(told, "peer closes: {peer_closes}");
+    }
+}
+
+/// How many resets others got cannot be told by counting one's own: which connections there are is nobody's business.
+#[test]
+fn the_limit_of_resets_is_not_exact() {
+    let mut sim = Sim::new(12);
+    sim.pair(80);
+    let trusted = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() };
+    let counts: Vec<u64> = (0..8)
+        .map(|_| {
+            sim.run(5 * SECOND);
+            sim.stacks[1].input(sim.now, NetHdr::default(), &arp_reply([2, 0, 0, 0, 0, 1], [10, 0, 0, 1]));
+            let mut count = 0;
+            for port in 0..1500 {
+                let mut f = raw_syn([10, 0, 0, 1], 1000 + port, 7);
+                f[47] = 16;
+                let before = sim.frames[1];
+                sim.stacks[1].input(sim.now, trusted, &f);
+                sim.flush();
+                count += sim.frames[1] - before;
+            }
+            count
+        })
+        .collect();
+    assert!(counts.iter().all(|n| (300..1000).contains(n)), "{counts:?}");
+    assert!(counts.iter().collect::<std::collections::BTreeSet<_>>().len() > 3, "{counts:?}");
+}

@@ -300,6 +300,8 @@ impl Conn {
             self.event(Ready::WRITABLE);
         }
         if fin_acked {
+            // Whoever closes and waits until the peer has everything (SO_LINGER) hears of it.
+            self.event(Ready::WRITABLE);
             match self.state {
                 TcpState::FinWait1 => {
                     self.state = TcpState::FinWait2;
