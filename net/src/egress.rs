@@ -45,12 +45,11 @@ pub(crate) struct Egress {
     queue: VecDeque<Frame>,
     local: VecDeque<Frame>,
     local_bytes: usize,
-    pub ident: u16,
 }
 
 impl Egress {
     pub const fn new() -> Egress {
-        Egress { queue: VecDeque::new(), local: VecDeque::new(), local_bytes: 0, ident: 0 }
+        Egress { queue: VecDeque::new(), local: VecDeque::new(), local_bytes: 0 }
     }
 
     fn push_local(&mut self, frame: Frame) {
@@ -355,6 +354,12 @@ impl Stack {
         }
     }
 
+    /// Identification of a packet that may be fragmented on its way. Not a counter, which would tell everybody how much we send to others (RFC 7739);
+    /// what must stay whole has 0 (RFC 6864).
+    pub(crate) fn ident(&mut self, dst: Ip) -> u16 {
+        if dst.is_v4() && !self.iface.is_local(dst) { self.random.next() as u16 } else { 0 }
+    }
+
     /// Sends a TCP segment without payload that belongs to no connection object.
     pub(crate) fn send_control(&mut self, tuple: &Tuple, c: Control) {
         let path = if self.iface.is_local(tuple.remote.ip) {
@@ -362,9 +367,8 @@ impl Stack {
         } else {
             self.link_path([0; 6], tuple.remote.ip.is_v4())
         };
-        self.egress.ident = self.egress.ident.wrapping_add(1);
         let Control { seq, ack, flags, window, options, ip } = c;
-        let out = Out { tuple, seq, ack, flags, window, options, mss: 0xffff, ident: self.egress.ident, ip };
+        let out = Out { tuple, seq, ack, flags, window, options, mss: 0xffff, ident: 0, ip };
         let mut buffer = [0; HEAD_MAX];
         let (len, hdr) = head::tcp(&mut buffer, &path, &out, &[], 0);
         let mut bytes = Vec::new();

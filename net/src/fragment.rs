@@ -126,18 +126,19 @@ impl Stack {
     pub(crate) fn fragment_input(&mut self, mut meta: Meta, (id, offset, more): (u32, u16, bool), data: &[u8]) {
         // What the device knows is about the fragment at most.
         meta.trusted = meta.local;
+        meta.fragments = true;
         if let Some(whole) = self.fragments.add(self.now, &meta, id, usize::from(offset), more, data) {
             self.transport_input(meta, &whole, &[]);
         }
     }
 
-    /// Sends a UDP datagram, its checksum done, in fragments that make packets of up to `mtu` bytes.
+    /// Sends a datagram of that protocol, its checksum done, in fragments that make packets of up to `mtu` bytes.
     pub(crate) fn send_fragments(
         &mut self,
         src: Ip,
         dst: Ip,
         mtu: usize,
-        options: IpOptions,
+        (protocol, options): (u8, IpOptions),
         data: &[u8],
         owner: Option<Handle>,
     ) -> Result<(), Error> {
@@ -157,13 +158,13 @@ impl Stack {
             bytes.resize(ETH + ip, 0);
             let len = extra + piece.len();
             let h = bytes.get_mut(ETH..).unwrap_or(&mut []);
-            let protocol_here = if extra == 0 { 17 } else { 44 };
+            let protocol_here = if extra == 0 { protocol } else { 44 };
             IpHead { src, dst, protocol: protocol_here, options, ident: id as u16, whole: false }.write(h, len);
             if extra == 0 {
                 head::set_fragment(h, offset, more);
             } else {
                 let [o0, o1] = (offset as u16 | u16::from(more)).to_be_bytes();
-                bytes.extend_from_slice(&[17, 0, o0, o1]);
+                bytes.extend_from_slice(&[protocol, 0, o0, o1]);
                 bytes.extend_from_slice(&id.to_be_bytes());
             }
             bytes.extend_from_slice(piece);

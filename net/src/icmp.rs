@@ -36,8 +36,14 @@ impl Stack {
                 field.copy_from_slice(&sum.finish());
             }
         }
-        self.egress.ident = self.egress.ident.wrapping_add(1);
-        let ident = self.egress.ident;
+        let mtu = self.path_mtus.get(self.now, dst, self.link_mtu(dst.is_v4()));
+        if at - ETH + len > mtu && !self.iface.is_local(dst) {
+            let options = IpOptions { hop_limit: ttl, tos: 0 };
+            // Without memory for a fragment all is lost.
+            let _ = self.send_fragments(src, dst, mtu, (protocol, options), bytes.get(at..).unwrap_or(&[]), None);
+            return;
+        }
+        let ident = self.ident(dst);
         if let Some(h) = bytes.get_mut(ETH..) {
             IpHead { src, dst, protocol, options: IpOptions { hop_limit: ttl, tos: 0 }, ident, whole: false }
                 .write(h, len);
@@ -104,14 +110,15 @@ impl Stack {
                     self.transport_error(src, dst, h[6], inner, (error, soft), mtu);
                 }
             }
-            133..=137 if meta.hop_limit == 255 && code == 0 => self.ndp_input(meta, kind, data),
+            // Never in fragments (RFC 6980).
+            133..=137 if meta.hop_limit == 255 && code == 0 && !meta.fragments => self.ndp_input(meta, kind, data),
             _ => {}
         }
     }
 
     fn echo(&mut self, meta: &Meta, data: &[u8], reply: u8) {
         let ours = meta.local || self.iface.owns(meta.dst);
-        if !ours || !meta.unicast || meta.src.is_unspecified() || !self.icmp_bucket.take(self.now) {
+        if !ours || !meta.unicast || meta.src.is_unspecified() || !self.echo_bucket.take(self.now) {
             return;
         }
         let rest = data.get(4..).unwrap_or(&[]);

@@ -82,7 +82,9 @@ impl Iface {
 
     /// Whether it is the broadcast address of one of our networks, or of all.
     pub fn is_broadcast(&self, ip: Ip) -> bool {
-        ip.is_v4()
+        // It ends in at least two ones: most addresses need no closer look.
+        ip.0[15] & 3 == 3
+            && ip.is_v4()
             && (ip.is_limited_broadcast()
                 || self
                     .own

@@ -20,6 +20,8 @@ pub(crate) struct Meta {
     /// Sent to one address of ours, not to a group or to all.
     pub unicast: bool,
     pub hop_limit: u8,
+    /// Came in fragments.
+    pub fragments: bool,
 }
 
 impl Stack {
@@ -59,7 +61,7 @@ impl Stack {
             return;
         }
         let (src, dst) = (Ip::from(p.src_addr()), Ip::from(p.dst_addr()));
-        if src.is_multicast() || src.is_limited_broadcast() || (!local && (src.is_loopback() || dst.is_loopback())) {
+        if src.is_multicast() || self.iface.is_broadcast(src) || (!local && (src.is_loopback() || dst.is_loopback())) {
             return;
         }
         let mut meta = Meta {
@@ -70,6 +72,7 @@ impl Stack {
             local,
             unicast: local,
             hop_limit: p.hop_limit(),
+            fragments: false,
         };
         if !self.accepts(&mut meta) {
             return;
@@ -92,7 +95,8 @@ impl Stack {
         if src.is_multicast() || src.is_v4() || dst.is_v4() || (!local && (src.is_loopback() || dst.is_loopback())) {
             return;
         }
-        let mut meta = Meta { src, dst, protocol: 0, trusted, local, unicast: local, hop_limit: p.hop_limit() };
+        let hop_limit = p.hop_limit();
+        let mut meta = Meta { src, dst, protocol: 0, trusted, local, unicast: local, hop_limit, fragments: false };
         if !self.accepts(&mut meta) {
             return;
         }
@@ -118,6 +122,7 @@ impl Stack {
                     meta.protocol = following;
                     if id.1 == 0 && !id.2 {
                         // An atomic fragment (RFC 6946).
+                        meta.fragments = true;
                         (next, rest) = (following, data);
                         continue;
                     }

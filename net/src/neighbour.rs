@@ -153,6 +153,11 @@ impl Neighbours {
         }
     }
 
+    /// The Ethernet address that is known, fresh or not.
+    pub fn known(&self, ip: Ip) -> Option<[u8; 6]> {
+        self.find(ip).and_then(|s| self.slab.get(s)).and_then(|n| n.mac)
+    }
+
     /// Lets a connection wait for the answer.
     pub fn wait(&mut self, ip: Ip, slot: u32) {
         if let Some(s) = self.find(ip)

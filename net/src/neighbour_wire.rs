@@ -143,6 +143,8 @@ impl Stack {
                     self.on_solicitation(meta, target, mac);
                 } else if let Some(mac) = mac
                     && !self.iface.owns(target)
+                    // Without the override flag it is no news about an address that is known (RFC 4861 §7.2.5).
+                    && (head[4] & 0x20 != 0 || self.neighbours.known(target).is_none_or(|m| m == mac))
                     && let Some(r) = self.neighbours.learn(self.now, target, mac, false)
                 {
                     self.release(r);

@@ -60,6 +60,8 @@ pub struct Stack {
     pub(crate) slaac: Slaac,
     pub(crate) reset_bucket: Bucket,
     pub(crate) icmp_bucket: Bucket,
+    /// Apart, or it could be emptied to the last by who wants to count the others.
+    pub(crate) echo_bucket: Bucket,
 }
 
 impl Stack {
@@ -99,6 +101,7 @@ impl Stack {
             slaac: Slaac::new(config.slaac, now),
             reset_bucket: Bucket::new(1000),
             icmp_bucket: Bucket::new(200),
+            echo_bucket: Bucket::new(200),
             config,
         };
         if config.slaac {

@@ -35,6 +35,8 @@ pub(crate) struct Udp {
     pub domain: Domain,
     pub local: End,
     pub bound: bool,
+    /// The local address is what `connect` picked.
+    picked: bool,
     pub reuse: bool,
     pub reuse_port: bool,
     pub v6_only: bool,
@@ -60,6 +62,7 @@ impl Udp {
             domain,
             local: End::NONE,
             bound: false,
+            picked: false,
             reuse: false,
             reuse_port: false,
             v6_only: false,
@@ -144,14 +147,16 @@ impl Stack {
         u.remote = Some(remote);
         if u.local.ip.is_unspecified() {
             u.local.ip = source;
+            u.picked = true;
         }
         Ok(())
     }
 
-    /// Undoes `connect` (connect to AF_UNSPEC).
+    /// Undoes `connect` (connect to AF_UNSPEC). An address that `bind` said stays.
     pub fn disconnect(&mut self, handle: Handle) -> Result<(), Error> {
         let Kind::Udp(u) = self.kind_mut(handle)? else { return Err(Error::NotSupported) };
-        if u.remote.take().is_some() {
+        u.remote = None;
+        if core::mem::take(&mut u.picked) {
             u.local.ip = if u.domain == Domain::V4 { Ip::ANY4 } else { Ip::ANY };
         }
         Ok(())
@@ -271,11 +276,10 @@ impl Stack {
                 place.copy_from_slice(&field);
             }
         }
-        self.egress.ident = self.egress.ident.wrapping_add(1);
-        let ident = self.egress.ident;
         if !whole {
-            return self.send_fragments(from.ip, to.ip, mtu, options, bytes.get(at..).unwrap_or(&[]), owner);
+            return self.send_fragments(from.ip, to.ip, mtu, (17, options), bytes.get(at..).unwrap_or(&[]), owner);
         }
+        let ident = self.ident(to.ip);
         if let Some(h) = bytes.get_mut(ETH..) {
             IpHead { src: from.ip, dst: to.ip, protocol: 17, options, ident, whole: false }.write(h, 8 + len);
         }

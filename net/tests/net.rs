@@ -608,3 +608,114 @@ fn a_hundred_thousand_bad_frames_do_nothing() {
         assert!(stack.memory_used() < 4 << 20);
     }
 }
+
+/// `disconnect` takes away what `connect` picked, not what `bind` said: a socket of loopback is not opened to the network.
+#[test]
+fn disconnecting_keeps_a_bound_address() {
+    let mut sim = Sim::new(16);
+    for (bound, after) in [("127.0.0.1:9", "127.0.0.1:9"), ("0.0.0.0:10", "0.0.0.0:10")] {
+        let u = udp(&mut sim.stacks[1], Domain::V4, bound);
+        sim.stacks[1].connect(u, "127.0.0.1:20".parse().unwrap()).unwrap();
+        assert_eq!(sim.stacks[1].local_addr(u).unwrap().ip(), IpAddr::from([127, 0, 0, 1]));
+        sim.stacks[1].disconnect(u).unwrap();
+        assert_eq!(sim.stacks[1].local_addr(u), Ok(after.parse().unwrap()));
+    }
+}
+
+/// A source that stands for all is none: the answer would go to everybody.
+#[test]
+fn a_broadcast_is_not_answered_as_a_source() {
+    let mut sim = Sim::new(17);
+    sim.listen(1, 80, 8);
+    sim.run(SECOND);
+    let server = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:53");
+    let datagram = [0x12, 0x34, 0, 53, 0, 9, 0, 0, b'x'];
+    for (last, answered) in [(255, false), (254, true)] {
+        let before = sim.frames[1];
+        sim.stacks[1].input(sim.now, TRUSTED, &raw_syn([10, 0, 0, last], 5555, 9));
+        sim.stacks[1].input(sim.now, NO_HEADER, &frame4(17, [10, 0, 0, last], &datagram));
+        sim.flush();
+        assert_eq!(sim.frames[1] > before, answered);
+        assert_eq!(recv(&mut sim.stacks[1], server, 9).is_ok(), answered);
+    }
+}
+
+/// Pings do not use up what there is of port unreachable, the rest of which could be counted then.
+#[test]
+fn pings_leave_the_limit_of_port_unreachable() {
+    let mut sim = Sim::new(18);
+    sim.stacks[0].connect_udp_warmup();
+    sim.run(SECOND);
+    let mut echo = vec![8, 0, 0, 0, 0x12, 0x34, 0, 1];
+    let sum = ones(&echo);
+    echo[2..4].copy_from_slice(&sum);
+    for _ in 0..300 {
+        sim.stacks[1].input(sim.now, NO_HEADER, &frame4(1, [10, 0, 0, 1], &echo));
+    }
+    sim.flush();
+    let before = sim.frames[1];
+    sim.stacks[1].input(sim.now, NO_HEADER, &frame4(17, [10, 0, 0, 1], &[0x12, 0x34, 0, 99, 0, 9, 0, 0, b'x']));
+    sim.flush();
+    assert_eq!(sim.frames[1] - before, 1);
+}
+
+/// The identification of IPv4 packets tells nobody how many there were to others.
+#[test]
+fn identifications_are_no_counter() {
+    let mut sim = Sim::new(19);
+    let (_c, _s) = sim.pair(80);
+    let seen = std::rc::Rc::new(std::cell::RefCell::new([vec![], vec![]]));
+    let log = seen.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if side == 1 && f[12..14] == [8, 0] {
+            let tcp = usize::from(f[23] == 6);
+            log.borrow_mut()[tcp].push(u16::from_be_bytes([f[18], f[19]]));
+        }
+        false
+    }));
+    let server = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:53");
+    for port in 0..8u8 {
+        // RST, port unreachable, a datagram.
+        let mut f = raw_syn([10, 0, 0, 1], 1000 + u16::from(port), 77);
+        f[47] = 16;
+        sim.stacks[1].input(sim.now, TRUSTED, &f);
+        sim.stacks[1].input(sim.now, NO_HEADER, &frame4(17, [10, 0, 0, 1], &[1, port, 0, 99, 0, 9, 0, 0, b'x']));
+        sim.stacks[1].send_to(server, &[b"x"], Some(at(1, 9)), None).unwrap();
+        sim.flush();
+    }
+    let seen = seen.borrow();
+    assert_eq!(seen[1], [0; 8]);
+    let near = seen[0].windows(2).filter(|w| w[1].wrapping_sub(w[0]) < 100).count();
+    assert!(seen[0].len() >= 16 && near <= 1, "{:?}", seen[0]);
+}
+
+/// A ping that comes in fragments is answered in fragments.
+#[test]
+fn a_large_ping_is_answered_within_the_mtu() {
+    let mut sim = Sim::new(20);
+    sim.stacks[0].connect_udp_warmup();
+    sim.run(SECOND);
+    let mut echo = vec![8, 0, 0, 0, 0x12, 0x34, 0, 1];
+    echo.extend(pattern(0, 4000));
+    let sum = ones(&echo);
+    echo[2..4].copy_from_slice(&sum);
+    let answer = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = answer.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if side == 1 && f[23] == 1 {
+            assert!(f.len() <= 1514, "{}", f.len());
+            seen.borrow_mut().extend_from_slice(&f[34..]);
+        }
+        false
+    }));
+    for (i, piece) in echo.chunks(1480).enumerate() {
+        let mut f = frame4(1, [10, 0, 0, 1], piece);
+        let field = (i * 185) as u16 | if i < 2 { 0x2000 } else { 0 };
+        f[20..22].copy_from_slice(&field.to_be_bytes());
+        sum_ipv4(&mut f);
+        sim.stacks[1].input(sim.now, NO_HEADER, &f);
+    }
+    sim.flush();
+    let answer = answer.borrow();
+    assert_eq!((answer[0], answer[4..] == echo[4..], ones(&answer)), (0, true, [0, 0]));
+}
