@@ -26,6 +26,8 @@ pub(crate) struct Dhcp {
     /// When to send next, or to renew.
     at: u64,
     started: u64,
+    /// T2, at seven eighths of the lease.
+    rebind: u64,
     expires: u64,
     offered: Ipv4Addr,
     server: Ipv4Addr,
@@ -40,6 +42,7 @@ impl Dhcp {
             tries: 0,
             at: now,
             started: now,
+            rebind: NEVER,
             expires: NEVER,
             offered: Ipv4Addr::UNSPECIFIED,
             server: Ipv4Addr::UNSPECIFIED,
@@ -99,8 +102,11 @@ impl Stack {
         }
         self.dhcp_send();
         let wait = if self.dhcp.state == State::Renewing {
-            // Half of what is left, but not more often than once a minute (§4.4.5).
-            (self.dhcp.expires.saturating_sub(now) / 2).max(60 * SECOND)
+            // Half of what is left until T2, and then until the end, but not more often than once a minute (§4.4.5); in any case again at T2.
+            match self.dhcp.rebind.saturating_sub(now) {
+                0 => (self.dhcp.expires.saturating_sub(now) / 2).max(60 * SECOND),
+                left => (left / 2).max(60 * SECOND).min(left),
+            }
         } else {
             SECOND << self.dhcp.tries.min(5)
         };
@@ -217,10 +223,11 @@ impl Stack {
         self.dhcp.state = State::Bound;
         self.dhcp.tries = 0;
         if seconds == u32::MAX {
-            (self.dhcp.expires, self.dhcp.at) = (NEVER, NEVER);
+            (self.dhcp.expires, self.dhcp.rebind, self.dhcp.at) = (NEVER, NEVER, NEVER);
         } else {
             let renew = renew.filter(|&r| r > 0 && r < seconds).unwrap_or(seconds / 2);
             self.dhcp.expires = self.now + u64::from(seconds) * SECOND;
+            self.dhcp.rebind = self.dhcp.expires - u64::from(seconds) * SECOND / 8;
             self.dhcp.at = self.now + u64::from(renew) * SECOND;
         }
         if old != Some(lease) {

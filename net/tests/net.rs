@@ -311,6 +311,28 @@ fn dhcp_gets_keeps_and_loses_a_lease() {
     }));
 }
 
+/// A lease of two minutes outlives a lost request: it is asked for again in time.
+#[test]
+fn a_short_lease_survives_a_lost_request() {
+    let mut sim = Sim::with(8, Config { dhcp: true, ..config(1) }, Config { any_ip: true, ..config(2) });
+    sim.stacks[0].remove_address(ip(1));
+    let any = sim.stacks[1].bind_any().unwrap();
+    let mut seen = Vec::new();
+    for round in 0..5 {
+        // The first renewal of each lease is lost.
+        let lost = seen.len() + if round == 0 { 2 } else { 0 };
+        assert!(sim.run_until(120 * SECOND, |sim| {
+            if seen.len() == lost && lost > 0 && recv(&mut sim.stacks[1], any, 1000).is_ok() {
+                seen.push(0);
+            }
+            dhcp_server(&mut sim.stacks[1], any, 120, &mut seen);
+            assert!(seen.len() <= 2 || sim.stacks[0].dhcp_lease().is_some());
+            seen.len() > lost + 1
+        }));
+    }
+    assert_eq!(seen[..6], [1, 3, 0, 3, 0, 3]);
+}
+
 #[test]
 fn router_advertisements_give_address_router_and_resolver() {
     let mut sim = Sim::with(9, Config { slaac: true, ..config(1) }, config(2));
