@@ -11,6 +11,8 @@ pub(crate) struct Iface {
     pub addresses: Vec<OwnAddress>,
     /// The same in the form in which every packet's addresses are compared with them.
     own: Vec<(Ip, u8)>,
+    /// Those of ours that are not to be used for what is new, if there is another.
+    deprecated: Vec<Ip>,
     pub router4: Option<Ip>,
     pub router6: Option<Ip>,
     /// What a DHCP server and a router say that the link carries, in either family; what the device says bounds it.
@@ -36,6 +38,7 @@ impl Iface {
         Iface {
             addresses: Vec::new(),
             own: Vec::new(),
+            deprecated: Vec::new(),
             router4: None,
             router6: None,
             mtu4: u16::MAX,
@@ -63,7 +66,20 @@ impl Iface {
     pub fn remove(&mut self, ip: Ip) {
         self.generation = self.generation.wrapping_add(1);
         self.own.retain(|o| o.0 != ip);
+        self.deprecated.retain(|&d| d != ip);
         self.list();
+    }
+
+    /// Says whether an address of ours is deprecated (RFC 4862 §5.5.4).
+    pub fn deprecate(&mut self, ip: Ip, deprecated: bool) {
+        if self.deprecated.contains(&ip) == deprecated {
+            return;
+        }
+        self.generation = self.generation.wrapping_add(1);
+        self.deprecated.retain(|&d| d != ip);
+        if deprecated {
+            self.deprecated.push(ip);
+        }
     }
 
     fn list(&mut self) {
@@ -110,17 +126,18 @@ impl Iface {
     }
 
     /// The address of ours to use towards `dst` (a short form of RFC 6724 §5): same network first, then one of the same scope (rule 2); in IPv6 then one that is
-    /// unique local if `dst` is (rule 6), then that with the longest common prefix (rule 8).
+    /// not deprecated (rule 3, also before the same network), unique local if `dst` is (rule 6), then that with the longest common prefix (rule 8).
     pub fn source(&self, dst: Ip) -> Option<Ip> {
         if self.is_local(dst) {
             return Some(dst);
         }
-        let mut best: Option<((u8, bool, u32), Ip)> = None;
+        let mut best: Option<((u8, bool, bool, u32), Ip)> = None;
         for &(own, prefix) in &self.own {
             if own.is_v4() != dst.is_v4() {
                 continue;
             }
-            let scope = if own.same_network(dst, prefix) {
+            let preferred = !self.deprecated.contains(&own);
+            let scope = if preferred && own.same_network(dst, prefix) {
                 3
             } else if own.is_link_local_v6() == (dst.is_link_local_v6() || (!dst.is_v4() && dst.is_multicast())) {
                 2
@@ -128,9 +145,9 @@ impl Iface {
                 1
             };
             let score = if dst.is_v4() {
-                (scope, true, 0)
+                (scope, true, true, 0)
             } else {
-                (scope, own.is_unique_local() == dst.is_unique_local(), own.common_prefix(dst).min(64))
+                (scope, preferred, own.is_unique_local() == dst.is_unique_local(), own.common_prefix(dst).min(64))
             };
             if best.is_none_or(|b| score > b.0) {
                 best = Some((score, own));

@@ -1,4 +1,4 @@
-//! The Ethernet addresses of neighbours: how they are asked for, and what becomes of frames meanwhile.
+//! The Ethernet addresses of neighbours: how they are asked for, and what becomes of frames meanwhile; routers that take back what they said.
 
 mod sim;
 
@@ -119,4 +119,158 @@ fn frames_wait_for_the_first_answer() {
     sim.flush();
     let sent = sim.bytes[1] - before;
     assert!((60_000..80_000).contains(&sent), "{sent}");
+}
+
+const TRUSTED: NetHdr = NetHdr {
+    flags: net_hdr::DATA_VALID,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 1,
+};
+
+/// An ICMPv6 message to side 0 from fe80::9; `fragment` is the header in front of it.
+fn icmp6(fragment: &[u8], message: &[u8]) -> Vec<u8> {
+    let mut f = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
+    let next = if fragment.is_empty() { 58 } else { 44 };
+    f.extend([0x60, 0, 0, 0, 0, (fragment.len() + message.len()) as u8, next, 255]);
+    f.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    f.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    f.extend(fragment);
+    f.extend(message);
+    f
+}
+
+/// A router advertisement with its lifetime in seconds.
+fn advertisement(lifetime: u16, options: &[Vec<u8>]) -> Vec<u8> {
+    let mut m = vec![134, 0, 0, 0, 64, 0];
+    m.extend(lifetime.to_be_bytes());
+    m.extend([0; 8]);
+    m.extend([1, 1, 2, 0, 0, 0, 0, 9]);
+    m.extend(options.concat());
+    icmp6(&[], &m)
+}
+
+fn prefix(n: u8, valid: u32, preferred: u32) -> Vec<u8> {
+    let mut o = vec![3, 4, 64, 0xc0];
+    o.extend(valid.to_be_bytes());
+    o.extend(preferred.to_be_bytes());
+    o.extend([0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 0]);
+    o
+}
+
+fn resolver(n: u8, lifetime: u32) -> Vec<u8> {
+    let mut o = vec![25, 3, 0, 0];
+    o.extend(lifetime.to_be_bytes());
+    o.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 0x53]);
+    o
+}
+
+/// With side 0 configured by router advertisements, which has been told that.
+fn told(frame: &[u8]) -> Sim {
+    let mut sim = Sim::with(9, Config { slaac: true, ..config(1) }, config(2));
+    sim.stacks[0].remove_address("fd00::1".parse().unwrap());
+    sim.run(SECOND);
+    sim.stacks[0].input(sim.now, TRUSTED, frame);
+    sim.run(SECOND);
+    sim
+}
+
+fn own(n: u8) -> std::net::IpAddr {
+    format!("2001:db8:0:{n}:0:ff:fe00:1").parse().unwrap()
+}
+
+fn has(sim: &Sim, n: u8) -> bool {
+    sim.stacks[0].addresses().iter().any(|a| a.address == own(n))
+}
+
+/// A network gets another prefix: the old one's address is not used for what is new, nor its resolver.
+#[test]
+fn a_router_that_renumbers_is_followed() {
+    let mut sim = told(&advertisement(1800, &[prefix(1, 86_400, 14_400), resolver(1, 1800)]));
+    let far = "2001:4860:4860::8888".parse().unwrap();
+    let near = "2001:db8:0:1::7".parse().unwrap();
+    assert_eq!(sim.stacks[0].source_for(far), Ok(own(1)));
+    let news = [resolver(1, 0), prefix(1, 7200, 0), prefix(2, 86_400, 14_400), resolver(2, 1800)];
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(1800, &news));
+    for to in [far, near] {
+        assert_eq!(sim.stacks[0].source_for(to), Ok(own(2)), "{to}");
+    }
+    assert!(has(&sim, 1));
+    assert_eq!(sim.stacks[0].advertised_dns(), Some("2001:db8:0:2::53".parse().unwrap()));
+    // The same by time: resolver and router after half an hour, preference after four, the address after a day.
+    sim.run(1801 * SECOND);
+    assert_eq!((sim.stacks[0].advertised_dns(), sim.stacks[0].router(Domain::V6)), (None, None));
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(9000, &[prefix(3, 86_400, 20_000)]));
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(9000, &[prefix(3, 86_400, 20)]));
+    sim.run(5400 * SECOND);
+    assert!(!has(&sim, 1) && has(&sim, 2) && has(&sim, 3));
+    assert_eq!(sim.stacks[0].source_for("2001:db8:0:3::7".parse().unwrap()), Ok(own(2)));
+    // Nothing is better than a deprecated address only if there is another.
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(9000, &[prefix(2, 86_400, 0)]));
+    assert!(sim.stacks[0].source_for("2001:db8:0:3::7".parse().unwrap()).is_ok());
+    sim.run(86_401 * SECOND);
+    assert!(!has(&sim, 2) && !has(&sim, 3));
+}
+
+/// Who does not speak for the router takes nobody's address away at once.
+#[test]
+fn an_address_has_two_hours_left() {
+    let mut sim = told(&advertisement(1800, &[prefix(1, 86_400, 14_400)]));
+    for valid in [0, 1] {
+        sim.stacks[0].input(sim.now, TRUSTED, &advertisement(1800, &[prefix(1, valid, 0)]));
+    }
+    sim.run(3600 * SECOND);
+    assert!(has(&sim, 1));
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(1800, &[prefix(1, 1, 1)]));
+    sim.run(3599 * SECOND);
+    assert!(has(&sim, 1));
+    sim.run(2 * SECOND);
+    assert!(!has(&sim, 1));
+}
+
+/// When the router goes, others are asked for.
+#[test]
+fn another_router_is_looked_for() {
+    let mut sim = told(&advertisement(60, &[]));
+    let asked = Rc::new(RefCell::new(0));
+    let count = asked.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        *count.borrow_mut() += u32::from(side == 0 && f[12..14] == [0x86, 0xdd] && f[20] == 58 && f[54] == 133);
+        false
+    }));
+    sim.run(50 * SECOND);
+    assert_eq!(*asked.borrow(), 0);
+    sim.run(50 * SECOND);
+    assert_eq!(*asked.borrow(), 3);
+}
+
+/// Neighbour discovery in fragments is not believed (RFC 6980), nor another Ethernet address that does not say that it overrides.
+#[test]
+fn weak_advertisements_change_nothing() {
+    let whole = advertisement(1800, &[prefix(1, 86_400, 14_400)]);
+    // An atomic fragment.
+    let sim = told(&icmp6(&[58, 0, 0, 0, 0, 0, 0, 1], &whole[54..]));
+    assert!(!has(&sim, 1));
+    let mut sim = told(&whole);
+    assert!(has(&sim, 1));
+    let mac = Rc::new(RefCell::new([0; 6]));
+    let seen = mac.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if side == 0 && f[12..14] == [0x86, 0xdd] && f[20] == 17 {
+            *seen.borrow_mut() = f[..6].try_into().unwrap();
+        }
+        false
+    }));
+    let c = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    for (flags, last) in [(0x40, 9), (0x60, 8)] {
+        let mut m = vec![136, 0, 0, 0, flags, 0, 0, 0, 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+        m.extend([2, 1, 2, 0, 0, 0, 0, 8]);
+        sim.stacks[0].input(sim.now, TRUSTED, &icmp6(&[], &m));
+        sim.stacks[0].send_to(c, &[b"x"], Some("[2607::1]:9".parse().unwrap()), None).unwrap();
+        sim.flush();
+        assert_eq!(*mac.borrow(), [2, 0, 0, 0, 0, last], "{flags:x}");
+    }
 }
