@@ -109,7 +109,7 @@ pub fn all() -> Outcome {
     ensure(got == sent, format!("{got} of {sent} bytes with linger"))
 }
 
-/// Ends one connection from outside with a reset.
+/// Ends one connection from outside with a reset, and one when the peer has everything, which keeps its own half open.
 pub fn serve() -> Outcome {
     let listener = TcpListener::bind("0.0.0.0:9000").map_err(text)?;
     println!("listening");
@@ -117,7 +117,11 @@ pub fn serve() -> Outcome {
     stream.read_exact(&mut [0; 4]).map_err(text)?;
     set(&stream, 1, 0)?;
     drop(stream);
-    // The reset goes out before the guest ends.
-    thread::sleep(Duration::from_millis(200));
-    Ok(())
+    let (mut stream, _) = listener.accept().map_err(text)?;
+    set(&stream, 1, 3600)?;
+    stream.write_all(b"hello").map_err(text)?;
+    let started = Instant::now();
+    drop(stream);
+    let took = started.elapsed();
+    ensure(took < Duration::from_secs(50), format!("close took {took:?} with linger 3600"))
 }
