@@ -440,3 +440,6 @@ impl Deadline {
         }
     }
 }
+
+#[cfg(all(test, feature = "proxy"))]
+mod tests;

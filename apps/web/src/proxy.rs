@@ -26,7 +26,8 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use pool::{CONNECT, Link, connect};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use stream::{BodyError, Moved};
 use tokio::time::{timeout, timeout_at};
@@ -69,8 +70,7 @@ impl Upstreams {
         }
         let bytes = budget::exchange(parts.headers.len(), !body.is_end_stream(), parts.version == Version::HTTP_2);
         let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-        client.state.forwarded(true);
-        let promise = Arc::new(Exchange(promise, client.state.clone()));
+        let promise = Arc::new(Exchange::new(promise, &client.state));
         let moved = Arc::new(Moved::new());
         let stream = Stream {
             body: Some(body),
@@ -79,7 +79,7 @@ impl Upstreams {
             sleep: None,
             moved: Some(moved.clone()),
             back: None,
-            _promise: Some(promise.clone()),
+            exchange: Some(promise.clone()),
         };
         let upgrade = upgrade_of(parts, &stream);
         let request = |stream| outgoing(proxy, parts, stream, client, scheme, upgrade.as_ref());
@@ -142,12 +142,33 @@ impl Upstreams {
     }
 }
 
-/// Memory for an exchange, and the client's connection, which may have to wait for the upstream.
-pub struct Exchange(Promise, Arc<State>);
+/// Memory for an exchange, and the client's connection, which may have to wait for the upstream; that connection may keep this ([`Joined`]).
+pub struct Exchange {
+    promise: Promise,
+    state: Weak<State>,
+    waits: AtomicBool,
+}
+
+impl Exchange {
+    fn new(promise: Promise, state: &Arc<State>) -> Exchange {
+        let exchange = Exchange { promise, state: Arc::downgrade(state), waits: AtomicBool::new(false) };
+        exchange.waits(true);
+        exchange
+    }
+
+    /// Notes whether it is the upstream that is waited for.
+    fn waits(&self, waits: bool) {
+        if self.waits.swap(waits, Relaxed) != waits
+            && let Some(state) = self.state.upgrade()
+        {
+            state.forwarded(waits);
+        }
+    }
+}
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.1.forwarded(false);
+        self.waits(false);
     }
 }
 

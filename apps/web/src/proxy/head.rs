@@ -138,6 +138,8 @@ pub(super) fn incoming(
     promise: Arc<Exchange>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
+    // From here on, it may be the client.
+    promise.waits(false);
     let keep = keep(&head.headers);
     strip(&mut head.headers);
     head.version = Version::default();
@@ -149,7 +151,7 @@ pub(super) fn incoming(
         sleep: None,
         moved: None,
         back: Some(back),
-        _promise: Some(promise),
+        exchange: Some(promise),
     };
     Response::from_parts(head, Content::stream(stream))
 }

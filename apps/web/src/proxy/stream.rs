@@ -82,7 +82,7 @@ pub struct Stream {
     /// For responses: where the connection goes when the body is complete.
     pub(super) back: Option<Back>,
     /// Memory for the exchange: until both bodies have gone.
-    pub(super) _promise: Option<Arc<Exchange>>,
+    pub(super) exchange: Option<Arc<Exchange>>,
 }
 
 impl Stream {
@@ -129,6 +129,9 @@ impl Body for Stream {
         let this = &mut *self;
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
+        if let (None, Some(exchange)) = (&this.moved, &this.exchange) {
+            exchange.waits(polled.is_pending());
+        }
         if polled.is_pending() {
             let stall = this.stall;
             let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));

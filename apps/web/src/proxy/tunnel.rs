@@ -31,26 +31,19 @@ pub(super) fn switch(client: &Client, mut response: Response<Incoming>, promise:
 /// An upstream with which a client is to be joined.
 pub type Joined = (OnUpgrade, Arc<Exchange>);
 
-/// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
+/// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long. A stop leaves it until the drain ends.
 pub async fn tunnel<S>(server: &Server, client: Watched<S>, (upstream, promise): Joined)
 where
     S: crate::connection::Socket,
 {
     let idle = Duration::from_secs(server.site.config.limits.idle_seconds.into());
-    let mut stop = server.stop.clone();
-    let joined = async {
-        if let Ok(upstream) = upstream.await {
-            // Nobody else has it: the request has no body, or that has ended.
-            let mut promise = Arc::into_inner(promise);
-            if let Some(Exchange(promise, _)) = &mut promise {
-                promise.shrink(budget::TUNNEL);
-            }
-            splice(client, TokioIo::new(upstream), idle).await;
+    if let Ok(upstream) = upstream.await {
+        // Nobody else has it: the request has no body, or that has ended.
+        let mut exchange = Arc::into_inner(promise);
+        if let Some(exchange) = &mut exchange {
+            exchange.promise.shrink(budget::TUNNEL);
         }
-    };
-    tokio::select! {
-        () = joined => {}
-        () = crate::serve::stopped(&mut stop) => {}
+        splice(client, TokioIo::new(upstream), idle).await;
     }
 }
 

@@ -566,6 +566,42 @@ fn upgrades() {
 }
 
 /// A tunnel is for WebSocket: over HTTP/2 in the clear, all paths of the upstream would be within reach, with no password asked for.
+/// They live for as long as requests in progress may take.
+#[test]
+fn a_stop_leaves_tunnels_time() {
+    let (address, _) = upstream();
+    let mut server = proxied(address, Limits { drain_seconds: 60, ..Limits::default() });
+    let mut idle = server.connect();
+    idle.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(idle.response(false).status, 200);
+    let mut client = server.connect();
+    client.send("GET /api/socket HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.response(true).status, 101);
+    assert_eq!(client.exactly(7), b"welcome");
+    server.terminate();
+    assert!(idle.is_closed(), "the server knows");
+    client.send("still here");
+    assert_eq!(client.exactly(10), b"still here");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    assert_eq!(server.wait(), 0);
+}
+
+/// 204 has no length (RFC 9110 §8.6); HTTP/2 clients take one for an error.
+#[test]
+fn no_content_has_no_length() {
+    let (address, _) = upstream();
+    let server = proxied(address, Limits::default());
+    let r = server.ask("DELETE /api/empty HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!((r.status, r.header("content-length")), (204, None));
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["--http2-prior-knowledge", "-sS", "-w", "%{http_code}", "-X", "DELETE"]);
+    match curl.arg(format!("http://{}/api/empty", server.address)).output() {
+        Err(_) => println!("SKIP proxy::no_content_has_no_length: curl is not installed"),
+        Ok(output) => assert!(output.status.success() && output.stdout == b"204", "{output:?}"),
+    }
+}
+
 #[test]
 fn other_upgrades_are_no_tunnel() {
     let (address, seen) = upstream();
