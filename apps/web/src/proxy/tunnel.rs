@@ -84,7 +84,11 @@ async fn pump(
         moved.store(true, Relaxed);
         match n {
             0 => return to.shutdown().await,
-            n => to.write_all(&buffer[..n]).await?,
+            n => {
+                to.write_all(&buffer[..n]).await?;
+                // The end of it may otherwise wait for the next, under TLS.
+                to.flush().await?;
+            }
         }
     }
 }
@@ -120,6 +124,23 @@ mod tests {
         };
         let ((), sent, received) = tokio::join!(splice(inner, outer, Duration::from_secs(60)), client, upstream);
         assert_eq!((sent, received), (LEN, LEN));
+    }
+
+    /// What was written may wait for a flush, as the end of a record does under TLS.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_is_sent() {
+        let (mut client, inner) = tokio::io::duplex(1024);
+        let (outer, mut upstream) = tokio::io::duplex(1024);
+        let mut got = [0; 2];
+        let said = async {
+            client.write_all(b"hi").await.unwrap();
+            upstream.read_exact(&mut got).await.unwrap();
+            upstream.write_all(b"ho").await.unwrap();
+            client.read_exact(&mut got).await.unwrap();
+        };
+        let (inner, outer) = (tokio::io::BufStream::new(inner), tokio::io::BufStream::new(outer));
+        tokio::join!(splice(inner, outer, Duration::from_secs(60)), said);
+        assert_eq!(&got, b"ho");
     }
 
     #[tokio::test]
