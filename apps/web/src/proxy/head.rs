@@ -12,7 +12,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,6 +142,10 @@ pub(super) fn incoming(
     promise.waits(false);
     let keep = keep(&head.headers);
     strip(&mut head.headers);
+    if head.status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     head.version = Version::default();
     let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), link, keep };
     let stream = Stream {

@@ -108,6 +108,7 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
         "/api/dies" => None,
         "/api/short-lived" => say("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1, max=9\r\nContent-Length: 2\r\n\r\nok"),
         "/api/trailers" => say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"),
+        "/api/empty" => say("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"),
         "/api/nonsense" => say("hello?\r\n\r\n"),
         "/api/cut" => {
             say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")?;
@@ -565,7 +566,6 @@ fn upgrades() {
     assert_eq!(server.get("/api/socket").status, 502);
 }
 
-/// A tunnel is for WebSocket: over HTTP/2 in the clear, all paths of the upstream would be within reach, with no password asked for.
 /// They live for as long as requests in progress may take.
 #[test]
 fn a_stop_leaves_tunnels_time() {
@@ -602,6 +602,7 @@ fn no_content_has_no_length() {
     }
 }
 
+/// A tunnel is for WebSocket: over HTTP/2 in the clear, all paths of the upstream would be within reach, with no password asked for.
 #[test]
 fn other_upgrades_are_no_tunnel() {
     let (address, seen) = upstream();
