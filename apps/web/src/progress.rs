@@ -322,6 +322,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: Socket> Watched<S> {
+    /// The socket below.
+    pub fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+        self.stream.tcp()
+    }
+
     /// Lets the end of the last response wait for the end of the connection, so that both go in one packet.
     fn cork(&self) {
         if self.state.last.swap(false, Relaxed)
@@ -510,11 +515,6 @@ mod tests {
         }
     }
 
-    /// Such a connection is not idle when its response is complete: nobody would send the rest.
-    #[test]
-    fn what_is_not_flushed_is_not_done() {
-        let state = Arc::new(State::new());
-        let mut stream = Watched::new(Full, Bytes::new(), state.clone());
     /// A stream that takes nothing and has nothing to flush, as TCP before a client that does not read.
     struct Blocked;
 
@@ -557,6 +557,11 @@ mod tests {
         }
     }
 
+    /// Such a connection is not idle when its response is complete: nobody would send the rest.
+    #[test]
+    fn what_is_not_flushed_is_not_done() {
+        let state = Arc::new(State::new());
+        let mut stream = Watched::new(Full, Bytes::new(), state.clone());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut stream).poll_write(&mut cx, b"x").is_ready());
         assert_eq!(state.due(&Limits::default(), false, 0).1, End::Idle);
