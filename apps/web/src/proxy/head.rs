@@ -1,7 +1,7 @@
 //! Heads on their way through: what is added and what is taken off.
 
 use super::Exchange;
-use super::pool::{Link, keep};
+use super::pool::{Link, Upstream, keep};
 use super::stream::{Back, Stream};
 use crate::body::Content;
 use crate::respond::{Scheme, host};
@@ -132,7 +132,7 @@ pub(super) fn outgoing(
 
 pub(super) fn incoming(
     server: &Arc<Server>,
-    proxy: &Proxy,
+    upstream: Arc<Upstream>,
     response: Response<Incoming>,
     link: Link,
     promise: Arc<Exchange>,
@@ -147,11 +147,12 @@ pub(super) fn incoming(
         head.headers.remove(header::CONTENT_LENGTH);
     }
     head.version = Version::default();
-    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), link, keep };
+    let back = Back { upstream, link, keep };
     let stream = Stream {
         body: Some(Upload::response(body)),
         left: u64::MAX,
         stall: Duration::from_secs(server.site.config.limits.upstream_seconds.into()),
+        due: None,
         sleep: None,
         moved: None,
         back: Some(back),
