@@ -5,7 +5,7 @@
 //! program has one thread, so nobody comes in between.
 //!
 //! When memory gets short, exchanges with upstreams are refused first; then no more connections speak HTTP/2, then none are accepted; requests wait
-//! last ([`For`]). While anybody waits, who is idle or slow is waited for no longer than [`CROWDED`].
+//! last ([`For`]). While anybody waits or has just been refused, who is idle or slow is waited for no longer than [`CROWDED`].
 //!
 //! Whatever a client finds that is counted too low, HTTP/2 reads only as much as there is memory for ([`Budget::may_read`]).
 
@@ -13,10 +13,10 @@ use crate::serve::Server;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Longest wait for somebody who is idle or slow, while memory or places for connections are short.
 pub const CROWDED: Duration = Duration::from_secs(2);
@@ -87,6 +87,8 @@ pub struct Budget {
     /// Calls those that are idle: memory is short, or the server is to stop.
     idle: Notify,
     start: Instant,
+    /// When something was last refused, in milliseconds from `start`; 0 for never.
+    refused: AtomicU64,
     /// In which [`CALL`] they were last called because of memory.
     call: AtomicU64,
 }
@@ -112,6 +114,7 @@ impl Budget {
             turns: [const { Semaphore::const_new(1) }; 3],
             idle: Notify::new(),
             start: Instant::now(),
+            refused: AtomicU64::new(0),
             call: AtomicU64::new(0),
         }
     }
@@ -135,7 +138,12 @@ impl Budget {
 
     /// Whether those who are idle or slow should go.
     pub fn is_short(&self) -> bool {
-        !self.has(For::Connection, 0) || self.turns.iter().any(|turn| turn.available_permits() == 0)
+        let refused = self.refused.load(Relaxed);
+        // Whoever is slow looks every `CROWDED`, or a little later.
+        let lately = || self.start.elapsed() < Duration::from_millis(refused) + CROWDED * 2;
+        !self.has(For::Connection, 0)
+            || self.turns.iter().any(|turn| turn.available_permits() == 0)
+            || refused != 0 && lately()
     }
 
     /// How many bytes HTTP/2 may read now. What they become is there before the next are read.
@@ -143,6 +151,16 @@ impl Budget {
         let kept = self.reserve + self.promised.load(Relaxed);
         let bytes = (self.free)().saturating_sub(kept) / BYTE;
         if bytes < READ { 0 } else { bytes as usize }
+    }
+
+    /// Whether there is memory for this. If not, those that are idle are called.
+    fn has_now(&self, wanted: For, bytes: u64) -> bool {
+        let has = self.has(wanted, bytes);
+        if !has {
+            self.refused.store(self.start.elapsed().as_millis() as u64 + 1, Relaxed);
+            self.call_for_memory();
+        }
+        has
     }
 
     /// Resolves when those that are idle are called after this: somebody waits for memory, or [`Budget::call`].
@@ -195,12 +213,7 @@ pub struct Promise(Arc<Server>, u64);
 impl Promise {
     /// At once or not at all.
     pub fn now(server: &Arc<Server>, wanted: For, bytes: u64) -> Option<Promise> {
-        let budget = &server.budget;
-        if !budget.has(wanted, bytes) {
-            budget.call_for_memory();
-            return None;
-        }
-        Some(Promise::made(server, bytes))
+        server.budget.has_now(wanted, bytes).then(|| Promise::made(server, bytes))
     }
 
     /// As soon as there is enough; `None` if that takes longer than a request's head may.
@@ -239,7 +252,7 @@ pub async fn patient<T>(server: &Server, what: impl Future<Output = T>) -> Optio
         let limit = if crowded { limit.min(CROWDED) } else { limit };
         tokio::select! {
             biased;
-            done = timeout_at((start + limit).into(), what.as_mut()) => return done.ok(),
+            done = timeout_at(start + limit, what.as_mut()) => return done.ok(),
             () = called => crowded = true,
         }
     }
@@ -298,6 +311,21 @@ mod tests {
             assert_eq!(budget.may_read(), bytes, "{free} free, {promised} promised");
         }
         assert!(Budget::unbounded().may_read() > 1 << 30);
+    }
+
+    /// Whoever holds exchanges with upstreams that others need is to go, too.
+    #[cfg(feature = "proxy")]
+    #[tokio::test(start_paused = true)]
+    async fn who_refuses_an_exchange_is_short() {
+        static FREE: AtomicU64 = AtomicU64::new(60 * MIB);
+        let budget = Budget::new(64 * MIB, || FREE.load(Relaxed));
+        assert!(budget.has_now(For::Upstream, 1000) && !budget.is_short());
+        FREE.store(30 * MIB, Relaxed);
+        assert!(!budget.has_now(For::Upstream, 1000) && budget.is_short());
+        tokio::time::advance(CROWDED).await;
+        assert!(budget.is_short(), "until everybody has looked");
+        tokio::time::advance(CROWDED * 2).await;
+        assert!(!budget.is_short());
     }
 
     #[tokio::test]

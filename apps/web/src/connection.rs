@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,6 +29,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After our last word, how long and for how many bytes a client is listened to, so that closing does not reset the connection before it has read
 /// that word (RFC 9112 §9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 64 * 1024);
+/// How often is looked, at a stop, whether the client has all.
+const LOOK_SENT: Duration = Duration::from_millis(20);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
@@ -76,7 +79,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
             let Some(begins) =
                 (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &stop).await })
             else {
-                return close(stream, &state).await;
+                return close(server, stream, &state).await;
             };
             fresh = false;
             let mut rest = Bytes::new();
@@ -115,7 +118,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                             let stream = Watched::new(stream, rest, state).closing();
                             return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
                         }
-                        return close(stream, &state).await;
+                        return close(server, stream, &state).await;
                     }
                     End::Stalled => return,
                 }
@@ -258,10 +261,11 @@ async fn one<S: Socket>(
 
 /// Speaks HTTP/2.
 async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Client, stop: &mut watch::Receiver<bool>) {
+    let fd = stream.tcp().map(AsRawFd::as_raw_fd);
     let Some(promise) = Promise::soon(server, For::Http2, budget::HTTP2).await else {
         let mut stream = stream;
         let _ = timeout(LINGER.0, stream.write_all(CALM)).await;
-        return linger(stream, LINGER.0).await;
+        return linger(&mut stream, LINGER.0).await;
     };
     let limits = server.site.config.limits;
     let proxied = !server.site.config.proxies.is_empty();
@@ -339,12 +343,14 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     drop(promise);
     gathered.forget();
     let most = if server.is_crowded() { CROWDED } else { Duration::from_secs(limits.stall_seconds.into()) };
-    linger(gathered, most).await;
+    let mut gathered = gathered;
+    linger(&mut gathered, most).await;
+    sent(server, &mut gathered, fd).await;
 }
 
 /// What the client says while it reads the end of an answer, such as WINDOW_UPDATE, must find a socket: else it is answered with a reset, which takes
 /// away what is on its way. Until the client ends the connection or falls silent.
-async fn linger(mut stream: impl AsyncRead + Unpin, most: Duration) {
+async fn linger(stream: &mut (impl AsyncRead + Unpin), most: Duration) {
     let listen = async {
         let mut buffer = [0; 256];
         while let Ok(Ok(1..)) = timeout(LINGER.0, stream.read(&mut buffer)).await {}
@@ -369,11 +375,12 @@ async fn refuse<S: Socket>(server: &Server, mut stream: S, client: &Client, end:
     };
     server.refused(client, code);
     let _ = timeout(LINGER.0, stream.write_all(answer)).await;
-    close(stream, &client.state).await;
+    close(server, stream, &client.state).await;
 }
 
 /// Says goodbye so that the client hears it.
-pub async fn close<S: Socket>(mut stream: S, state: &State) {
+pub async fn close<S: Socket>(server: &Server, mut stream: S, state: &State) {
+    let fd = stream.tcp().map(AsRawFd::as_raw_fd);
     let goodbye = async {
         if stream.shutdown().await.is_err() || state.ended() {
             return;
@@ -387,6 +394,31 @@ pub async fn close<S: Socket>(mut stream: S, state: &State) {
         }
     };
     let _ = timeout(LINGER.0, goodbye).await;
+    sent(server, &mut stream, fd).await;
+}
+
+/// While the server stops, waits until the client has all that was written: at the end of a guest, what its stack still holds is lost. How long that may
+/// take is the drain's to say.
+async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option<RawFd>) {
+    let Some(fd) = fd else { return };
+    let (mut buffer, mut open) = ([0; 256], true);
+    while is_stopped(&server.stop) && unsent(fd) {
+        // Closing with something unread would reset the connection.
+        let word = async { if open { stream.read(&mut buffer).await } else { std::future::pending().await } };
+        match timeout(LOOK_SENT, word).await {
+            Ok(Ok(0)) => open = false,
+            Ok(Err(_)) => return,
+            _ => {}
+        }
+    }
+}
+
+/// Whether a socket has something that the other side does not have yet.
+fn unsent(fd: RawFd) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is the same number, puts an `int` where it is told to.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &mut bytes) };
+    result == 0 && bytes > 0
 }
 
 /// A timer that is moved only when it has to be: most deadlines are put off again and again.
@@ -440,3 +472,6 @@ impl Deadline {
         }
     }
 }
+
+#[cfg(all(test, feature = "proxy"))]
+mod tests;

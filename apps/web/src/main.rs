@@ -44,8 +44,13 @@ fn main() -> ExitCode {
     let base = std::env::args().nth(1);
     let result = site::Site::load(Path::new(base.as_deref().unwrap_or("/"))).and_then(|site| {
         let budget = if base.is_none() { Budget::guest() } else { Budget::unbounded() };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(|e| format!("cannot start: {e}"))?.block_on(run(site, budget))
+        // Threads look names up, and wait for nothing else.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+        let runtime = runtime.map_err(|e| format!("cannot start: {e}"))?;
+        let result = runtime.block_on(run(site, budget));
+        // A lookup may take longer than the drain.
+        runtime.shutdown_background();
+        result
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -252,6 +252,8 @@ pub struct Watched<S> {
     state: Arc<State>,
     /// Whether a shutdown is for the stream.
     closing: bool,
+    /// Whether the last write has to be repeated.
+    pending: bool,
     /// Bytes of the request line so far, while it has no end.
     line: Option<usize>,
     /// Where it is too long.
@@ -261,7 +263,7 @@ pub struct Watched<S> {
 impl<S> Watched<S> {
     /// Watches a stream from which `rest` was read already.
     pub fn new(stream: S, rest: Bytes, state: Arc<State>) -> Watched<S> {
-        Watched { stream, rest, state, closing: false, line: None, line_max: usize::MAX }
+        Watched { stream, rest, state, closing: false, pending: false, line: None, line_max: usize::MAX }
     }
 
     /// The same, but a shutdown reaches the stream. Otherwise it does not: an HTTP/1 connection that hyper is done with may be upgraded, and
@@ -320,6 +322,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: Socket> Watched<S> {
+    /// The socket below.
+    pub fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+        self.stream.tcp()
+    }
+
     /// Lets the end of the last response wait for the end of the connection, so that both go in one packet.
     fn cork(&self) {
         if self.state.last.swap(false, Relaxed)
@@ -332,7 +339,8 @@ impl<S: Socket> Watched<S> {
 }
 
 impl<S> Watched<S> {
-    fn note(&self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+    fn note(&mut self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        self.pending = result.is_pending();
         let state = &self.state;
         if result.is_ready() {
             state.blocked.store(0, Relaxed);
@@ -375,8 +383,9 @@ impl<S: Socket> AsyncWrite for Watched<S> {
             Poll::Pending if self.state.blocked.load(Relaxed) == 0 => {
                 self.state.blocked.store(self.state.now(), Relaxed)
             }
-            Poll::Pending => {}
-            Poll::Ready(_) => self.state.blocked.store(0, Relaxed),
+            // Nothing to flush says nothing of what is still to be written.
+            Poll::Ready(_) if !self.pending => self.state.blocked.store(0, Relaxed),
+            _ => {}
         }
         result
     }
@@ -503,6 +512,48 @@ mod tests {
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
             Poll::Pending
+        }
+    }
+
+    /// A stream that takes nothing and has nothing to flush, as TCP before a client that does not read.
+    struct Blocked;
+
+    impl Socket for Blocked {
+        fn tcp(&self) -> Option<&tokio::net::TcpStream> {
+            None
+        }
+    }
+
+    impl AsyncRead for Blocked {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Blocked {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// HTTP/2 flushes after each turn, also when there was nothing to flush.
+    #[test]
+    fn a_flush_takes_nothing() {
+        let state = Arc::new(State::new());
+        let mut stream = Watched::new(Blocked, Bytes::new(), state.clone());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..2 {
+            assert!(Pin::new(&mut stream).poll_write(&mut cx, b"x").is_pending());
+            assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_ready());
+            assert!(state.is_blocked());
         }
     }
 

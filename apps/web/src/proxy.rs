@@ -25,8 +25,9 @@ use hyper::header;
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use pool::{CONNECT, Link, connect};
-use std::sync::Arc;
+use pool::{CONNECT, Link, Upstream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use stream::{BodyError, Moved};
 use tokio::time::{timeout, timeout_at};
@@ -69,21 +70,22 @@ impl Upstreams {
         }
         let bytes = budget::exchange(parts.headers.len(), !body.is_end_stream(), parts.version == Version::HTTP_2);
         let promise = Promise::now(server, For::Upstream, bytes).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-        client.state.forwarded(true);
-        let promise = Arc::new(Exchange(promise, client.state.clone()));
+        let promise = Arc::new(Exchange::new(promise, &client.state));
         let moved = Arc::new(Moved::new());
         let stream = Stream {
             body: Some(body),
             left: limits.body_bytes,
             stall: Duration::from_secs(limits.stall_seconds.into()),
+            due: None,
             sleep: None,
             moved: Some(moved.clone()),
             back: None,
-            _promise: Some(promise.clone()),
+            exchange: Some(promise.clone()),
         };
         let upgrade = upgrade_of(parts, &stream);
         let request = |stream| outgoing(proxy, parts, stream, client, scheme, upgrade.as_ref());
-        let exchange = self.exchange(proxy, stream, request);
+        let upstream = self.of(&proxy.upstream);
+        let exchange = exchange(&upstream, stream, request);
         let mut exchange = std::pin::pin!(exchange);
         let limit = Duration::from_secs(limits.upstream_seconds.into());
         let mut due = moved.last() + limit;
@@ -101,53 +103,74 @@ impl Upstreams {
                 Ok(switch(client, response, promise))
             }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(StatusCode::BAD_GATEWAY),
-            _ => Ok(incoming(server, proxy, response, link, promise)),
+            _ => Ok(incoming(server, upstream.clone(), response, link, promise)),
         }
-    }
-
-    async fn exchange(
-        &self,
-        proxy: &Proxy,
-        stream: Stream,
-        request: impl Fn(Stream) -> Request<Stream>,
-    ) -> Result<(Response<Incoming>, Link), StatusCode> {
-        let repeatable = stream.is_end_stream();
-        let mut request_now = request(stream);
-        let repeatable = repeatable && request_now.method().is_idempotent();
-        // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
-        // repeated where that is harmless: once, on a connection that cannot be stale (RFC 9110 §9.2.2).
-        while let Some(mut link) = self.take(&proxy.upstream) {
-            match link.sender.try_send_request(request_now).await {
-                Ok(response) => return Ok((response, link)),
-                Err(mut e) => match e.take_message() {
-                    Some(unsent) => request_now = unsent,
-                    None if repeatable && is_closed(e.error()) => {
-                        request_now = request(Stream::default());
-                        break;
-                    }
-                    None => return Err(failure(e.error())),
-                },
-            }
-        }
-        let connected = timeout(CONNECT, connect(&proxy.upstream)).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
-        let stream = connected?.ok_or(StatusCode::BAD_GATEWAY)?;
-        let _ = stream.set_nodelay(true);
-        let _ = socket2::SockRef::from(&stream).set_send_buffer_size(budget::QUEUE);
-        let handshake = http1::Builder::new().max_buf_size(budget::BUFFER).handshake(TokioIo::new(stream));
-        let (sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-        let task = tokio::spawn(connection.with_upgrades()).abort_handle();
-        let mut link = Link { sender, task: Some(task) };
-        let response = link.sender.send_request(request_now).await.map_err(|e| failure(&e))?;
-        Ok((response, link))
     }
 }
 
-/// Memory for an exchange, and the client's connection, which may have to wait for the upstream.
-pub struct Exchange(Promise, Arc<State>);
+/// Sends a request and gets an answer, over a connection that is there or a new one.
+async fn exchange(
+    upstream: &Upstream,
+    stream: Stream,
+    request: impl Fn(Stream) -> Request<Stream>,
+) -> Result<(Response<Incoming>, Link), StatusCode> {
+    let repeatable = stream.is_end_stream();
+    let mut request_now = request(stream);
+    let repeatable = repeatable && request_now.method().is_idempotent();
+    // A pooled connection may die while the request is on its way to it. `try_send_request` gives an unsent request back; one that was sent is
+    // repeated where that is harmless: once, on a connection that cannot be stale (RFC 9110 §9.2.2).
+    while let Some(mut link) = upstream.take() {
+        match link.sender.try_send_request(request_now).await {
+            Ok(response) => return Ok((response, link)),
+            Err(mut e) => match e.take_message() {
+                Some(unsent) => request_now = unsent,
+                None if repeatable && is_closed(e.error()) => {
+                    request_now = request(Stream::default());
+                    break;
+                }
+                None => return Err(failure(e.error())),
+            },
+        }
+    }
+    let connected = timeout(CONNECT, upstream.connect()).await.map_err(|_| StatusCode::GATEWAY_TIMEOUT);
+    let stream = connected?.ok_or(StatusCode::BAD_GATEWAY)?;
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(budget::QUEUE);
+    let handshake = http1::Builder::new().max_buf_size(budget::BUFFER).handshake(TokioIo::new(stream));
+    let (sender, connection) = handshake.await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    let task = tokio::spawn(connection.with_upgrades()).abort_handle();
+    let mut link = Link::new(sender, task);
+    let response = link.sender.send_request(request_now).await.map_err(|e| failure(&e))?;
+    Ok((response, link))
+}
+
+/// Memory for an exchange, and the client's connection, which may have to wait for the upstream; that connection may keep this ([`Joined`]).
+pub struct Exchange {
+    promise: Promise,
+    state: Weak<State>,
+    waits: AtomicBool,
+}
+
+impl Exchange {
+    fn new(promise: Promise, state: &Arc<State>) -> Exchange {
+        let exchange = Exchange { promise, state: Arc::downgrade(state), waits: AtomicBool::new(false) };
+        exchange.waits(true);
+        exchange
+    }
+
+    /// Notes whether it is the upstream that is waited for.
+    fn waits(&self, waits: bool) {
+        if self.waits.swap(waits, Relaxed) != waits
+            && let Some(state) = self.state.upgrade()
+        {
+            state.forwarded(waits);
+        }
+    }
+}
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.1.forwarded(false);
+        self.waits(false);
     }
 }
 

@@ -277,7 +277,7 @@ pub unsafe extern "C" fn fcntl(fd: c_int, command: c_int, arg: c_ulong) -> c_int
     })
 }
 
-/// `ioctl(2)`: `FIONBIO`, `FIONREAD`, `FIOCLEX`, `FIONCLEX`; everything about terminals fails with `ENOTTY`.
+/// `ioctl(2)`: `FIONBIO`, `FIONREAD`, `SIOCOUTQ` (of TCP), `FIOCLEX`, `FIONCLEX`; everything about terminals fails with `ENOTTY`.
 ///
 /// # Safety
 /// As in C: `arg` points to what the request needs.
@@ -289,6 +289,11 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) ->
             unsafe { take(arg.cast::<c_int>()) }.and_then(|on| fd::set_nonblocking(fd, on != 0))
         }
         libc::FIONREAD => fd::available(fd).and_then(|n| {
+            // SAFETY: by contract.
+            unsafe { put(arg.cast::<c_int>(), c_int::try_from(n).unwrap_or(c_int::MAX)) }
+        }),
+        // SIOCOUTQ is the same number.
+        libc::TIOCOUTQ => fd::unsent(fd).and_then(|n| {
             // SAFETY: by contract.
             unsafe { put(arg.cast::<c_int>(), c_int::try_from(n).unwrap_or(c_int::MAX)) }
         }),

@@ -253,20 +253,32 @@ fn uploads(engine: Engine, count: usize, bytes: i64, between: usize) {
     expect_served(guest, uploads);
 }
 
+/// Over both protocols; others get what is forwarded, too.
 fn answers_of_an_upstream_that_nobody_reads(engine: Engine) {
-    let guest = start(engine, "proxied", LITTLE.0);
-    let crowd: Vec<_> = (0..200)
-        .map_while(|_| {
-            let mut stream = guest.connect().ok()?;
-            set_socket_recv_buffer_size(&stream, 8192).unwrap();
-            stream.write_all(b"GET /api/big HTTP/1.1\r\nhost: test\r\n\r\n").ok()?;
-            Some(stream)
-        })
-        .collect();
-    println!("{} connections", crowd.len());
-    // All that can be on its way is.
-    thread::sleep(Duration::from_secs(3));
-    expect_served(guest, crowd);
+    let mut words = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    words.extend((0..8).flat_map(|n| frame(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * n, &head("GET", "/api/big"))));
+    for words in [&b"GET /api/big HTTP/1.1\r\nhost: test\r\n\r\n"[..], &words] {
+        let mut guest = start(engine, "proxied", LITTLE.0);
+        let crowd: Vec<_> = (0..200)
+            .map_while(|_| {
+                let mut stream = guest.connect().ok()?;
+                set_socket_recv_buffer_size(&stream, 8192).unwrap();
+                stream.write_all(words).ok()?;
+                Some(stream)
+            })
+            .collect();
+        println!("{} connections", crowd.len());
+        // All that can be on its way is.
+        thread::sleep(Duration::from_secs(3));
+        let asked = Instant::now();
+        let served = poll_until(PATIENCE / 2, || {
+            guest.expect_alive();
+            guest.get("/api/small").ok().filter(|a| a.status == 200)
+        });
+        assert!(served.is_some(), "nothing is forwarded: {}", guest.log());
+        println!("forwarded after {:?}", asked.elapsed());
+        expect_served(guest, crowd);
+    }
 }
 
 /// The pages of a large directory, by clients that do not read them: each has 6 MB.
@@ -383,6 +395,9 @@ fn talk(mut stream: TcpStream) -> std::io::Result<()> {
         if reader.read_line(&mut head)? == 0 {
             return Ok(());
         }
+    }
+    if head.contains(" /api/small ") {
+        return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
     }
     if head.contains(" /api/big ") {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")?;

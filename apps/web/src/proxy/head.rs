@@ -1,7 +1,7 @@
 //! Heads on their way through: what is added and what is taken off.
 
 use super::Exchange;
-use super::pool::{Link, keep};
+use super::pool::{Link, Upstream, keep};
 use super::stream::{Back, Stream};
 use crate::body::Content;
 use crate::respond::{Scheme, host};
@@ -12,7 +12,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,24 +132,31 @@ pub(super) fn outgoing(
 
 pub(super) fn incoming(
     server: &Arc<Server>,
-    proxy: &Proxy,
+    upstream: Arc<Upstream>,
     response: Response<Incoming>,
     link: Link,
     promise: Arc<Exchange>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
+    // From here on, it may be the client.
+    promise.waits(false);
     let keep = keep(&head.headers);
     strip(&mut head.headers);
+    if head.status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     head.version = Version::default();
-    let back = Back { server: server.clone(), upstream: proxy.upstream.clone(), link, keep };
+    let back = Back { upstream, link, keep };
     let stream = Stream {
         body: Some(Upload::response(body)),
         left: u64::MAX,
         stall: Duration::from_secs(server.site.config.limits.upstream_seconds.into()),
+        due: None,
         sleep: None,
         moved: None,
         back: Some(back),
-        _promise: Some(promise),
+        exchange: Some(promise),
     };
     Response::from_parts(head, Content::stream(stream))
 }

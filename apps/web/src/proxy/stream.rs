@@ -1,17 +1,17 @@
 //! Bodies on their way through.
 
 use super::Exchange;
-use super::pool::Link;
-use crate::serve::Server;
+use super::pool::{Link, Upstream};
 use crate::upload::Upload;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Fewest bytes a second that a client must send of a body, on average after a first pause.
 const BODY_RATE: u64 = 128;
@@ -76,20 +76,23 @@ pub struct Stream {
     pub(super) body: Option<Upload>,
     pub(super) left: u64,
     pub(super) stall: Duration,
+    /// When the pause is too long, while there is one.
+    pub(super) due: Option<Instant>,
+    /// Moved when it has fired, as pauses are many.
     pub(super) sleep: Option<Pin<Box<Sleep>>>,
     /// For requests.
     pub(super) moved: Option<Arc<Moved>>,
     /// For responses: where the connection goes when the body is complete.
     pub(super) back: Option<Back>,
     /// Memory for the exchange: until both bodies have gone.
-    pub(super) _promise: Option<Arc<Exchange>>,
+    pub(super) exchange: Option<Arc<Exchange>>,
 }
 
 impl Stream {
     /// The connection is free for another request.
     fn give_back(&mut self) {
-        if let Some(Back { server, upstream, link, keep }) = self.back.take() {
-            server.upstreams.put(&upstream, link, keep);
+        if let Some(Back { upstream, link, keep }) = self.back.take() {
+            upstream.put(link, keep);
         }
     }
 
@@ -103,8 +106,7 @@ impl Stream {
 }
 
 pub(super) struct Back {
-    pub(super) server: Arc<Server>,
-    pub(super) upstream: String,
+    pub(super) upstream: Arc<Upstream>,
     pub(super) link: Link,
     pub(super) keep: Duration,
 }
@@ -129,18 +131,25 @@ impl Body for Stream {
         let this = &mut *self;
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
+        if let (None, Some(exchange)) = (&this.moved, &this.exchange) {
+            exchange.waits(polled.is_pending());
+        }
         if polled.is_pending() {
             let stall = this.stall;
-            let sleep = this.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
-            return match std::future::Future::poll(sleep.as_mut(), cx) {
-                Poll::Ready(()) => Poll::Ready(Some(Err(BodyError::Stalled.into()))),
-                Poll::Pending => Poll::Pending,
-            };
+            let due = *this.due.get_or_insert_with(|| Instant::now() + stall);
+            let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            loop {
+                ready!(sleep.as_mut().poll(cx));
+                if sleep.deadline() >= due {
+                    return Poll::Ready(Some(Err(BodyError::Stalled.into())));
+                }
+                sleep.as_mut().reset(due);
+            }
         }
         if this.too_slow() {
             return Poll::Ready(Some(Err(BodyError::Stalled.into())));
         }
-        this.sleep = None;
+        this.due = None;
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, |d| d.len() as u64);

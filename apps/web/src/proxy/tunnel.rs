@@ -31,26 +31,19 @@ pub(super) fn switch(client: &Client, mut response: Response<Incoming>, promise:
 /// An upstream with which a client is to be joined.
 pub type Joined = (OnUpgrade, Arc<Exchange>);
 
-/// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long, or at a stop.
+/// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long. A stop leaves it until the drain ends.
 pub async fn tunnel<S>(server: &Server, client: Watched<S>, (upstream, promise): Joined)
 where
     S: crate::connection::Socket,
 {
     let idle = Duration::from_secs(server.site.config.limits.idle_seconds.into());
-    let mut stop = server.stop.clone();
-    let joined = async {
-        if let Ok(upstream) = upstream.await {
-            // Nobody else has it: the request has no body, or that has ended.
-            let mut promise = Arc::into_inner(promise);
-            if let Some(Exchange(promise, _)) = &mut promise {
-                promise.shrink(budget::TUNNEL);
-            }
-            splice(client, TokioIo::new(upstream), idle).await;
+    if let Ok(upstream) = upstream.await {
+        // Nobody else has it: the request has no body, or that has ended.
+        let mut exchange = Arc::into_inner(promise);
+        if let Some(exchange) = &mut exchange {
+            exchange.promise.shrink(budget::TUNNEL);
         }
-    };
-    tokio::select! {
-        () = joined => {}
-        () = crate::serve::stopped(&mut stop) => {}
+        splice(client, TokioIo::new(upstream), idle).await;
     }
 }
 
@@ -91,7 +84,11 @@ async fn pump(
         moved.store(true, Relaxed);
         match n {
             0 => return to.shutdown().await,
-            n => to.write_all(&buffer[..n]).await?,
+            n => {
+                to.write_all(&buffer[..n]).await?;
+                // The end of it may otherwise wait for the next, under TLS.
+                to.flush().await?;
+            }
         }
     }
 }
@@ -127,6 +124,23 @@ mod tests {
         };
         let ((), sent, received) = tokio::join!(splice(inner, outer, Duration::from_secs(60)), client, upstream);
         assert_eq!((sent, received), (LEN, LEN));
+    }
+
+    /// What was written may wait for a flush, as the end of a record does under TLS.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_is_sent() {
+        let (mut client, inner) = tokio::io::duplex(1024);
+        let (outer, mut upstream) = tokio::io::duplex(1024);
+        let mut got = [0; 2];
+        let said = async {
+            client.write_all(b"hi").await.unwrap();
+            upstream.read_exact(&mut got).await.unwrap();
+            upstream.write_all(b"ho").await.unwrap();
+            client.read_exact(&mut got).await.unwrap();
+        };
+        let (inner, outer) = (tokio::io::BufStream::new(inner), tokio::io::BufStream::new(outer));
+        tokio::join!(splice(inner, outer, Duration::from_secs(60)), said);
+        assert_eq!(&got, b"ho");
     }
 
     #[tokio::test]

@@ -87,6 +87,16 @@ impl Server {
         Client { stream, unread: vec![], reset: false }
     }
 
+    /// Connects with little room for what comes.
+    pub fn connect_small(&self) -> Client {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&self.address.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream, unread: vec![], reset: false }
+    }
+
     /// Sends a request on a connection of its own.
     pub fn ask(&self, request: &str) -> Response {
         let mut client = self.connect();
@@ -118,6 +128,10 @@ impl Server {
 
     pub fn terminate(&self) {
         assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits for the process to end.

@@ -108,6 +108,7 @@ fn answer(mut stream: &TcpStream, seen: &Seen) -> Option<()> {
         "/api/dies" => None,
         "/api/short-lived" => say("HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1, max=9\r\nContent-Length: 2\r\n\r\nok"),
         "/api/trailers" => say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"),
+        "/api/empty" => say("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n"),
         "/api/nonsense" => say("hello?\r\n\r\n"),
         "/api/cut" => {
             say("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")?;
@@ -563,6 +564,42 @@ fn upgrades() {
     assert!(client.is_closed());
     // Without being asked for, 101 is an error.
     assert_eq!(server.get("/api/socket").status, 502);
+}
+
+/// They live for as long as requests in progress may take.
+#[test]
+fn a_stop_leaves_tunnels_time() {
+    let (address, _) = upstream();
+    let mut server = proxied(address, Limits { drain_seconds: 60, ..Limits::default() });
+    let mut idle = server.connect();
+    idle.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(idle.response(false).status, 200);
+    let mut client = server.connect();
+    client.send("GET /api/socket HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.response(true).status, 101);
+    assert_eq!(client.exactly(7), b"welcome");
+    server.terminate();
+    assert!(idle.is_closed(), "the server knows");
+    client.send("still here");
+    assert_eq!(client.exactly(10), b"still here");
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    assert_eq!(server.wait(), 0);
+}
+
+/// 204 has no length (RFC 9110 §8.6); HTTP/2 clients take one for an error.
+#[test]
+fn no_content_has_no_length() {
+    let (address, _) = upstream();
+    let server = proxied(address, Limits::default());
+    let r = server.ask("DELETE /api/empty HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!((r.status, r.header("content-length")), (204, None));
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["--http2-prior-knowledge", "-sS", "-w", "%{http_code}", "-X", "DELETE"]);
+    match curl.arg(format!("http://{}/api/empty", server.address)).output() {
+        Err(_) => println!("SKIP proxy::no_content_has_no_length: curl is not installed"),
+        Ok(output) => assert!(output.status.success() && output.stdout == b"204", "{output:?}"),
+    }
 }
 
 /// A tunnel is for WebSocket: over HTTP/2 in the clear, all paths of the upstream would be within reach, with no password asked for.

@@ -175,6 +175,11 @@ pub trait Object: 'static {
         Err(Errno::ENOTTY)
     }
 
+    /// Bytes that were written and that the other side does not have yet (`SIOCOUTQ`).
+    fn unsent(&self) -> Result<usize> {
+        Err(Errno::ENOTTY)
+    }
+
     /// The place in the file tree, for files that have one.
     fn node(&self) -> Option<&crate::fs::Node> {
         None
@@ -415,6 +420,12 @@ pub fn sync(fd: i32) -> Result<()> {
 pub fn available(fd: i32) -> Result<usize> {
     let _guard = donjon_base::preempt::off();
     get(fd)?.obj.available()
+}
+
+/// `ioctl(SIOCOUTQ)`.
+pub fn unsent(fd: i32) -> Result<usize> {
+    let _guard = donjon_base::preempt::off();
+    get(fd)?.obj.unsent()
 }
 
 /// `fcntl(F_GETFL)`.

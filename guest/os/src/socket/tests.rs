@@ -120,6 +120,27 @@ fn dual_stack_listeners_show_mapped_addresses() {
     assert_eq!(bind(other, &at(&std::format!("0.0.0.0:{}", a.port()))), Err(Errno::EADDRINUSE));
 }
 
+/// `SIOCOUTQ`.
+#[test]
+fn what_the_peer_has_no_room_for_is_unsent() {
+    let _s = start();
+    let (l, addr) = listener(AF_INET, "127.0.0.1:0");
+    let c = socket(AF_INET, SOCK_STREAM | crate::fd::O_NONBLOCK, 0).unwrap();
+    let _ = connect(c, &addr);
+    let (s, _) = accept(l, 0).unwrap();
+    assert_eq!((crate::fd::unsent(c), crate::fd::unsent(l)), (Ok(0), Err(Errno::EINVAL)));
+    let written = crate::fd::write(c, &[&vec![7; 64 << 20]]).unwrap();
+    let unsent = crate::fd::unsent(c).unwrap();
+    assert!(unsent > 0 && unsent <= written, "{unsent} of {written}");
+    let mut left = written;
+    while left > 0 {
+        left -= read(s, 65_536).unwrap().len();
+    }
+    while crate::fd::unsent(c) != Ok(0) {
+        poll(&mut [], Some(clock::monotonic() + 1_000_000)).unwrap();
+    }
+}
+
 #[test]
 fn udp_over_loopback() {
     let _s = start();

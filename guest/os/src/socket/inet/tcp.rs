@@ -299,6 +299,13 @@ impl Object for Tcp {
         Ok(netif::with(|s| s.tcp_info(self.handle))?.map_err(err)?.receive_queue as usize)
     }
 
+    fn unsent(&self) -> Result<usize> {
+        if self.common.listening.get() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(netif::with(|s| s.tcp_info(self.handle))?.map_err(err)?.send_queue as usize)
+    }
+
     fn socket(&self) -> Option<&dyn Socket> {
         Some(self)
     }
