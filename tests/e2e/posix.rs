@@ -12,6 +12,7 @@ crate::under_engines! {
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
     linger_of_nothing_resets_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
+    an_exit_ends_connections_in_order: ProcessUser ProcessTap QemuMicrovm;
     the_last_thread_ends_the_program: ProcessUser QemuMicrovm;
     an_exit_does_not_wait_for_readers: ProcessUser QemuMicrovm;
     ordinary_calls_without_memory: ProcessUser QemuMicrovm QemuQ35;
@@ -56,6 +57,17 @@ fn linger_of_nothing_resets_a_peer_outside(engine: Engine) {
     stream.write_all(b"1234").unwrap();
     let error = stream.read_to_end(&mut Vec::new()).map_err(|e| e.kind());
     assert_eq!(error, Err(ErrorKind::ConnectionReset), "{}", guest.log());
+    guest.wait().expect_code(0);
+}
+
+fn an_exit_ends_connections_in_order(engine: Engine) {
+    let mut guest = Guest::builder(&test_guest("posix"), engine).port(9000).args(["exit-serve"]).start();
+    guest.wait_console("listening");
+    let mut stream = guest.connect().unwrap();
+    stream.write_all(b"1234").unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer).map_err(|e| e.kind());
+    assert_eq!((read, answer.len()), (Ok(10_100), 10_100), "{}", guest.log());
     guest.wait().expect_code(0);
 }
 
