@@ -25,6 +25,11 @@ impl<T> Slab<T> {
         self.used
     }
 
+    /// One more than the highest slot there has been.
+    pub fn slots(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     /// Slot and generation, or `None` at the limit or without memory.
     pub fn insert(&mut self, value: T) -> Option<(u32, u32)> {
         if self.used >= self.max {

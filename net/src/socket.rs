@@ -277,6 +277,15 @@ impl Stack {
         }
     }
 
+    /// Closes all connections, as [`Stack::close`] does: the program has ended.
+    pub fn close_all(&mut self) {
+        for slot in 0..self.sockets.slots() {
+            if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(_), orphan: false, .. })) {
+                self.tcp_close(slot);
+            }
+        }
+    }
+
     /// Gives the handle up at once; a connection sends RST (SO_LINGER with 0).
     pub fn abort(&mut self, handle: Handle) {
         match self.kind(handle) {

@@ -242,6 +242,29 @@ fn close_sends_what_is_queued_in_the_background() {
     assert_eq!(got, 100_000);
 }
 
+#[test]
+fn all_connections_of_a_program_that_ends_are_closed() {
+    let mut sim = Sim::new(10);
+    let pairs = [sim.pair(80), sim.pair(81), sim.pair(82)];
+    let closed = pairs[1].0;
+    sim.stacks[0].close(closed);
+    // The third has something that its program has not read.
+    sim.stacks[1].send(pairs[2].1, &[b"unread"]).unwrap();
+    sim.run(SECOND);
+    sim.stacks[0].send(pairs[0].0, &[b"last words"]).unwrap();
+    sim.stacks[0].close_all();
+    sim.run(SECOND);
+    let mut b = [0; 20];
+    let mut recv = |s: Handle| sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take);
+    assert_eq!([recv(pairs[0].1), recv(pairs[0].1), recv(pairs[1].1)], [Ok(10), Ok(0), Ok(0)]);
+    assert_eq!(recv(pairs[2].1), Err(Error::ConnectionReset));
+    for (_, s) in pairs {
+        sim.stacks[1].close(s);
+    }
+    sim.run(SECOND);
+    assert_eq!(sim.stacks[0].counts().0, 0, "none is left, nor counted twice");
+}
+
 /// A connection from the same port each time, made within `time`: the client's and the server's side.
 fn from_one_port(sim: &mut Sim, listener: Handle, time: u64, round: u32) -> (Handle, Handle) {
     let s = &mut sim.stacks[0];

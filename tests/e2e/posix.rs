@@ -12,6 +12,7 @@ crate::under_engines! {
     a_stack_that_overflows_is_reported: ProcessUser QemuMicrovm;
     linger: ProcessUser QemuMicrovm;
     linger_and_a_peer_outside: ProcessUser ProcessTap QemuMicrovm;
+    an_exit_ends_connections_in_order: ProcessUser ProcessTap QemuMicrovm;
     the_last_thread_ends_the_program: ProcessUser QemuMicrovm;
     an_exit_leaves_keys_alone: ProcessUser;
     an_exit_does_not_wait_for_readers: ProcessUser QemuMicrovm;
@@ -62,6 +63,17 @@ fn linger_and_a_peer_outside(engine: Engine) {
     let mut got = Vec::new();
     stream.read_to_end(&mut got).unwrap();
     assert_eq!(got, b"hello");
+    guest.wait().expect_code(0);
+}
+
+fn an_exit_ends_connections_in_order(engine: Engine) {
+    let mut guest = Guest::builder(&test_guest("posix"), engine).port(9000).args(["exit-serve"]).start();
+    guest.wait_console("listening");
+    let mut stream = guest.connect().unwrap();
+    stream.write_all(b"1234").unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer).map_err(|e| e.kind());
+    assert_eq!((read, answer.len()), (Ok(10_100), 10_100), "{}", guest.log());
     guest.wait().expect_code(0);
 }
 

@@ -46,7 +46,8 @@ pub fn begin() {
     fd::init();
 }
 
-/// Ends the guest at once.
+/// Ends the guest. Its connections end as those of a program of Linux do: what was sent goes out, as far as it can at once, and then FIN.
 pub fn exit(status: i32) -> ! {
+    netif::finish();
     donjon_base::gate::exit(status)
 }

@@ -316,6 +316,19 @@ pub fn flush_to(local: bool) {
     if local { flush_now() } else { flush() }
 }
 
+/// The guest ends: closes all connections, and sends what there is to send.
+pub fn finish() {
+    let _off = preempt::off();
+    NET.with(|n| {
+        if let Some(n) = n {
+            sparing(|| {
+                n.stack.close_all();
+                n.output(clock::monotonic());
+            });
+        }
+    });
+}
+
 /// Whether packets to that address stay in this machine.
 pub fn is_local(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();

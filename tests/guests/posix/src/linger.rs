@@ -109,6 +109,18 @@ pub fn all() -> Outcome {
     ensure(got == sent, format!("{got} of {sent} bytes with linger"))
 }
 
+/// Ends while a connection from outside is open, with an answer that has just been written.
+pub fn exit() -> Outcome {
+    let listener = TcpListener::bind("0.0.0.0:9000").map_err(text)?;
+    println!("listening");
+    let (mut stream, _) = listener.accept().map_err(text)?;
+    stream.read_exact(&mut [0; 4]).map_err(text)?;
+    // A first one, after which the next is not sent at once; together they are less than a new connection may send.
+    stream.write_all(&[1; 100]).map_err(text)?;
+    stream.write_all(&[2; 10_000]).map_err(text)?;
+    std::process::exit(0)
+}
+
 /// Ends one connection from outside with a reset, and one when the peer has everything, which keeps its own half open.
 pub fn serve() -> Outcome {
     let listener = TcpListener::bind("0.0.0.0:9000").map_err(text)?;

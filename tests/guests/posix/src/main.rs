@@ -23,6 +23,7 @@ fn main() {
         "files" => files::all(),
         "linger" => linger::all(),
         "linger-serve" => linger::serve(),
+        "exit-serve" => linger::exit(),
         "last-thread" => ends::with_the_last_thread(),
         "key-at-exit" => ends::without_key_destructors(),
         "exit-while-others-read" => ends::while_others_read(),
