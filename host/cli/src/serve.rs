@@ -6,7 +6,7 @@ use donjon_monitor::{NetMode, Protocol, Publish, RunOptions, Secret};
 
 use crate::{
     args::ServeArgs,
-    cache::{cache, temporary},
+    cache::{cache, keep, temporary},
     failure::Failure,
     run,
     site::Site,
@@ -23,7 +23,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         site.holds("--memory", memory, |mib| format!("`--memory {mib}M`"))?;
     }
     let image = place.join(format!("{}-{}.img", site.name, site.key()?));
-    let made = site.write(&image)?;
+    let (made, _held) = keep(&image, || site.write(&image))?;
     let publish = publish(args, &site);
     if args.json {
         donjon_monitor::out!("{}", made.json(&site));
