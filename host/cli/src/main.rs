@@ -4,6 +4,7 @@
 
 mod args;
 mod build;
+mod cache;
 mod failure;
 mod inspect;
 mod new;

@@ -85,16 +85,17 @@ impl Site {
         Ok(Site { name, prepared, compress, base, options, config })
     }
 
-    /// Tells sites apart, and one with a password from the same without: two commands that are started at the same time do not take each other's image.
+    /// `FOLDER-OPTIONS`: tells sites apart, and one with a password from the same without: two commands that are started at the same time do not take each other's image.
     /// Only what is in the files of the content may differ.
     pub fn key(&self) -> Result<String, Failure> {
         let mut options = self.options.clone();
         // The name of a file is not for these; of which file they are read is in it.
         options.auth.iter_mut().for_each(|a| a.password = None);
+        let folder = blake3::hash(self.base.as_os_str().as_encoded_bytes()).to_hex();
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?} {options:?} {}", self.base, self.compress).as_bytes());
         hasher.update(&self.manifest()?.to_bytes());
-        Ok(hasher.finalize().to_hex()[..16].to_owned())
+        Ok(format!("{}-{}", &folder[..8], &hasher.finalize().to_hex()[..16]))
     }
 
     /// Ports that one tries first: here, and the guest's for them.

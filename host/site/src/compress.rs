@@ -7,6 +7,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use crate::Error;
 use donjon_image::bundle::Source;
@@ -164,6 +165,8 @@ fn restore(path: &Path, spool: &mut Spool) -> io::Result<Option<(blake3::Hash, u
         io::copy(&mut file, &mut hashed)?;
         Ok(hashed.hasher.finalize())
     })?;
+    // What is not used for long is removed.
+    _ = file.set_modified(SystemTime::now());
     Ok((got == sum).then_some((got, len)))
 }
 
@@ -260,7 +263,10 @@ mod tests {
         let kept = dir.join(format!("{}-{REVISION}.br", blake3::hash(&text)));
         assert_eq!(fs::read(&kept).unwrap()[32..], brotli[..]);
         fs::write(&kept, [&blake3::hash(b"other").as_bytes()[..], b"other"].concat()).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH;
+        File::options().write(true).open(&kept).unwrap().set_modified(long_ago).unwrap();
         assert_eq!(bytes(&made("text/html", 1200).brotli.unwrap()), b"other");
+        assert_ne!(fs::metadata(&kept).unwrap().modified().unwrap(), long_ago, "it counts as used");
         for damaged in [&b"damaged"[..], &[7; 100]] {
             fs::write(&kept, damaged).unwrap();
             let again = made("text/html", 1200);
