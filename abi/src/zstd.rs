@@ -630,7 +630,7 @@ mod tests {
         assert!(unpacked(&encoder.finish().unwrap(), content.len()) == Some(content));
     }
 
-    /// Whatever is changed, there is an end without a panic; and where the library unpacks it, the content is the same.
+    /// Whatever is changed, there is an end without a panic; and where the library unpacks it, too, the content is the same.
     #[test]
     fn damage_does_no_harm() {
         let state = &mut 1;
