@@ -79,7 +79,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
             let Some(begins) =
                 (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &stop).await })
             else {
-                return close(server, stream, &state).await;
+                return Box::pin(close(server, stream, &state)).await;
             };
             fresh = false;
             let mut rest = Bytes::new();
@@ -118,7 +118,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                             let stream = Watched::new(stream, rest, state).closing();
                             return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
                         }
-                        return close(server, stream, &state).await;
+                        return Box::pin(close(server, stream, &state)).await;
                     }
                     End::Stalled => return,
                 }
