@@ -42,6 +42,11 @@ use tokio::sync::{Semaphore, watch};
 
 fn main() -> ExitCode {
     let base = std::env::args().nth(1);
+    if base.is_none() {
+        // A console that takes nothing shall not hold the server up. Elsewhere it is not ours alone.
+        // SAFETY: it concerns no memory.
+        unsafe { libc::fcntl(1, libc::F_SETFL, libc::O_NONBLOCK) };
+    }
     let result = site::Site::load(Path::new(base.as_deref().unwrap_or("/"))).and_then(|site| {
         let budget = if base.is_none() { Budget::guest() } else { Budget::unbounded() };
         // Threads look names up, and wait for nothing else.
@@ -78,6 +83,7 @@ async fn run(site: site::Site, budget: Budget) -> Result<(), String> {
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(connections as usize)),
         metrics_places: Arc::new(Semaphore::new(16)),
+        torn: Default::default(),
         stop: stopped,
     });
     let mut listeners = vec![];

@@ -24,6 +24,7 @@ fn server(config: &Config) -> (Arc<Server>, watch::Sender<bool>) {
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
         metrics_places: Arc::new(Semaphore::new(8)),
+        torn: Default::default(),
         stop: stopped,
     };
     (Arc::new(server), stop)
