@@ -135,7 +135,7 @@ impl Default for Limits {
             header_seconds: 10,
             body_bytes: 16 << 20,
             stall_seconds: 30,
-            idle_seconds: 60,
+            idle_seconds: 75,
             upstream_seconds: 60,
             drain_seconds: 10,
         }

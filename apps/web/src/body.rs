@@ -48,7 +48,10 @@ impl Content {
     }
 
     /// Keeps this until the body is sent or given up.
-    pub fn keep(&mut self, busy: Busy) {
+    pub fn keep(&mut self, mut busy: Busy) {
+        if self.is_end_stream() {
+            busy.complete();
+        }
         self.busy = Some(busy);
     }
 
@@ -66,21 +69,8 @@ impl Content {
     }
 }
 
-/// What a body may fail with.
-#[cfg(feature = "proxy")]
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
-/// What a body may fail with: nothing, without an upstream.
-#[cfg(not(feature = "proxy"))]
-pub type Error = Infallible;
-
-#[cfg(feature = "proxy")]
-const _: Option<Infallible> = None;
-
-impl Body for Content {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+impl Content {
+    fn next(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         #[cfg(feature = "proxy")]
         if let Some(stream) = &mut self.stream {
             return Pin::new(stream).poll_frame(_cx);
@@ -100,6 +90,36 @@ impl Body for Content {
             }
             Ok(Frame::data(piece))
         }))
+    }
+}
+
+/// What a body may fail with.
+#[cfg(feature = "proxy")]
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// What a body may fail with: nothing, without an upstream.
+#[cfg(not(feature = "proxy"))]
+pub type Error = Infallible;
+
+#[cfg(feature = "proxy")]
+const _: Option<Infallible> = None;
+
+impl Body for Content {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = self.next(cx);
+        // A body of known length is not asked for its end.
+        let complete = matches!(polled, Poll::Ready(None)) || self.is_end_stream();
+        if let Some(busy) = &mut self.busy {
+            if let Poll::Ready(Some(Ok(frame))) = &polled {
+                busy.pass(frame.data_ref().map_or(0, Bytes::len));
+            }
+            if complete {
+                busy.complete();
+            }
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -29,6 +29,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After our last word, how long and for how many bytes a client is listened to, so that closing does not reset the connection before it has read
 /// that word (RFC 9112 §9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 64 * 1024);
+/// How often is looked whether a client has left for which an upstream works, milliseconds.
+const LOOK_LEFT: u64 = 1000;
 /// How often is looked, at a stop, whether the client has all.
 const LOOK_SENT: Duration = Duration::from_millis(20);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -79,7 +81,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
             let Some(begins) =
                 (if at_hand { Some(Begins::Else) } else { readable(server, &stream, fresh, &stop).await })
             else {
-                return close(server, stream, &state).await;
+                return Box::pin(close(server, stream, &state)).await;
             };
             fresh = false;
             let mut rest = Bytes::new();
@@ -87,7 +89,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 // hyper wants all of it at once.
                 match budget::patient(server, Box::pin(preface(&mut stream))).await {
                     Some(first) => rest = first,
-                    None => return refuse(server, stream, client, End::Late).await,
+                    None => return Box::pin(refuse(server, stream, client, End::Late)).await,
                 }
                 if rest == HTTP2_PREFACE {
                     return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop)).await;
@@ -97,7 +99,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 if server.budget.is_out()
                     && budget::in_time(server, Box::pin(server.budget.room(For::Request))).await.is_none()
                 {
-                    return refuse(server, stream, client, End::Full).await;
+                    return Box::pin(refuse(server, stream, client, End::Full)).await;
                 }
                 let speaking = one(server, Watched::new(stream, rest, state.clone()), client, &mut stop);
                 // On the heap, as all that an idle connection does without.
@@ -111,14 +113,14 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                         return Box::pin(two(server, Watched::new(stream, rest, state).closing(), client, &mut stop))
                             .await;
                     }
-                    End::Late | End::Long | End::Full => return refuse(server, stream, client, end).await,
+                    End::Late | End::Long | End::Full => return Box::pin(refuse(server, stream, client, end)).await,
                     End::Done => {
                         #[cfg(feature = "proxy")]
                         if let Some(upstream) = state.take_upstream() {
                             let stream = Watched::new(stream, rest, state).closing();
                             return Box::pin(crate::proxy::tunnel(server, stream, upstream)).await;
                         }
-                        return close(server, stream, &state).await;
+                        return Box::pin(close(server, stream, &state)).await;
                     }
                     End::Stalled => return,
                 }
@@ -203,6 +205,7 @@ async fn one<S: Socket>(
         async move { Ok::<_, Infallible>(answer(server, request, client).await) }
     });
     let head_max = (limits.header_bytes as usize).max(8192);
+    let fd = stream.tcp().map(AsRawFd::as_raw_fd);
     let stream = stream.limited(head_max);
     let mut connection = Box::new(
         http1::Builder::new()
@@ -214,6 +217,7 @@ async fn one<S: Socket>(
     let mut stopped = std::pin::pin!(stopped(stop));
     let mut draining = false;
     let mut deadline = Deadline::default();
+    let (mut look, mut next) = (Deadline::default(), 0);
     let mut refused = None;
     let mut end = poll_fn(|cx| {
         if server.budget.is_out() && state.is_idle() {
@@ -232,6 +236,13 @@ async fn one<S: Socket>(
         }
         if state.long() {
             return Poll::Ready(End::Long);
+        }
+        // hyper does not read while a request is under way: an upstream would work on for nobody.
+        while state.is_forwarded() && look.poll(cx, &state, next).is_ready() {
+            if fd.is_some_and(has_left) {
+                return Poll::Ready(End::Stalled);
+            }
+            next = state.now() + LOOK_LEFT;
         }
         let quiet = quiet(server.metrics.open.load(Relaxed));
         let (at, end) = state.due(&limits, false, quiet);
@@ -257,6 +268,15 @@ async fn one<S: Socket>(
     }
     let (stream, rest) = parts.io.into_inner().into_parts(parts.read_buf);
     (end, stream, rest)
+}
+
+/// Whether a connection is broken. Who only sends no more waits for an answer.
+#[expect(unsafe_code, reason = "UNSAFETY: a call into libc with a pointer to a local")]
+fn has_left(fd: RawFd) -> bool {
+    let mut one = libc::pollfd { fd, events: 0, revents: 0 };
+    // SAFETY: `one` is the one that is announced.
+    let n = unsafe { libc::poll(&mut one, 1, 0) };
+    n == 1 && one.revents & (libc::POLLERR | libc::POLLHUP) != 0
 }
 
 /// Speaks HTTP/2.
@@ -414,6 +434,7 @@ async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option
 }
 
 /// Whether a socket has something that the other side does not have yet.
+#[expect(unsafe_code, reason = "UNSAFETY: a call into libc with a pointer to a local")]
 fn unsent(fd: RawFd) -> bool {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is the same number, puts an `int` where it is told to.

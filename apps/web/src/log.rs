@@ -1,7 +1,6 @@
 //! The access log: one JSON object a line, on standard output.
 
-use crate::negotiate::text;
-use hyper::header;
+use hyper::header::{self, HeaderName};
 use hyper::http::request::Parts;
 use std::cell::RefCell;
 use std::fs::File;
@@ -10,48 +9,64 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
-/// One line of the log.
-pub struct Entry<'a> {
-    /// The client.
-    pub peer: SocketAddr,
-    /// The request; `None` if its head was refused.
-    pub request: Option<&'a Parts>,
+/// A line whose end is not known yet.
+pub struct Line(String);
+
+/// How a request ended.
+pub struct End {
     /// The response's status.
     pub status: u16,
-    /// Length of the body that is sent; `None` if it is not known in advance.
-    pub bytes: Option<u64>,
-    /// From the request's last header to the response's head.
-    pub took: Duration,
+    /// Bytes of the body that were passed on to the connection.
+    pub bytes: u64,
+    /// From the request's head to the response's head, and to the end of its body.
+    pub took: [Duration; 2],
+    /// Whether all of the response was passed on.
+    pub complete: bool,
 }
 
-impl Entry<'_> {
-    /// Writes the line. A console that takes nothing loses whole log lines, and holds up no request.
-    pub fn write(&self) {
-        let line = self.line(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-        LOG.with_borrow_mut(|log| log.add(line));
+impl Line {
+    /// The beginning, now: who asks for what. `None` if a request's head was refused.
+    pub fn new(peer: SocketAddr, request: Option<&Parts>) -> Line {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Line::at(now, peer, request)
     }
 
-    fn line(&self, now: Duration) -> String {
+    fn at(now: Duration, peer: SocketAddr, request: Option<&Parts>) -> Line {
         let mut out = format!("{{\"time\":{}.{:03}", now.as_secs(), now.subsec_millis());
         let mut field = |name: &str, value: &str| {
             out.push_str(&format!(",\"{name}\":"));
             string(&mut out, value);
         };
         // A dual-stack listener's IPv4 clients have IPv6 addresses.
-        field("client", &SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()).to_string());
-        if let Some(r) = self.request {
+        field("client", &SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string());
+        if let Some(r) = request {
+            let value = |name: HeaderName| String::from_utf8_lossy(r.headers.get(name).map_or(b"", |v| v.as_bytes()));
             field("method", r.method.as_str());
             field("target", r.uri.path_and_query().map_or("*", |p| p.as_str()));
             field("version", &format!("{:?}", r.version));
             field("host", crate::respond::host(r).unwrap_or(""));
-            field("agent", &text(&r.headers, header::USER_AGENT).unwrap_or_default());
-            field("referer", &text(&r.headers, header::REFERER).unwrap_or_default());
+            field("agent", &value(header::USER_AGENT));
+            field("referer", &value(header::REFERER));
         }
-        out.push_str(&format!(",\"status\":{}", self.status));
-        if let Some(bytes) = self.bytes {
-            out.push_str(&format!(",\"bytes\":{bytes}"));
-        }
-        out.push_str(&format!(",\"micros\":{}}}\n", self.took.as_micros()));
+        Line(out)
+    }
+
+    /// Writes the line. A console that takes nothing loses whole log lines, and holds up no request.
+    pub fn write(self, end: &End) {
+        LOG.with_borrow_mut(|log| log.add(self.ended(end)));
+    }
+
+    fn ended(self, end: &End) -> String {
+        let Line(mut out) = self;
+        let [head, all] = end.took;
+        out.push_str(&format!(
+            ",\"status\":{},\"bytes\":{},\"micros\":{},\"total_micros\":{}",
+            end.status,
+            end.bytes,
+            head.as_micros(),
+            all.as_micros()
+        ));
+        out.push_str(if end.complete { "}\n" } else { ",\"complete\":false}\n" });
         out
     }
 }
@@ -109,16 +124,16 @@ mod tests {
 
     #[test]
     fn lines_are_json_whatever_the_client_sends() {
-        let request = hyper::Request::get("/a%22?x=\\").header("user-agent", "a\"b\tc").body(()).unwrap();
+        let request = hyper::Request::get("/a%22?x=\\").header("user-agent", "a\"b\tc\u{e9}").body(()).unwrap();
         let (request, ()) = request.into_parts();
         let peer = "[::ffff:10.0.0.1]:5".parse().unwrap();
-        let entry =
-            Entry { peer, request: Some(&request), status: 200, bytes: Some(5), took: Duration::from_micros(7) };
-        assert_eq!(
-            entry.line(Duration::from_millis(1_002)),
-            "{\"time\":1.002,\"client\":\"10.0.0.1:5\",\"method\":\"GET\",\"target\":\"/a%22?x=\\\\\",\"version\":\"HTTP/1.1\",\
-             \"host\":\"\",\"agent\":\"a\\\"b\\u0009c\",\"referer\":\"\",\"status\":200,\"bytes\":5,\"micros\":7}\n"
-        );
+        let line = || Line::at(Duration::from_millis(1_002), peer, Some(&request));
+        let took = [7, 9].map(Duration::from_micros);
+        let begun = "{\"time\":1.002,\"client\":\"10.0.0.1:5\",\"method\":\"GET\",\"target\":\"/a%22?x=\\\\\",\"version\":\"HTTP/1.1\",\
+             \"host\":\"\",\"agent\":\"a\\\"b\\u0009c\u{e9}\",\"referer\":\"\",\"status\":200,\"bytes\":5,\"micros\":7,\"total_micros\":9";
+        let end = End { status: 200, bytes: 5, took, complete: true };
+        assert_eq!(line().ended(&end), format!("{begun}}}\n"));
+        assert_eq!(line().ended(&End { complete: false, ..end }), format!("{begun},\"complete\":false}}\n"));
     }
 
     #[test]

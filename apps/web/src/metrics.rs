@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Default)]
 pub struct Metrics {
     responses: [AtomicU64; 5],
-    bytes: AtomicU64,
+    /// Bytes of bodies that were passed on to connections.
+    pub bytes: AtomicU64,
     /// Connections accepted since start.
     pub accepted: AtomicU64,
     /// Connections open now.
@@ -17,12 +18,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counts a response with its status and body length (known lengths only).
-    pub fn response(&self, status: u16, bytes: u64) {
+    /// Counts a response with its status.
+    pub fn response(&self, status: u16) {
         if let Some(class) = self.responses.get(usize::from(status / 100).wrapping_sub(1)) {
             class.fetch_add(1, Relaxed);
         }
-        self.bytes.fetch_add(bytes, Relaxed);
     }
 
     /// The text that a scraper gets.

@@ -192,7 +192,7 @@ impl State {
     /// `None` if it is an upstream that is waited for.
     pub fn slow_since(&self, limits: &Limits, (at, end): (u64, End)) -> Option<u64> {
         let before = |seconds: u32| at.saturating_sub(u64::from(seconds) * 1000);
-        let forwarded = self.forwarded.load(Relaxed) > 0;
+        let forwarded = self.is_forwarded();
         Some(match end {
             End::Idle => before(limits.idle_seconds),
             End::Late => before(limits.header_seconds),
@@ -222,6 +222,11 @@ impl State {
         } else {
             self.forwarded.fetch_sub(1, Relaxed)
         };
+    }
+
+    /// Whether it is an upstream that is waited for.
+    pub fn is_forwarded(&self) -> bool {
+        self.forwarded.load(Relaxed) > 0
     }
 
     /// Whether the client takes nothing of what there is for it.

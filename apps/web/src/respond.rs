@@ -96,13 +96,14 @@ fn is_host(host: &str) -> bool {
 
 /// Answers from the site's content.
 pub fn content(site: &Arc<Site>, request: &Parts, target: &Target) -> Response<Content> {
-    if target.path == "/healthz" && site.file(target.root, "/healthz").is_none() {
+    let reads = request.method == Method::GET || request.method == Method::HEAD;
+    if target.path == "/healthz" && reads && site.file(target.root, "/healthz").is_none() {
         return with(plain(StatusCode::OK, "ok\n"), header::CACHE_CONTROL, "no-store");
     }
     if request.method == Method::OPTIONS {
         return with(empty(StatusCode::NO_CONTENT), header::ALLOW, METHODS);
     }
-    if request.method != Method::GET && request.method != Method::HEAD {
+    if !reads {
         return with(status(StatusCode::METHOD_NOT_ALLOWED), header::ALLOW, METHODS);
     }
     let (root, path) = (target.root, target.path.as_str());
@@ -131,23 +132,29 @@ pub fn content(site: &Arc<Site>, request: &Parts, target: &Target) -> Response<C
 pub fn dress(site: &Site, scheme: Scheme, origin: Origin, path: &str, response: &mut Response<Content>) {
     let status = response.status();
     let headers = response.headers_mut();
-    let (theirs, success) = match origin {
-        Origin::Site => {
-            headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
-            // What says already how long it may be kept is no file.
-            let success = status.is_success() || status == StatusCode::NOT_MODIFIED;
-            (vec![], success && !headers.contains_key(header::CACHE_CONTROL))
+    let ours = origin == Origin::Site;
+    if ours {
+        headers.entry("x-content-type-options").or_insert(HeaderValue::from_static("nosniff"));
+    }
+    // What says already how long it may be kept is no file.
+    let success = ours
+        && (status.is_success() || status == StatusCode::NOT_MODIFIED)
+        && !headers.contains_key(header::CACHE_CONTROL);
+    let rules = || site.rules.iter().filter(|r| (success || !r.success) && matches(&r.pattern, path));
+    if ours {
+        for rule in rules() {
+            let (name, value) = rule.header.clone();
+            if name == header::VARY {
+                // In addition to what we have looked at.
+                headers.append(name, value);
+            } else if name != header::CONTENT_TYPE {
+                headers.insert(name, value);
+            }
         }
-        #[cfg(feature = "proxy")]
-        Origin::Upstream => (headers.keys().cloned().collect::<Vec<HeaderName>>(), false),
-    };
-    for rule in site.rules.iter().filter(|r| (success || !r.success) && matches(&r.pattern, path)) {
-        let (name, value) = rule.header.clone();
-        if name == header::VARY && origin == Origin::Site {
-            // In addition to what we have looked at.
-            headers.append(name, value);
-        } else if !theirs.contains(&name) && (name != header::CONTENT_TYPE || origin != Origin::Site) {
-            headers.insert(name, value);
+    } else {
+        // What is there stays: theirs, or of a later rule.
+        for rule in rules().rev() {
+            headers.entry(&rule.header.0).or_insert_with(|| rule.header.1.clone());
         }
     }
     if let (Scheme::Https, Some(age)) = (scheme, site.config.hsts)
@@ -233,7 +240,6 @@ fn typed_as<'a>(site: &'a Site, path: &str, page: &'a Page) -> &'a HeaderValue {
 
 fn file(site: &Site, request: &Parts, page: &Page, content_type: &HeaderValue, code: StatusCode) -> Response<Content> {
     let (variant, coding) = choose(request, page);
-    let Ok(content) = site.content(variant) else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
     let ok = code == StatusCode::OK;
     let varies = page.brotli.is_some() || page.gzip.is_some();
     let time = page.modified.as_ref().map(|(time, _)| *time);
@@ -250,13 +256,14 @@ fn file(site: &Site, request: &Parts, page: &Page, content_type: &HeaderValue, c
                 // All variants have the same date, so it does not tell of which a client has a part.
                 .filter(|_| range_applies(&request.headers, &variant.tag, time.filter(|_| !varies)))
                 .map_or(Ranges::Whole, |v| parse(v, variant.len));
+            if ranges == Ranges::Unsatisfiable {
+                let all = format!("bytes */{}", variant.len);
+                return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
+            }
+            let Ok(content) = site.content(variant) else { return status(StatusCode::INTERNAL_SERVER_ERROR) };
             match ranges {
-                Ranges::Unsatisfiable => {
-                    let all = format!("bytes */{}", variant.len);
-                    return with(status(StatusCode::RANGE_NOT_SATISFIABLE), header::CONTENT_RANGE, &all);
-                }
-                Ranges::Whole => whole(code, content, content_type),
                 Ranges::Parts(parts) => partial(&content, &parts, content_type, variant),
+                _ => whole(code, content, content_type),
             }
         }
     };

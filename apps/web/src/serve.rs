@@ -3,7 +3,7 @@
 use crate::body::Content;
 use crate::budget::{self, Budget, For, Promise};
 use crate::connection::talk;
-use crate::log::Entry;
+use crate::log::{End, Line};
 use crate::metrics::{Held, Metrics};
 use crate::progress::State;
 use crate::respond::{self, Origin, Scheme};
@@ -11,7 +11,7 @@ use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
 use crate::upload::Upload;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, Version, header};
 use std::future::Future;
@@ -55,9 +55,12 @@ impl Server {
 
     /// Counts and logs an answer without a body to what has not become a request.
     pub fn refused(&self, client: &Client, status: u16) {
-        self.metrics.response(status, 0);
+        if client.purpose != Purpose::Metrics {
+            self.metrics.response(status);
+        }
         if self.logs(client) {
-            Entry { peer: client.peer, request: None, status, bytes: Some(0), took: Duration::ZERO }.write();
+            let end = End { status, bytes: 0, took: [Duration::ZERO; 2], complete: true };
+            Line::new(client.peer, None).write(&end);
         }
     }
 }
@@ -75,27 +78,23 @@ pub enum Purpose {
 pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose) {
     let mut stop = server.stop.clone();
     loop {
-        // A place is taken before a connection is: beyond the limit, clients wait in the backlog. Metrics are to be had even then.
+        // Memory is looked for before a connection is taken. One that has come waits for its place, the others in the backlog; a place that waited for a
+        // connection would be lost for the other ports. Metrics are to be had even then.
         let places = if purpose == Purpose::Metrics { &server.metrics_places } else { &server.places };
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place,
-            _ = stopped(&mut stop) => return,
-        };
-        // Nobody closes the semaphore.
-        let Ok(place) = place else { return };
-        // So is memory for it.
         let accept = async {
             if purpose != Purpose::Metrics {
                 server.budget.room(For::Connection).await;
             }
-            listener.accept().await
+            let accepted = listener.accept().await?;
+            // Nobody closes the semaphore.
+            Ok::<_, std::io::Error>((accepted, places.clone().acquire_owned().await.map_err(std::io::Error::other)?))
         };
         let accepted = tokio::select! {
             accepted = accept => accepted,
             _ = stopped(&mut stop) => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok(((stream, peer), place)) => {
                 let client = Client { peer, purpose, state: Arc::new(State::new()) };
                 tokio::spawn(connection(server.clone(), stream, client, place));
             }
@@ -168,42 +167,93 @@ pub struct Client {
 }
 
 /// A request in progress: from its head to the end of its response's body.
-pub struct Busy(Arc<State>, Arc<Server>, [Option<Promise>; 2]);
+pub struct Busy {
+    state: Arc<State>,
+    server: Arc<Server>,
+    promises: [Option<Promise>; 2],
+    /// Whether it is counted.
+    counts: bool,
+    start: Instant,
+    /// The response's status, and when its head was ready.
+    head: Option<(u16, Duration)>,
+    bytes: u64,
+    complete: bool,
+    line: Option<Line>,
+}
 
 impl Busy {
-    fn new(server: &Arc<Server>, state: &Arc<State>) -> Busy {
-        state.begin();
-        server.metrics.active.fetch_add(1, Relaxed);
-        Busy(state.clone(), server.clone(), [None, None])
+    fn new(server: &Arc<Server>, client: &Client) -> Busy {
+        client.state.begin();
+        let counts = client.purpose != Purpose::Metrics;
+        server.metrics.active.fetch_add(counts.into(), Relaxed);
+        Busy {
+            state: client.state.clone(),
+            server: server.clone(),
+            promises: [None, None],
+            counts,
+            start: Instant::now(),
+            head: None,
+            bytes: 0,
+            complete: false,
+            line: None,
+        }
+    }
+
+    /// The response's head is ready.
+    fn head(&mut self, status: u16) {
+        self.head = Some((status, self.start.elapsed()));
+        if self.counts {
+            self.server.metrics.response(status);
+        }
+    }
+
+    /// So much of the response's body is passed on.
+    pub fn pass(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// All of it is.
+    pub fn complete(&mut self) {
+        self.complete = true;
     }
 
     /// Whether there is memory for a request over HTTP/2, which may wait for as long as its client wants; over HTTP/1 its connection has it.
     fn fits(&mut self, version: Version) -> bool {
         if version == Version::HTTP_2 {
-            self.2[0] = Promise::now(&self.1, For::Request, budget::STREAM);
+            self.promises[0] = Promise::now(&self.server, For::Request, budget::STREAM);
         }
-        version != Version::HTTP_2 || self.2[0].is_some()
+        version != Version::HTTP_2 || self.promises[0].is_some()
     }
 
     /// Whether there is memory for a body that is made while it is sent.
     fn fits_growing(&mut self) -> bool {
-        self.2[1] = Promise::now(&self.1, For::Http2, budget::LISTING);
-        self.2[1].is_some()
+        self.promises[1] = Promise::now(&self.server, For::Http2, budget::LISTING);
+        self.promises[1].is_some()
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.end();
-        self.1.metrics.active.fetch_sub(1, Relaxed);
+        self.state.end();
+        let metrics = &self.server.metrics;
+        metrics.active.fetch_sub(self.counts.into(), Relaxed);
+        if self.counts {
+            metrics.bytes.fetch_add(self.bytes, Relaxed);
+        }
+        if let Some(line) = self.line.take() {
+            let all = self.start.elapsed();
+            // There is no such status: the client has left before there was one (nginx calls it that).
+            let (status, head) = self.head.unwrap_or((499, all));
+            line.write(&End { status, bytes: self.bytes, took: [head, all], complete: self.complete });
+        }
     }
 }
 
 /// Answers one request. Status and length are counted and, if asked for, logged.
 pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Client) -> Response<Content> {
-    let mut busy = Busy::new(&server, &client.state);
-    let start = Instant::now();
+    let mut busy = Busy::new(&server, &client);
     let (parts, body) = request.into_parts();
+    busy.line = server.logs(&client).then(|| Line::new(client.peer, Some(&parts)));
     let body = Upload::new(body, parts.version, &client.state);
     let fits = busy.fits(parts.version);
     let mut response = match client.purpose {
@@ -213,12 +263,6 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
         Purpose::Metrics => metrics(&server, parts.uri.path()),
         Purpose::Site(scheme) => site(&server, &parts, body, &client, scheme, &mut busy).await,
     };
-    if server.logs(&client) {
-        let bytes = response.body().size_hint().exact();
-        let bytes = if parts.method == Method::HEAD { Some(0) } else { bytes };
-        let (peer, status) = (client.peer, response.status().as_u16());
-        Entry { peer, request: Some(&parts), status, bytes, took: start.elapsed() }.write();
-    }
     let len = response.body().len();
     if parts.method == Method::HEAD && len > 0 {
         // hyper leaves a body out of an answer in HTTP/1, but not in HTTP/2.
@@ -238,7 +282,7 @@ pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Cli
     if closes && parts.version <= Version::HTTP_11 && !response.body().waits() {
         client.state.last();
     }
-    server.metrics.response(response.status().as_u16(), response.body().len());
+    busy.head(response.status().as_u16());
     response.body_mut().keep(busy);
     response
 }

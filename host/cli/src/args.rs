@@ -383,7 +383,7 @@ pub struct SiteArgs {
     /// Longest pause within a transfer [default: 30].
     #[arg(long, value_name = "SECONDS")]
     pub stall_seconds: Option<u32>,
-    /// Longest pause between two requests of a connection [default: 60].
+    /// Longest pause between two requests of a connection [default: 75].
     #[arg(long, value_name = "SECONDS")]
     pub idle_seconds: Option<u32>,
     /// Longest wait for an upstream's answer, and for more of it [default: 60].

@@ -83,6 +83,7 @@ fn targets_and_hosts() {
         ("CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 405),
         ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi", 405),
         ("TRACE / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
+        ("POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", 405),
         ("BREW / HTTP/1.1\r\nHost: h\r\n\r\n", 405),
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET http://h/ HTTP/1.1\r\n\r\n", 400),

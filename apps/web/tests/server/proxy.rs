@@ -566,6 +566,51 @@ fn upgrades() {
     assert_eq!(server.get("/api/socket").status, 502);
 }
 
+/// A client that breaks its connection ends the request to the upstream, and what it has had of an answer is logged.
+#[test]
+fn clients_that_leave() {
+    let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, _) = upstream();
+    let proxies = vec![
+        Proxy { prefix: "/api".into(), upstream: address.to_string() },
+        Proxy { prefix: "/wait".into(), upstream: waiting.local_addr().unwrap().to_string() },
+    ];
+    let mut server = Server::start(Config { proxies, log: true, ..Config::default() }, &[("/big", &[0; 64 << 20])]);
+    for http2 in [false, true] {
+        let mut client = if http2 { http2::open(&server) } else { server.connect() };
+        if http2 {
+            client.send(http2::frame(HEADERS, END_STREAM | END_HEADERS, 1, &http2::request("/wait")));
+        } else {
+            client.send("GET /wait HTTP/1.1\r\nHost: h\r\n\r\n");
+        }
+        let (mut far, _) = waiting.accept().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert!(far.read(&mut [0; 4096]).unwrap() > 0);
+        // With a reset.
+        socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        while far.read(&mut [0; 4096]).expect("the upstream's connection ends") > 0 {}
+        let line = server.logged();
+        assert!(line.contains("\"target\":\"/wait\"") && line.contains("\"status\":499,\"bytes\":0,"), "{line}");
+        assert!(line.ends_with(",\"complete\":false}\n"), "{line}");
+    }
+    let mut client = server.connect();
+    client.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.exactly(1000);
+    drop(client);
+    let line = server.logged();
+    assert!(line.contains("\"status\":200,") && line.ends_with(",\"complete\":false}\n"), "{line}");
+    assert!(!line.contains("\"bytes\":67108864,"), "{line}");
+    let mut client = server.connect();
+    client.send("GET /api/cut HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.rest();
+    let line = server.logged();
+    assert!(line.contains("\"bytes\":5,") && line.ends_with(",\"complete\":false}\n"), "{line}");
+    assert_eq!(server.get("/api/stream").text(), "abcabcabc");
+    let line = server.logged();
+    assert!(line.contains("\"bytes\":9,") && !line.contains("complete"), "{line}");
+}
+
 /// They live for as long as requests in progress may take.
 #[test]
 fn a_stop_leaves_tunnels_time() {

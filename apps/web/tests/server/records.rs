@@ -40,7 +40,7 @@ fn requests_are_logged_and_counted() {
         "donjon_web_responses_total{class=\"4xx\"} 1",
         "donjon_web_responses_total{class=\"5xx\"} 0",
         "donjon_web_body_bytes_total 18",
-        "donjon_web_requests_active 1",
+        "donjon_web_requests_active 0",
     ] {
         assert!(r.text().lines().any(|l| l == line), "{line} in {}", r.text());
     }

@@ -3,7 +3,7 @@
 use crate::harness::{Server, free_address};
 #[cfg(feature = "proxy")]
 use donjon_web_format::Proxy;
-use donjon_web_format::{Certificate, Config};
+use donjon_web_format::{Certificate, Config, Limits};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -113,6 +113,25 @@ fn forwarded_paths_have_hsts() {
     let _server = Server::start(config, &[]);
     let said = client(address, &["-quiet"], "GET /down HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n");
     assert!(said.contains("502 Bad Gateway") && said.contains("strict-transport-security: max-age=60"), "{said}");
+}
+
+/// A place that is free is for whoever comes first, on either port.
+#[test]
+fn one_place_is_for_both_ports() {
+    let Some(keys) = Keys::new("place", &["a.example"]) else { return };
+    let address = free_address();
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let certificates = vec![keys.certificate("a.example")];
+    let config = Config { https: Some(address.port()), certificates, limits, ..Config::default() };
+    let server = Server::start(config, &[("/index.html", b"home")]);
+    for _ in 0..3 {
+        let mut client = server.connect();
+        client.send("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        assert_eq!(client.response(false).text(), "home");
+        drop(client);
+        let said = self::client(address, &["-quiet"], "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        assert!(said.contains("home"), "{said}");
+    }
 }
 
 #[test]
