@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match run(image.as_ref(), &options) {
         Ok(status) => {
             if !matches!(status, donjon_monitor::ExitStatus::Exited(_)) {
-                eprintln!("{status}");
+                donjon_monitor::say!("{status}");
             }
             ExitCode::from(status.code())
         }
