@@ -86,7 +86,7 @@ impl<'a> Source<'a> {
             let rule = self.rule(key, at, call)?;
             let wrong = self.error(at, &format!("`{key}` does not have the number {}", rule.number));
             let _ = writeln!(checks, "const _: () = assert!(libc::SYS_{key} == {}, {wrong:?});", rule.number);
-            if let Some(bits) = &rule.bits {
+            for bits in &rule.bits {
                 let none = self.error(
                     at,
                     &format!("the condition on `{key}` is about none of the lower 32 bits, or about others"),
@@ -111,12 +111,43 @@ impl<'a> Source<'a> {
         if !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
             return Err(self.error(at, &format!("`{name}` is not the name of a system call")));
         }
-        let (mut number, mut reason) = (None, None);
-        let (mut argument, mut is, mut without, mut inside) = (None, None, None, false);
+        let (mut number, mut reason, mut more) = (None, None, vec![]);
+        let mut bits = vec![];
+        let mut first = vec![];
         for (key, at, value) in in_order(table) {
             match key {
                 "number" => number = Some(self.number(key, at, value)?),
                 "reason" => reason = Some(self.words(key, at, value)?),
+                "and" => {
+                    let tables = value.as_array().map(|list| list.iter().map(|v| v.get_ref().as_table()).collect());
+                    let tables: Option<Vec<_>> = tables.flatten().filter(|t: &Vec<_>| !t.is_empty());
+                    more = tables.ok_or_else(|| self.error(at, &format!("`and` of `{name}` lists no conditions")))?;
+                }
+                _ => first.push((key, at, value)),
+            }
+        }
+        let mut check = self.check(name, at, first, &mut bits)?;
+        if !more.is_empty() {
+            let mut all = vec![check];
+            for table in more {
+                all.push(self.check(name, at, in_order(table), &mut bits)?);
+            }
+            if all.iter().any(|c| c == "Check::Any") {
+                return Err(self.error(at, &format!("`and` of `{name}` goes with other conditions")));
+            }
+            check = format!("Check::All(&[{}])", all.join(", "));
+        }
+        let missing = |what| self.error(at, &format!("`{what}` of `{name}` is missing"));
+        let number = number.ok_or_else(|| missing("number"))?;
+        let reason = reason.ok_or_else(|| missing("reason"))?;
+        Ok(Rule { number, check, reason, bits })
+    }
+
+    /// A condition as an expression. What an argument must not have is added to `none`.
+    fn check(&self, name: &str, at: usize, entries: Vec<Entry<'a>>, none: &mut Vec<String>) -> Result<String, String> {
+        let (mut argument, mut is, mut without, mut inside) = (None, None, None, false);
+        for (key, at, value) in entries {
+            match key {
                 "argument" => match self.number(key, at, value)? {
                     n @ 0..6 => argument = Some(n),
                     n => return Err(self.error(at, &format!("a call has the arguments 0 to 5, not {n}"))),
@@ -128,8 +159,8 @@ impl<'a> Source<'a> {
                 _ => return Err(self.error(at, &format!("unknown key `{key}` of `{name}`"))),
             }
         }
-        let bits = without.clone();
-        let check = match (inside, argument, is, without) {
+        none.extend(without.clone());
+        Ok(match (inside, argument, is, without) {
             (false, None, None, None) => "Check::Any".into(),
             (false, Some(n), Some(is), None) => format!("Check::Is({n}, &{})", array(&is)),
             (false, Some(n), None, Some(bits)) => format!("Check::Without({n}, ({bits}) as u32)"),
@@ -138,11 +169,7 @@ impl<'a> Source<'a> {
                 let one_of = "nothing, `argument` (0 to 5) with `is`, `argument` with `without`, or `inside` with `argument = 2` and `is`";
                 return Err(self.error(at, &format!("the condition on `{name}` must be {one_of}")));
             }
-        };
-        let missing = |what| self.error(at, &format!("`{what}` of `{name}` is missing"));
-        let number = number.ok_or_else(|| missing("number"))?;
-        let reason = reason.ok_or_else(|| missing("reason"))?;
-        Ok(Rule { number, check, reason, bits })
+        })
     }
 
     fn number(&self, key: &str, at: usize, value: &DeValue<'_>) -> Result<u32, String> {
@@ -178,8 +205,8 @@ struct Rule<'a> {
     number: u32,
     check: String,
     reason: &'a str,
-    /// The bits that an argument must not have, as an expression.
-    bits: Option<String>,
+    /// The bits that arguments must not have, as expressions.
+    bits: Vec<String>,
 }
 
 fn array(values: &[String]) -> String {

@@ -1,12 +1,14 @@
 //! The guest's console: from its pipes to the monitor's standard output and standard error.
 //!
 //! The monitor never blocks on its own output: it holds [`HELD_MAX`] bytes, then the pipe fills, then the guest's console call takes fewer
-//! bytes. Control characters do not reach a terminal.
+//! bytes. Where terminals and pipes are concerned, no promise of theirs to take bytes is relied on ([`reopened`]). Control characters do not reach a terminal.
 
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::reactor::{Interest, Reactor, Token};
@@ -41,7 +43,10 @@ impl Stream {
 pub(crate) struct Relay {
     from: Option<OwnedFd>,
     stream: Stream,
+    /// The stream's terminal or pipe, opened once more.
+    own: Option<OwnedFd>,
     tokens: (Token, Token),
+    /// For a terminal.
     filter: Option<Filter>,
     names: Option<Names>,
     /// Bytes that have been read but may be the beginning of a line of a backtrace.
@@ -63,6 +68,7 @@ impl Relay {
         Ok(Relay {
             from: Some(from),
             stream,
+            own: reopened(stream.fd()),
             tokens,
             filter: terminal.then(Filter::default),
             names: None,
@@ -95,14 +101,24 @@ impl Relay {
         self.listen(reactor, blocked);
     }
 
-    /// After the guest's end: moves everything that is left, waiting for the stream if it must.
-    pub fn finish(mut self) {
+    /// Has somebody at a terminal read this line, of the monitor itself, when there is room.
+    pub fn tell(&mut self, line: &str, reactor: &Reactor) {
+        if self.filter.is_some() && !self.broken {
+            self.held.extend_from_slice(line.as_bytes());
+            self.pump(reactor);
+        }
+    }
+
+    /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`.
+    pub fn finish(mut self, until: Option<Instant>) {
         loop {
             while !self.held.is_empty() {
-                if !self.write() {
-                    // Somebody has made it non-blocking.
-                    self.takes(None);
+                let left = until.map(|t| t.saturating_duration_since(Instant::now()));
+                let left = left.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+                if !self.takes(left.as_ref()) && left.is_some() {
+                    return;
                 }
+                self.write();
             }
             if !self.read() {
                 if self.begun.is_empty() || self.broken {
@@ -113,9 +129,13 @@ impl Relay {
         }
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.own.as_ref().map_or_else(|| self.stream.fd(), AsFd::as_fd)
+    }
+
     /// Whether the stream takes bytes within this time. Files always do.
     fn takes(&self, timeout: Option<&Timespec>) -> bool {
-        let fd = self.stream.fd();
+        let fd = self.fd();
         let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
         matches!(poll(&mut polled, timeout), Ok(n) if n > 0)
     }
@@ -123,7 +143,7 @@ impl Relay {
     /// Writes a part of what is held; false if the stream did not take it now.
     fn write(&mut self) -> bool {
         let part = &self.held[..self.held.len().min(WRITE_MAX)];
-        match rustix::io::write(self.stream.fd(), part) {
+        match rustix::io::write(self.fd(), part) {
             Ok(n) => {
                 self.held.drain(..n);
                 true
@@ -195,9 +215,9 @@ impl Relay {
         if blocked != self.writing {
             if blocked {
                 // Some streams cannot be waited for (files); these are never blocked either.
-                let _ = reactor.add(self.stream.fd(), self.tokens.1, Interest { read: false, write: true });
+                let _ = reactor.add(self.fd(), self.tokens.1, Interest { read: false, write: true });
             } else {
-                reactor.remove(self.stream.fd());
+                reactor.remove(self.fd());
             }
             self.writing = blocked;
         }
@@ -206,8 +226,22 @@ impl Relay {
 
 impl AsFd for Relay {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.from.as_ref().map_or_else(|| self.stream.fd(), AsFd::as_fd)
+        self.from.as_ref().map_or_else(|| self.fd(), AsFd::as_fd)
     }
+}
+
+/// A terminal or pipe once more, non-blocking for us and nobody else who has it. A write to a terminal that takes a byte waits until it has taken all, and
+/// another writer may be first to fill a pipe. `None` for everything else, and where the host refuses (another user's terminal): then what poll(2) says must do.
+fn reopened(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    // Whoever opens a pseudoterminal's master gets another terminal.
+    let master = stat.st_rdev == rustix::fs::makedev(5, 2);
+    let fifo = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
+    if !fifo && (master || !fd.is_terminal()) {
+        return None;
+    }
+    let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::open(name, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
 /// Whether an unfinished line may become one of a backtrace: `  12: image+0x1234`.

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match run(image.as_ref(), &options) {
         Ok(status) => {
             if !matches!(status, donjon_monitor::ExitStatus::Exited(_)) {
-                eprintln!("{status}");
+                donjon_monitor::say!("{status}");
             }
             ExitCode::from(status.code())
         }
@@ -31,7 +31,18 @@ fn main() -> ExitCode {
 
 /// Tries what the jail must not allow, and tells what came of it. For the tests of the jail.
 fn attempts() {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use rustix::net::{SocketType, bind, connect, ipproto};
+    const STREAM: SocketType = SocketType::STREAM;
+    // As the monitor opens its own: others may be refused before the call that is tried.
+    let socket = |kind, protocol| {
+        use rustix::net::{AddressFamily, SocketFlags, socket_with};
+        socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, protocol)
+    };
+    let local = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let tried = |result: rustix::io::Result<()>| match result {
+        Err(rustix::io::Errno::INPROGRESS) => Ok(()),
+        other => other.map_err(std::io::Error::from),
+    };
     let tell = |what: &str, result: std::io::Result<()>| match result {
         Ok(()) => println!("{what}: FAILURE, it is allowed"),
         Err(e) => println!("{what}: refused, {e}"),
@@ -43,32 +54,30 @@ fn attempts() {
     tell("write a file", std::fs::write("/tmp/donjon-jail-test", b"x"));
     tell("read another process", std::fs::read("/proc/1/environ").map(drop));
     tell("start a program", std::process::Command::new("/bin/true").spawn().map(drop));
-    tell("listen", TcpListener::bind("127.0.0.1:0").map(drop));
-    tell("connect", TcpStream::connect("127.0.0.1:1").map(drop));
-    tell("connect by sending", fast_open("127.0.0.1:1"));
-    tell("connect by sending a message", fast_open_with_message("127.0.0.1:1"));
-    tell("open a datagram socket", UdpSocket::bind("127.0.0.1:0").map(drop));
+    tell("listen", tried(socket(STREAM, None).and_then(|s| bind(&s, &local(0)))));
+    tell("connect", tried(socket(STREAM, None).and_then(|s| connect(&s, &local(1)))));
+    tell("connect by sending", tried(socket(STREAM, None).and_then(|s| fast_open(&s, local(1)))));
+    tell(
+        "connect by sending a message",
+        tried(socket(STREAM, None).and_then(|s| fast_open_with_message(&s, local(1)))),
+    );
+    tell("connect by MPTCP", tried(socket(STREAM, Some(ipproto::MPTCP)).and_then(|s| connect(&s, &local(1)))));
+    tell("bind a datagram socket", tried(socket(SocketType::DGRAM, None).and_then(|s| bind(&s, &local(0)))));
     tell("open a Unix socket", std::os::unix::net::UnixDatagram::unbound().map(drop));
     tell("start a thread", std::thread::Builder::new().spawn(|| ()).map(drop));
 }
 
 /// A connection attempt without `connect` (tcp(7), TCP Fast Open).
-fn fast_open(to: &str) -> std::io::Result<()> {
-    use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
-    let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    sendto(&socket, b"x", SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32), &to)?;
-    Ok(())
+fn fast_open(socket: &std::os::fd::OwnedFd, to: std::net::SocketAddr) -> rustix::io::Result<()> {
+    let flags = rustix::net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32);
+    rustix::net::sendto(socket, b"x", flags, &to).map(drop)
 }
 
 /// The same by `sendmsg`.
-fn fast_open_with_message(to: &str) -> std::io::Result<()> {
-    use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType, sendmsg_addr, socket};
-    let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    let (bytes, flags) = ([std::io::IoSlice::new(b"x")], SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32));
-    sendmsg_addr(&socket, &to, &bytes, &mut SendAncillaryBuffer::default(), flags)?;
-    Ok(())
+fn fast_open_with_message(socket: &std::os::fd::OwnedFd, to: std::net::SocketAddr) -> rustix::io::Result<()> {
+    let (bytes, flags) =
+        ([std::io::IoSlice::new(b"x")], rustix::net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32));
+    rustix::net::sendmsg_addr(socket, &to, &bytes, &mut Default::default(), flags).map(drop)
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<(String, RunOptions), String> {

@@ -1,16 +1,23 @@
 //! How a guest is brought to its end by the user: asked first, ended if it does not listen.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// The guest is asked again after this time: what comes before a virtual machine's serial port listens is lost. Its shim reports the first request only.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a reader has for what a guest has said that the user has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What somebody at a terminal is told at the first request.
+pub(crate) const ASKED: &str = "stopping the guest; once more ends it at once\n";
 
 /// What is to be done now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     /// Nothing.
     Nothing,
+    /// The same as `Ask`, for the first time: [`ASKED`] is to be said then.
+    AskFirst,
     /// Ask the guest to stop.
     Ask,
     /// End it; the signal is the one to blame.
@@ -21,8 +28,6 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Stop {
     timeout: Duration,
-    /// Somebody at a terminal is told.
-    tell: bool,
     asked: Option<Asked>,
     killed: bool,
 }
@@ -37,17 +42,14 @@ struct Asked {
 impl Stop {
     /// `timeout` is how long the guest may take.
     pub fn new(timeout: Duration) -> Stop {
-        Stop { timeout, tell: std::io::stderr().is_terminal(), asked: None, killed: false }
+        Stop { timeout, asked: None, killed: false }
     }
 
     /// SIGINT, SIGTERM or SIGHUP has arrived.
     pub fn signal(&mut self, signal: i32, now: Instant) -> Action {
         if self.asked.is_none() {
-            if self.tell {
-                crate::say!("stopping the guest; once more ends it at once");
-            }
             self.asked = Some(Asked { signal, kill_at: now + self.timeout, again_at: now + AGAIN });
-            return Action::Ask;
+            return Action::AskFirst;
         }
         self.kill(signal)
     }
@@ -80,6 +82,12 @@ impl Stop {
         }
     }
 
+    /// Until when the reader of the guest's output is waited for, now that the guest has ended; `None` is for ever.
+    pub fn patience(&self, now: Instant) -> Option<Instant> {
+        let least = now + LAST_WORDS;
+        if self.killed { Some(least) } else { self.asked.as_ref().map(|asked| asked.kill_at.max(least)) }
+    }
+
     fn kill(&mut self, signal: i32) -> Action {
         if std::mem::replace(&mut self.killed, true) { Action::Nothing } else { Action::Kill(signal) }
     }
@@ -94,14 +102,16 @@ mod tests {
         let (start, s) = (Instant::now(), Duration::from_secs);
         let mut stop = Stop::new(s(10));
         assert_eq!((stop.deadline(), stop.time(start), stop.end(start + s(1))), (None, Action::Nothing, start + s(11)));
-        assert_eq!(stop.signal(2, start), Action::Ask);
+        assert_eq!(stop.signal(2, start), Action::AskFirst);
         assert_eq!(stop.end(start + s(1)), start + s(10));
         assert_eq!(stop.time(start + s(1)), Action::Ask);
         assert_eq!(stop.time(start + s(11)), Action::Kill(2));
         assert_eq!(stop.time(start + s(12)), Action::Nothing);
         assert_eq!((stop.deadline(), stop.end(start + s(12))), (None, start + s(12)));
+        assert!(stop.patience(start).is_some());
         let mut stop = Stop::new(s(10));
-        assert_eq!(stop.signal(2, start), Action::Ask);
+        assert_eq!(stop.signal(2, start), Action::AskFirst);
+        assert_eq!(stop.patience(start), Some(start + s(10)));
         assert_eq!(stop.signal(15, start), Action::Kill(15));
         assert_eq!(stop.signal(15, start), Action::Nothing);
     }

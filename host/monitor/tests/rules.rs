@@ -11,7 +11,7 @@ about = "For somebody."
 write = { number = 1, reason = "its output" }
 [first]
 about = "For nobody."
-socket = { number = 41, argument = 0, is = ["AF_INET", "AF_INET6"], reason = "connections" }
+socket = { number = 41, argument = 0, is = ["AF_INET", "AF_INET6"], and = [{ argument = 2, is = ["IPPROTO_IP"] }], reason = "connections" }
 mmap = { number = 9, argument = 2, without = ["PROT_EXEC"], reason = "more memory" }
 mprotect = { number = 10, inside = "reserve", argument = 2, is = ["PROT_READ | PROT_WRITE"], reason = "protect" }
 "#;
@@ -28,7 +28,7 @@ fn a_list_becomes_constants_and_assertions() {
         "pub const SECOND: [Rule; 1] = [",
         "pub const FIRST: [Rule; 3] = [",
         r#"    Rule { name: "write", number: 1, check: Check::Any, reason: "its output" },"#,
-        r#"    Rule { name: "socket", number: 41, check: Check::Is(0, &[(libc::AF_INET) as u32, (libc::AF_INET6) as u32]), reason: "connections" },"#,
+        r#"    Rule { name: "socket", number: 41, check: Check::All(&[Check::Is(0, &[(libc::AF_INET) as u32, (libc::AF_INET6) as u32]), Check::Is(2, &[(libc::IPPROTO_IP) as u32])]), reason: "connections" },"#,
         r#"    Rule { name: "mmap", number: 9, check: Check::Without(2, (libc::PROT_EXEC) as u32), reason: "more memory" },"#,
         r#"    Rule { name: "mprotect", number: 10, check: Check::InReserve(&[(libc::PROT_READ | libc::PROT_WRITE) as u32]), reason: "protect" },"#,
         // Nor does a condition that is none.
@@ -67,6 +67,9 @@ fn slips_name_the_file_and_the_line() {
     wrong("number = 1,", "number = 1, flags = 2,", "4: unknown key `flags` of `write`");
     wrong("socket", "write", "7: `write` is already allowed at a/list.toml:4");
     wrong("mmap", "socket", "8: duplicate key");
+    wrong("[{ argument = 2, is = [\"IPPROTO_IP\"] }]", "[]", "7: `and` of `socket` lists no conditions");
+    wrong("[{ argument = 2, is = [\"IPPROTO_IP\"] }]", "[{}]", "7: `and` of `socket` goes with other conditions");
+    wrong("{ argument = 2, is = [\"IPPROTO_IP\"] }", "{ number = 2 }", "7: unknown key `number` of `socket`");
     wrong("\"AF_INET\",", "2,", "7: `is` is not a list of constants' names, in quotes");
     wrong("[\"PROT_EXEC\"]", "[]", "8: `without` is not a list of constants' names, in quotes");
     wrong("PROT_READ |", "PROT_READ | |", "9: `is` is not a list of constants' names, in quotes");
@@ -83,5 +86,9 @@ fn slips_name_the_file_and_the_line() {
         "is = [\"PROT_READ\"], without = [",
         &format!("8: the condition on `mmap` must be {condition}"),
     );
-    wrong("argument = 2, is", "argument = 3, is", &format!("9: the condition on `mprotect` must be {condition}"));
+    wrong(
+        "\"reserve\", argument = 2",
+        "\"reserve\", argument = 3",
+        &format!("9: the condition on `mprotect` must be {condition}"),
+    );
 }

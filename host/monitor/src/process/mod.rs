@@ -32,7 +32,7 @@ use crate::reactor::{Interest, Reactor, Ready, Token};
 use crate::secrets::{self, Region};
 use crate::signals::{CPU_TIMER, CpuTimer, Signals};
 use crate::source::Source;
-use crate::stop::{Action, Stop};
+use crate::stop::{ASKED, Action, Stop};
 use crate::symbols::Names;
 use crate::usernet::Wire;
 use child::{Plan, Rseq, Step};
@@ -211,7 +211,7 @@ impl Running {
             match r.token {
                 SIGNALS => {
                     while let Some(signal) = signals.next() {
-                        self.signal(signal);
+                        self.signal(signal, reactor);
                     }
                 }
                 CHILD => ended = true,
@@ -222,23 +222,26 @@ impl Running {
         }
         self.link.work(reactor);
         let action = self.stop.time(Instant::now());
-        self.act(action);
+        self.act(action, reactor);
         Ok(ended)
     }
 
-    fn signal(&mut self, signal: i32) {
+    fn signal(&mut self, signal: i32, reactor: &Reactor) {
         if signal == CPU_TIMER {
             return self.check_memory();
         }
         let action = self.stop.signal(signal, Instant::now());
-        self.act(action);
+        self.act(action, reactor);
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action, reactor: &Reactor) {
         match action {
             Action::Nothing => {}
-            Action::Ask => {
+            Action::Ask | Action::AskFirst => {
                 let _ = self.guest.child.signal(rustix::process::Signal::TERM);
+                if action == Action::AskFirst {
+                    self.errors.tell(ASKED, reactor);
+                }
             }
             Action::Kill(signal) => self.kill(ExitStatus::Stopped { signal }),
         }
@@ -270,8 +273,9 @@ impl Running {
         self.errors.pump(reactor);
         self.link.finish(reactor, &signals, self.stop.end(Instant::now()));
         drop(signals);
-        self.output.finish();
-        self.errors.finish();
+        let until = self.stop.patience(Instant::now());
+        self.output.finish(until);
+        self.errors.finish(until);
         let report = read_report(&self.report);
         let status = wait(&self.guest.child.0).map_err(Error::host("cannot learn how the guest ended"))?;
         if let Some([step, e0, e1, e2, e3]) = report.strip_prefix(&stub::SETUP_FAILED) {

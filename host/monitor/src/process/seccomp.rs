@@ -26,6 +26,8 @@ pub enum Check {
     Is(u32, &'static [u32]),
     /// This argument (counted from 0) has none of these bits.
     Without(u32, u32),
+    /// All of these hold.
+    All(&'static [Check]),
     /// The range (first, second argument) lies in the guest's reserve and the third argument is one of these.
     InReserve(&'static [u32]),
 }
@@ -111,20 +113,27 @@ pub fn program(rules: &[Rule], reserve: Range, otherwise: Otherwise) -> Vec<u64>
 /// They may change the accumulator: behind them is nothing but the verdict.
 fn check(check: Check, reserve: Range) -> Vec<u64> {
     let mut out = Vec::new();
+    condition(&mut out, check, reserve);
+    patch(&mut out);
+    out
+}
+
+fn condition(out: &mut Vec<u64>, check: Check, reserve: Range) {
     match check {
         Check::Any => {}
-        Check::Is(argument, values) => one_of(&mut out, argument, values),
+        Check::All(checks) => checks.iter().for_each(|c| condition(out, *c, reserve)),
+        Check::Is(argument, values) => one_of(out, argument, values),
         Check::Without(argument, bits) => {
             out.extend([op(LD_ABS, 0, 0, low(argument)), op(JMP_JSET, FAIL, 0, bits)]);
         }
         Check::InReserve(values) => {
-            one_of(&mut out, 2, values);
+            one_of(out, 2, values);
             let end = reserve.base + reserve.len;
             // addr >= base
-            at_least(&mut out, (low(0), high(0)), reserve.base);
+            at_least(out, (low(0), high(0)), reserve.base);
             // M[0], M[1] = addr + len, low and high word. The high words are bounded first, so that nothing wraps.
-            at_most_word(&mut out, high(0), (end >> 32) as u32);
-            at_most_word(&mut out, high(1), (end >> 32) as u32);
+            at_most_word(out, high(0), (end >> 32) as u32);
+            at_most_word(out, high(1), (end >> 32) as u32);
             out.extend([
                 op(LD_ABS, 0, 0, low(0)),
                 op(ST, 0, 0, 2),
@@ -151,8 +160,6 @@ fn check(check: Check, reserve: Range) -> Vec<u64> {
             ]);
         }
     }
-    patch(&mut out);
-    out
 }
 
 /// A jump target that [`patch`] replaces by the way to the kill instruction.
@@ -266,12 +273,15 @@ mod tests {
     #[test]
     fn bits_of_arguments_are_checked() {
         let rule = |number, check| Rule { name: "x", number, check, reason: "for this test" };
-        let rules = [rule(9, Check::Without(2, 4)), rule(41, Check::Is(0, &[2, 10])), rule(60, Check::Any)];
+        let socket = Check::All(&[Check::Is(0, &[2, 10]), Check::Is(1, &[1, 2]), Check::Is(2, &[0])]);
+        let rules = [rule(9, Check::Without(2, 4)), rule(41, socket), rule(60, Check::Any)];
         let program = program(&rules, RESERVE, Otherwise::Refuse);
         let verdict = |nr, args: [u64; 3]| run(&program, nr, AUDIT_ARCH_X86_64, [args[0], args[1], args[2], 0, 0, 0]);
         assert_eq!([3, 1, 0].map(|prot| verdict(9, [0, 4096, prot])), [ALLOW; 3]);
         assert_eq!([4, 5, 7, 0xff].map(|prot| verdict(9, [0, 4096, prot])), [REFUSE; 4]);
         assert_eq!([2, 10, 1, 16].map(|family| verdict(41, [family, 1, 0])), [ALLOW, ALLOW, REFUSE, REFUSE]);
+        assert_eq!([1, 2, 3, 1 << 32 | 1].map(|kind| verdict(41, [2, kind, 0])), [ALLOW, ALLOW, REFUSE, REFUSE]);
+        assert_eq!([0, 6, 262].map(|protocol| verdict(41, [10, 2, protocol])), [ALLOW, REFUSE, REFUSE]);
         assert_eq!((verdict(60, [0; 3]), verdict(59, [0; 3])), (ALLOW, REFUSE));
     }
 

@@ -29,7 +29,7 @@ use crate::process::{End, wait};
 use crate::reactor::{Interest, Reactor, Token};
 use crate::signals::{CPU_TIMER, Signals};
 use crate::source::Source;
-use crate::stop::{Action, Stop};
+use crate::stop::{ASKED, Action, Stop};
 use crate::symbols::Names;
 use crate::usernet::Wire;
 
@@ -156,8 +156,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         for action in actions {
             match action {
                 Action::Nothing => {}
-                Action::Ask => {
+                Action::Ask | Action::AskFirst => {
                     let _ = rustix::io::write(&input, &STOP_BYTE);
+                    if action == Action::AskFirst {
+                        errors.tell(ASKED, &reactor);
+                    }
                 }
                 Action::Kill(signal) => {
                     killed = Some(ExitStatus::Stopped { signal });
@@ -170,8 +173,9 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     errors.pump(&reactor);
     link.finish(&reactor, &signals, stop.end(Instant::now()));
     drop(signals);
-    output.finish();
-    errors.finish();
+    let until = stop.patience(Instant::now());
+    output.finish(until);
+    errors.finish(until);
     let ended = wait(&child.0).map_err(Error::host("cannot learn how QEMU ended"))?;
     let said = last_words(&status);
     match (said.split_last(), killed, ended) {

@@ -431,8 +431,9 @@ extern "sysv64" fn main(page: u64) -> ! {
             junk(number(args.next()), number(args.next()));
             arp()
         }
-        "echo" => net::echo(number(args.next()), false),
-        "http" => net::echo(0, true),
+        "echo" => net::echo(number(args.next()), net::Serves::Echo),
+        "chatter" => net::echo(0, net::Serves::Chatter),
+        "http" => net::echo(0, net::Serves::Http),
         "forge" => net::forge(),
         "misplace" => net::misplace(number(args.next()) as u16),
         "flood" => net::flood(number(args.next()) as u16, number(args.next())),

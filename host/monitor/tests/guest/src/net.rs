@@ -85,8 +85,20 @@ struct Echo {
     begun: bool,
 }
 
-/// TCP and UDP echo (or the barest web server) on port 7 after `delay` ms; a first byte of 'R' resets the connection.
-pub fn echo(delay: u64, http: bool) -> ! {
+/// What [`echo`] is.
+#[derive(PartialEq)]
+pub enum Serves {
+    Echo,
+    /// It fills the console all the time, and does not listen to who asks it to stop.
+    Chatter,
+    /// The barest web server.
+    Http,
+}
+
+/// TCP and UDP echo (or something like it) on port 7 after `delay` ms; a first byte of 'R' resets the connection.
+pub fn echo(delay: u64, what: Serves) -> ! {
+    let http = what == Serves::Http;
+    let chatters = what == Serves::Chatter;
     let mut host = Host::new();
     let start = now();
     while now() < start + delay * 1_000_000 {
@@ -101,8 +113,10 @@ pub fn echo(delay: u64, http: bool) -> ! {
     let mut flows: BTreeMap<Handle, Echo> = BTreeMap::new();
     let mut buffer = vec![0; 65536];
     loop {
-        host.turn(None);
-        if host.stop {
+        // As much as the console takes.
+        while chatters && gate(Call::Console, buffer.as_ptr() as u64, 1000, 1) > 0 {}
+        host.turn(chatters.then(|| now() + 1_000_000));
+        if host.stop && !chatters {
             exit(0);
         }
         while let Some(event) = host.stack.next_event() {

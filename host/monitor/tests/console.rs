@@ -1,0 +1,81 @@
+//! Where the guest's output goes: readers that do not read, and files that take no more.
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use common::{image, launcher};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A pseudoterminal: who reads what is written, and where to write.
+#[expect(unsafe_code, reason = "UNSAFETY: openpty(3) with two locals")]
+fn terminal() -> (File, OwnedFd) {
+    let (mut master, mut slave) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: 1. the integers live for the call, 2. null pointers are for what is not wanted.
+    let failed = unsafe { libc::openpty(&raw mut master, &raw mut slave, none, none.cast(), none.cast()) };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+    for fd in [master, slave] {
+        // SAFETY: a number.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    // SAFETY: the descriptors are new and nobody else's.
+    unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) }
+}
+
+fn line(mut from: &File) -> String {
+    let mut line = vec![];
+    let mut byte = [0];
+    while from.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8_lossy(&line).trim_end().into()
+}
+
+/// The guest goes on serving, and is ended as always: also where what the monitor has to say itself has no room either.
+#[test]
+fn a_terminal_that_nobody_reads_holds_nothing_up() {
+    for for_errors in [false, true] {
+        let (master, slave) = terminal();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let publish = format!("{port}:7");
+        let mut command = launcher(image(), &["-p", &publish, "--stop-timeout-ms", "3600000"], &["chatter"]);
+        command.stdout(slave.try_clone().unwrap());
+        if for_errors {
+            command.stderr(slave.try_clone().unwrap());
+        }
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        assert_eq!(line(&master), "ready");
+        // A terminal holds 4,095 bytes for its reader, and what has not got there yet.
+        while rustix::io::ioctl_fionread(&master).unwrap() < 4000 {
+            std::thread::yield_now();
+        }
+        for _ in 0..20 {
+            let mut s = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            s.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            s.write_all(b"hello").unwrap();
+            let mut answer = [0; 5];
+            s.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"hello");
+        }
+        let pid = Pid::from_child(&child);
+        for signal in [Signal::TERM, Signal::INT] {
+            kill_process(pid, signal).unwrap();
+        }
+        if for_errors {
+            // How the guest ended is said last, to whoever reads it then.
+            let guest = format!("/proc/{0}/task/{0}/children", child.id());
+            while std::fs::read_to_string(&guest).is_ok_and(|list| !list.is_empty()) {
+                std::thread::yield_now();
+            }
+            drop(master);
+        }
+        let status = child.wait().unwrap();
+        assert!(matches!(status.code(), Some(130 | 143)), "{for_errors}: {status:?}");
+    }
+}
