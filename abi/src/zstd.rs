@@ -327,6 +327,9 @@ impl Tables {
         // The last weight fills what is left.
         let mut sum = 0u32;
         for weight in &weights {
+            if u32::from(*weight) > HUFFMAN_BITS_MAX {
+                return None;
+            }
             sum += 1 << weight >> 1;
         }
         let bits = sum.checked_ilog2()? + 1;
@@ -628,6 +631,28 @@ mod tests {
             std::io::Write::flush(&mut encoder).unwrap();
         }
         assert!(unpacked(&encoder.finish().unwrap(), content.len()) == Some(content));
+    }
+
+    /// A Huffman code's lengths may be sent by a code that has any symbols.
+    #[test]
+    fn weights_are_bounded() {
+        for first in [11, 30, 31, 40] {
+            let mut bits = std::vec![(0u32, 4)];
+            // As many symbols that do not occur, by threes, then two that share 32 states.
+            bits.push((1, 5));
+            bits.extend(std::vec![(3, 2); (first - 1) / 3]);
+            bits.extend([((first - 1) as u32 % 3, 2), (17, 5), (31, 5)]);
+            let (mut word, mut len) = (0u128, 0);
+            for (value, n) in bits {
+                word |= u128::from(value) << len;
+                len += n;
+            }
+            let mut description = word.to_le_bytes()[..usize::div_ceil(len, 8)].to_vec();
+            description.extend([0xff, 0xff, 0xff, 1]);
+            description.insert(0, description.len() as u8);
+            let mut tables = Tables { huffman: [(0, 0); 1 << HUFFMAN_BITS_MAX], huffman_bits: 0, states: [NONE; 4] };
+            assert_eq!(tables.read_huffman(&mut &description[..]), None, "{first}");
+        }
     }
 
     /// Whatever is changed, there is an end without a panic; and where the library unpacks it, too, the content is the same.

@@ -205,6 +205,11 @@ impl Stack {
             return;
         }
         let Kind::Tcp(c) = kind else { return };
+        if !c.has(is::LOCAL) {
+            // Whoever was queued was another.
+            self.mark_ready(slot);
+            return;
+        }
         let emit = c.emit(&cx, &path, &mut LocalSink(&mut self.egress));
         self.after_emit(slot);
         if emit != crate::tcp::Emit::Idle {

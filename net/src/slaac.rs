@@ -115,6 +115,8 @@ impl Stack {
         let (mut dns, mut gone) = (None, false);
         let mut mtu = None;
         let m = self.config.mac;
+        let mut ours = [None; ADDRESSES_MAX];
+        ours.iter_mut().zip(&self.slaac.addresses).for_each(|(to, a)| *to = Some(a.ip));
         options_of(options, |kind, body| match kind {
             1 => link = body.first_chunk::<6>().copied(),
             // Prefix information (RFC 4861 §4.6.2): 64 bits, for autonomous configuration. If it is not on-link, only the address is ours, and its neighbours
@@ -129,6 +131,8 @@ impl Stack {
                 let ip = Ip(a);
                 if b[0] == 64
                     && b[1] & 0x40 != 0
+                    // One that is withdrawn takes no place of one that is not, unless it was ours.
+                    && (valid > 0 || ours.contains(&Some(ip)))
                     && preferred <= valid
                     && !ip.is_link_local_v6()
                     && !ip.is_multicast()

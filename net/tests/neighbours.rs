@@ -135,7 +135,9 @@ const TRUSTED: NetHdr = NetHdr {
 fn icmp6(fragment: &[u8], message: &[u8]) -> Vec<u8> {
     let mut f = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd];
     let next = if fragment.is_empty() { 58 } else { 44 };
-    f.extend([0x60, 0, 0, 0, 0, (fragment.len() + message.len()) as u8, next, 255]);
+    f.extend([0x60, 0, 0, 0]);
+    f.extend(((fragment.len() + message.len()) as u16).to_be_bytes());
+    f.extend([next, 255]);
     f.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
     f.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     f.extend(fragment);
@@ -213,6 +215,17 @@ fn a_router_that_renumbers_is_followed() {
     assert!(sim.stacks[0].source_for("2001:db8:0:3::7".parse().unwrap()).is_ok());
     sim.run(86_401 * SECOND);
     assert!(!has(&sim, 2) && !has(&sim, 3));
+}
+
+/// However many others a router withdraws, the new one is taken.
+#[test]
+fn prefixes_that_were_never_ours_leave_room() {
+    let mut sim = told(&advertisement(1800, &[prefix(1, 86_400, 14_400)]));
+    let gone: Vec<_> =
+        (10..16).map(|n| prefix(n, 0, 0)).chain([prefix(1, 7200, 0), prefix(2, 86_400, 14_400)]).collect();
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(1800, &gone));
+    assert!(has(&sim, 1) && has(&sim, 2));
+    assert_eq!(sim.stacks[0].source_for("2001:4860:4860::8888".parse().unwrap()), Ok(own(2)));
 }
 
 /// Who does not speak for the router takes nobody's address away at once.

@@ -380,6 +380,20 @@ fn a_held_back_segment_waits_for_a_moment() {
     }
 }
 
+/// The moment for what is held back is no timeout for what goes out before it is over.
+#[test]
+fn more_that_comes_in_time_is_sent_once() {
+    let mut sim = Sim::new(74);
+    sim.delay = 150 * MS;
+    let (c, s) = sim.pair(80);
+    sim.stacks[0].send_more(c, &[b"hello"]).unwrap();
+    sim.run(MS);
+    sim.stacks[0].send(c, &[&[7; 10_000]]).unwrap();
+    sim.run(2 * SECOND);
+    assert_eq!(drain_all(&mut sim.stacks[1], s), 10_005);
+    assert_eq!(sim.stacks[0].tcp_info(c).unwrap().retransmits, 0);
+}
+
 /// A window that has been closed for long without anything to send: the peer has all its time when there is.
 #[test]
 fn a_closed_window_is_no_timeout() {

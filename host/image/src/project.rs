@@ -560,7 +560,10 @@ fn libgcc() -> Result<Vec<PathBuf>, BuildError> {
     let cc = env::var("CC").unwrap_or_default();
     // It may have arguments, or be one of another program: `ccache gcc`.
     let mut words = cc.split_whitespace();
-    let (program, arguments) = (words.next().unwrap_or("cc"), words.collect::<Vec<_>>());
+    let (program, arguments) = match Path::new(&cc).is_file() {
+        true => (&*cc, vec![]),
+        false => (words.next().unwrap_or("cc"), words.collect::<Vec<_>>()),
+    };
     ["libgcc_eh.a", "libgcc.a"]
         .into_iter()
         .map(|name| {

@@ -11,6 +11,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What somebody at a terminal is told at the first request.
 pub(crate) const ASKED: &str = "stopping the guest; once more ends it at once\n";
 
+/// Most time that the peers of a guest that has ended get for what it has sent: whoever starts it anew waits for that.
+const END: Duration = Duration::from_secs(10);
+
 /// What is to be done now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
@@ -73,12 +76,14 @@ impl Stop {
         }
     }
 
-    /// Until when, now that the guest has ended, what it has sent may still go out: as long as it might have taken itself, had it been asked at that time.
+    /// Until when, now that the guest has ended, what it has sent may still go out: as long as it might have taken itself, had it been asked at that time, and
+    /// no longer than [`END`].
     pub fn end(&self, now: Instant) -> Instant {
+        let most = now + self.timeout.min(END);
         match &self.asked {
             _ if self.killed => now,
-            Some(asked) => asked.kill_at,
-            None => now + self.timeout,
+            Some(asked) => asked.kill_at.min(most),
+            None => most,
         }
     }
 
@@ -109,6 +114,7 @@ mod tests {
         assert_eq!(stop.time(start + s(12)), Action::Nothing);
         assert_eq!((stop.deadline(), stop.end(start + s(12))), (None, start + s(12)));
         assert!(stop.patience(start).is_some());
+        assert_eq!(Stop::new(s(86_400)).end(start), start + s(10));
         let mut stop = Stop::new(s(10));
         assert_eq!(stop.signal(2, start), Action::AskFirst);
         assert_eq!(stop.patience(start), Some(start + s(10)));

@@ -423,7 +423,8 @@ impl Conn {
         }
         if lt(self.snd_max, stop) {
             if !self.outstanding() {
-                self.progress_at = cx.now;
+                // A timer that waited for a window, for more, or for the next hop's address is none of what goes out now.
+                (self.progress_at, self.rto_at) = (cx.now, NEVER);
             }
             // Only what is new: it may be the end of a segment that begins with what was sent before.
             self.start_timing(later(plan.seq, self.snd_max), cx.now);

@@ -108,6 +108,10 @@ impl Conn {
     pub fn no_path(&mut self, cx: &Cx, unreachable: bool) {
         if unreachable && self.state == TcpState::SynSent {
             self.die(Some(Error::HostUnreachable));
+        } else if unreachable && self.synchronized() && !self.outstanding() && !self.has_unsent() {
+            // An acknowledgement that nobody can get: what the peer sends again asks for the next one.
+            self.flags &= !(is::ACK_NOW | is::PROBE);
+            self.ack_at = NEVER;
         } else if self.rto_at == NEVER && self.state != TcpState::Closed {
             self.rto_at = cx.now + self.rto_ns();
         }
