@@ -1,10 +1,13 @@
 //! `donjon build`: what it does with a project, and where it puts what it makes.
 
 use std::fs;
-use std::os::unix::{fs::symlink, net::UnixListener};
+use std::os::unix::{
+    fs::{MetadataExt as _, chown, symlink},
+    net::UnixListener,
+};
 use std::path::Path;
 
-use donjon_tests::{Certificate, donjon_command, target_dir};
+use donjon_tests::{Certificate, donjon_command, is_root, target_dir};
 
 use crate::bad_input::{donjon, expect, scratch_crate};
 
@@ -102,4 +105,47 @@ fn a_site_is_packed_without_its_own_image() {
     let elsewhere = target_dir().join("scratch/new-directory/self-site.img");
     _ = fs::remove_dir_all(elsewhere.parent().unwrap());
     expect(&build(&["-o", text(&elsewhere)]), 0, &["3 files,"]);
+}
+
+#[test]
+fn an_image_that_somebody_else_owns_is_written_anew() {
+    let dir = target_dir().join("scratch/owned-site");
+    _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("index.html"), "hello\n").unwrap();
+    let image = dir.join("owned.img");
+    let build = || expect(&donjon(&["build", "--web", text(&dir), "-o", text(&image)]), 0, &[]);
+    build();
+    let before = fs::metadata(&image).unwrap();
+    build();
+    assert_eq!(fs::metadata(&image).unwrap().ino(), before.ino(), "what is there is taken");
+    if !is_root() {
+        return; // nobody else can give a file away
+    }
+    chown(&image, Some(before.uid() + 1), None).unwrap();
+    build();
+    let after = fs::metadata(&image).unwrap();
+    assert_eq!(after.uid(), before.uid());
+    assert_ne!(after.ino(), before.ino());
+}
+
+#[test]
+fn a_folder_has_few_images_in_the_cache() {
+    let base = target_dir().join("scratch/small-cache");
+    _ = fs::remove_dir_all(&base);
+    let (cache, site) = (base.join("cache"), base.join("site"));
+    fs::create_dir_all(&site).unwrap();
+    fs::write(site.join("index.html"), "hello\n").unwrap();
+    for n in 0..6 {
+        // It makes its image, and then does not start it.
+        let (header, secret) = (format!("X-N: {n}"), format!("none={}/index.html", text(&site)));
+        let mut serve = donjon_command();
+        serve.args(["serve", text(&site), "--header", &header, "--secret", &secret]);
+        expect(&serve.env("XDG_CACHE_HOME", &cache).output().unwrap(), 2, &["does not ask for a secret"]);
+    }
+    let count = |end: &str| {
+        let list = fs::read_dir(cache.join("donjon/web")).unwrap();
+        list.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().ends_with(end)).count()
+    };
+    assert_eq!((count(".img"), count(".img.debug")), (4, 4));
 }

@@ -81,8 +81,15 @@ impl From<BuildError> for Failure {
                 text,
                 "install Rust (rustup), and see that cargo is on the PATH".to_owned(),
             ),
-            BuildError::Toolchain(_) => {
-                Failure::new(code::UNAVAILABLE, text, format!("`rustup target add {}`", project::TARGET))
+            BuildError::Toolchain(lld) => {
+                // A distribution's Rust has the target's library, but not this.
+                let has_target = lld.ancestors().any(|d| d.ends_with(project::TARGET) && d.join("lib").is_dir());
+                let hint = if has_target {
+                    "this Rust comes without its linker: install Rust with rustup".into()
+                } else {
+                    format!("`rustup target add {}`", project::TARGET)
+                };
+                Failure::new(code::UNAVAILABLE, text, hint)
             }
             BuildError::Packages(..) => {
                 Failure::new(code::USAGE, text, "name one of them: `donjon build DIR`".to_owned())

@@ -84,6 +84,13 @@ fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
         }
         return Ok(args.image.clone());
     }
+    let is_content = ["index.html", "public/index.html"].iter().any(|page| args.image.join(page).is_file());
+    if is_content && !args.image.join("Cargo.toml").exists() {
+        // The project around it, if there is one, is not what was meant.
+        let dir = args.image.display();
+        let hint = format!("`donjon serve {dir}` serves it");
+        return Err(Failure::new(code::NO_INPUT, format!("{dir} has web pages in it, and no Cargo.toml"), hint));
+    }
     let options = Options {
         bin: args.bin.clone(),
         optimize: args.speed.then_some(Optimize::Speed),
@@ -91,13 +98,7 @@ fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
         plain: !ui::colour(),
         ..Options::default()
     };
-    let built = build::project(&args.image, &options, None).map_err(|failure| {
-        let is_content = ["index.html", "public/index.html"].iter().any(|page| args.image.join(page).is_file());
-        if is_content && !args.image.join("Cargo.toml").exists() {
-            return Failure { hint: Some(format!("`donjon serve {}` serves it", args.image.display())), ..failure };
-        }
-        failure
-    })?;
+    let built = build::project(&args.image, &options, None)?;
     donjon_monitor::say!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
     Ok(built.image)
 }

@@ -336,3 +336,36 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
     to.body_bytes = args.body_bytes.or(to.body_bytes);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_options_make_another_image() {
+        let dir = std::env::temp_dir().join(format!("donjon-key-{}", std::process::id()));
+        let (site, other) = (dir.join("site"), dir.join("other"));
+        for content in [&site, &other] {
+            fs::create_dir_all(content).unwrap();
+            fs::write(content.join("index.html"), "hello").unwrap();
+        }
+        let file = dir.join("password");
+        fs::write(&file, "correct horse\n").unwrap();
+        let with = SiteArgs { auth: vec![format!("alice:{}", file.display())], ..SiteArgs::default() };
+        let key = |content: &Path, args: &SiteArgs| {
+            let site = Site::load(Some(content), args, None, &dir, |_| Ok(dir.join("x.img"))).unwrap();
+            let key = site.key().unwrap();
+            let (folder, options) = key.split_once('-').unwrap();
+            (folder.to_owned(), options.to_owned())
+        };
+        let (open, closed) = (key(&site, &SiteArgs::default()), key(&site, &with));
+        assert_eq!(open.0, closed.0, "the same folder");
+        assert_ne!(open.1, closed.1, "the one without a password never takes the place of the other");
+        fs::write(&file, "another\n").unwrap();
+        assert_eq!(key(&site, &with), closed, "a name does not tell the password");
+        fs::write(site.join("index.html"), "changed").unwrap();
+        assert_eq!(key(&site, &SiteArgs::default()), open, "the next start finds what has not changed");
+        assert_ne!(key(&other, &SiteArgs::default()).0, open.0);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -28,6 +28,11 @@ use crate::{
 const MEMORY: u64 = 256 << 20;
 
 pub fn test(args: &TestArgs) -> Result<u8, Failure> {
+    if let NetMode::Tap(_) = args.engine.net {
+        // It is one guest's, and the programs are many.
+        let hint = "--no-run makes the images: `donjon run IMAGE --net tap:NAME` runs one".to_owned();
+        return Err(Failure::new(code::USAGE, "tests have user-mode networking (or none), no TAP device", hint));
+    }
     let options = Options {
         cargo: args.compile.cargo(),
         plain: !ui::colour(),

@@ -98,6 +98,9 @@ fn mistakes_on_the_command_line() {
         &["inspect", "nowhere.img"],
         &["new", "1abc"],
         &["new", "empty"],
+        &["new", "deps"],
+        &["new", "fn"],
+        &["test", "empty", "--net", "tap:tap0"],
         &["frobnicate"],
     ] {
         all += &transcript(&dir, args);
@@ -183,6 +186,88 @@ fn a_file_that_may_have_been_meant_is_named() {
     program(&dir.join("small"), "[workspace]\n");
     fs::write(dir.join("small/donjon.toml"), "").unwrap();
     assert!(said("small").contains("small/donjon.toml is not read"));
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn projects_are_found_and_stand_alone() {
+    let dir = scratch("around");
+    program(&dir.join("ws/member"), "");
+    fs::write(dir.join("ws/Cargo.toml"), "[workspace]\nmembers = [\"m*\"]\nresolver = \"3\"\n").unwrap();
+    // The directory of the output is refused after the project was read.
+    let said = |at: &str| {
+        let o = donjon(&dir, &["build", at, "-o", "."]);
+        (o.status.code(), String::from_utf8_lossy(&o.stderr).into_owned())
+    };
+    let refused = |at: &str| {
+        let (code, text) = said(at);
+        assert!(code == Some(2) && text.contains("is a directory"), "{at}: {text}");
+    };
+    refused("ws/member/src");
+    let (code, text) = said("ws/member/src/main.rs");
+    assert!(code == Some(66) && text.contains("no Cargo.toml in it or above"), "{text}");
+    // One that is no member, and one that is.
+    for name in ["ws/other", "ws/more"] {
+        assert!(donjon(&dir, &["new", name]).status.success());
+        refused(name);
+        let manifest = fs::read_to_string(dir.join(name).join("Cargo.toml")).unwrap();
+        assert_eq!(manifest.contains("[workspace]"), name == "ws/other");
+    }
+    // A Rust without its own linker, as distributions have it, and one without the target.
+    let rustc = dir.join("rustc");
+    fs::write(
+        &rustc,
+        format!("#!/bin/sh\n[ \"$*\" != '--print sysroot' ] || exec echo {}\nexec rustc \"$@\"\n", dir.display()),
+    )
+    .unwrap();
+    fs::set_permissions(&rustc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for hint in ["rustup target add", "install Rust with rustup"] {
+        let o = command(&dir, &["build", "ws/member"]).env("RUSTC", &rustc).output().unwrap();
+        let text = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.code() == Some(69) && text.contains(hint), "{text}");
+        fs::create_dir_all(dir.join("lib/rustlib/x86_64-unknown-linux-gnu/lib")).unwrap();
+    }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn cargo_ends_with_the_command() {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    let dir = scratch("ends");
+    program(&dir.join("demo"), "[workspace]\n");
+    let fifo = dir.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Open on both sides: nobody waits for anybody to open it.
+    let mut word = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let cargo = dir.join("cargo");
+    let script = format!(
+        "#!/bin/sh\n[ $1 != $AT ] && exec cargo \"$@\"\necho ready >&2\nread word < {}\necho survived >&2\n",
+        fifo.display()
+    );
+    fs::write(&cargo, script).unwrap();
+    fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for at in ["metadata", "build"] {
+        let mut child = command(&dir, &["build", "demo"])
+            .env("CARGO", &cargo)
+            .env("AT", at)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut text = String::new();
+        while !text.ends_with("ready\n") {
+            assert_ne!(said.read_line(&mut text).unwrap(), 0, "{text}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Our child has been waited for, so its child has the signal: it does not get this.
+        word.write_all(b"go on\n").unwrap();
+        said.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("ready\n"), "{text}");
+        // Nor does the next one.
+        drop(word);
+        word = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    }
     fs::remove_dir_all(dir).unwrap();
 }
 

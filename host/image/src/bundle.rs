@@ -61,10 +61,11 @@ pub enum BundleError {
     Write(#[source] io::Error),
 }
 
-/// Bundles what `files` lists, relative to the directory `root`. No files give no bytes.
-pub fn bundle(root: &Path, files: &[Files]) -> Result<Layout, BundleError> {
+/// Bundles what `files` lists, relative to the directory `root`. No files give no bytes. What is `left_out` is bundled only if it is listed by its own
+/// name.
+pub fn bundle(root: &Path, files: &[Files], left_out: &dyn Fn(&Path) -> bool) -> Result<Layout, BundleError> {
     let root = root.canonicalize().map_err(|e| BundleError::Io(root.into(), e))?;
-    let mut tree = Tree { root, nodes: BTreeMap::new() };
+    let mut tree = Tree { root, left_out, nodes: BTreeMap::new() };
     for entry in files {
         tree.entry(entry)?;
     }
@@ -73,7 +74,7 @@ pub fn bundle(root: &Path, files: &[Files]) -> Result<Layout, BundleError> {
 
 /// Bundles files from anywhere: guest paths (absolute or not) and where their content comes from.
 pub fn bundle_sources(files: impl IntoIterator<Item = (String, Source)>) -> Result<Layout, BundleError> {
-    let mut tree = Tree { root: PathBuf::new(), nodes: BTreeMap::new() };
+    let mut tree = Tree { root: PathBuf::new(), left_out: &|_| false, nodes: BTreeMap::new() };
     for (path, source) in files {
         let guest = guest_path(&path)?;
         if guest.is_empty() {
@@ -142,12 +143,13 @@ enum Node {
     File(Source),
 }
 
-struct Tree {
+struct Tree<'a> {
     root: PathBuf,
+    left_out: &'a dyn Fn(&Path) -> bool,
     nodes: BTreeMap<String, Node>,
 }
 
-impl Tree {
+impl Tree<'_> {
     fn entry(&mut self, entry: &Files) -> Result<(), BundleError> {
         let to = |rest: &str| match (&entry.to, rest) {
             (None, _) => guest_path(rest),
@@ -171,6 +173,9 @@ impl Tree {
             .collect();
         for path in paths {
             let path = path.map_err(|e| bad(e.to_string()))?;
+            if (self.left_out)(&path) {
+                continue;
+            }
             let base = if entry.to.is_some() { self.root.join(&fixed) } else { self.root.clone() };
             let rest = path.strip_prefix(&base).unwrap_or(&path);
             let rest = rest.to_str().ok_or_else(|| BundleError::Name(path.clone()))?;
@@ -210,6 +215,9 @@ impl Tree {
         let list = fs::read_dir(&real).map_err(|e| BundleError::Io(path.into(), e))?;
         for child in list {
             let child = child.map_err(|e| BundleError::Io(path.into(), e))?;
+            if (self.left_out)(&path.join(child.file_name())) {
+                continue;
+            }
             let name = child.file_name().into_string().map_err(|_| BundleError::Name(child.path()))?;
             let below = if guest.is_empty() { name } else { format!("{guest}/{name}") };
             self.add(&path.join(child.file_name()), below, depth + 1)?;
@@ -409,7 +417,7 @@ mod tests {
         let dir = scratch("tree");
         let root = dir.join("pro[j]?ect*");
         fs::rename(dir.join("project"), &root).unwrap();
-        let bundle = |files: &[Files]| bundle(&root, files).unwrap().to_bytes().unwrap();
+        let bundle = |files: &[Files]| bundle(&root, files, &|_| false).unwrap().to_bytes().unwrap();
         let bytes = bundle(&[from("www", None), from("*.json", Some("/etc"))]);
         assert_eq!(paths(&bytes), ["etc", "etc/a.json", "www", "www/index.html", "www/sub", "www/sub/big.bin"]);
         let b = Bundle::parse(&bytes).unwrap();
@@ -424,6 +432,10 @@ mod tests {
         assert_eq!(paths(&bundle(&[from("www", Some("/"))])), ["index.html", "sub", "sub/big.bin"]);
         assert_eq!(paths(&bundle(&[from("a.json", Some("/x/b.json"))])), ["x", "x/b.json"]);
         assert!(bundle(&[]).is_empty());
+        let left_out = |path: &Path| path == root.join("www/sub") || path == root.join("a.json");
+        let rest = |files: &[Files]| paths(&super::bundle(&root, files, &left_out).unwrap().to_bytes().unwrap());
+        assert_eq!(rest(&[from(".", Some("/")), from("*", None)]), ["www", "www/index.html"]);
+        assert_eq!(rest(&[from("a.json", None), from("www/sub", None)]).len(), 4, "listed by their own names");
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -433,14 +445,14 @@ mod tests {
         let root = dir.join("project");
         fs::write(dir.join("secret"), "s").unwrap();
         std::os::unix::fs::symlink("../../secret", root.join("www/link")).unwrap();
-        let error = |f: Files| bundle(&root, &[f]).unwrap_err();
+        let error = |f: Files| bundle(&root, &[f], &|_| false).unwrap_err();
         assert!(matches!(error(from("www", None)), BundleError::Outside(_)));
         assert!(matches!(error(from("../secret", None)), BundleError::Outside(_)));
         assert!(matches!(error(from("a.json", Some("../x"))), BundleError::Outside(_)));
         assert!(matches!(error(from("none", None)), BundleError::Missing(_)));
         assert!(matches!(error(from("*.none", None)), BundleError::NoMatch(_)));
         let two = [from("a.json", Some("/x")), from("www/index.html", Some("/x"))];
-        assert!(matches!(bundle(&root, &two), Err(BundleError::Twice(..))));
+        assert!(matches!(bundle(&root, &two, &|_| false), Err(BundleError::Twice(..))));
         fs::remove_file(root.join("www/link")).unwrap();
         std::os::unix::fs::symlink("..", root.join("www/up")).unwrap();
         assert!(matches!(error(from("www", None)), BundleError::Outside(_)), "an endless loop");

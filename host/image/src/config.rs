@@ -451,6 +451,10 @@ mod tests {
         assert!(error("optimize = \"fast\"").contains("fast"));
         assert!(error("env = [\"A=b\"]").contains("`env`: expected a table, such as env = { LOG = \"info\" }"));
         assert!(error("memory = ").contains("line 1"));
+        // A NUL ends each argument and each variable.
+        let strings = |n: usize| format!("args = [\"{}\"]\nenv = {{ A = \"b\" }}", "x".repeat((64 << 10) - 1 - 4 + n));
+        assert!(parse(&strings(0)).is_ok());
+        assert!(error(&strings(1)).contains("`args`: with `env` these are 65537 bytes"));
     }
 
     #[test]

@@ -35,6 +35,15 @@ fn one(path: &Path) -> Result<(), NotAFile> {
     }
 }
 
+/// The path of a file that may not be there yet, with all links to its directory followed.
+pub fn real(path: &Path) -> PathBuf {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (dir.canonicalize(), path.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => path.into(),
+    }
+}
+
 /// Where the symbols of an image are: beside it.
 pub fn debug(image: &Path) -> PathBuf {
     with_suffix(image, ".debug")

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     bundle::{BundleError, Layout, bundle},
+    child::ends_with_us,
     config::{self, Config, ConfigError, Optimize},
     linker::{self, Diagnosis, Refreshed, Spec},
     output::{self, NotAFile, with_suffix},
@@ -33,7 +34,7 @@ pub const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.elf"));
 #[non_exhaustive]
 pub enum BuildError {
     /// There is no `Cargo.toml` there or above.
-    #[error("{0} is not a cargo project: there is no Cargo.toml in it")]
+    #[error("{0} is not a cargo project: there is no Cargo.toml in it or above")]
     NoProject(PathBuf),
     /// A program that is needed does not start.
     #[error("`{0}` does not start: {1}")]
@@ -204,10 +205,15 @@ impl Project {
     /// file.
     pub fn load(given: &Path, cargo: &[String]) -> Result<Project, BuildError> {
         let none = |_| BuildError::NoProject(given.into());
-        let dir = given.canonicalize().map_err(none)?;
+        let given_dir = given.canonicalize().map_err(none)?;
+        // As cargo looks for it; but a file is no place to begin.
+        let has_manifest = |dir: &&Path| dir.join("Cargo.toml").is_file();
+        let dir = Some(&given_dir).filter(|d| d.is_dir()).and_then(|d| d.ancestors().find(has_manifest));
+        let dir = dir.ok_or_else(|| BuildError::NoProject(given.into()))?.to_owned();
         let manifest = dir.join("Cargo.toml").canonicalize().map_err(none)?;
         // What it says goes to the user: it may be downloading.
-        let output = Command::new(self::cargo())
+        let mut metadata = Command::new(self::cargo());
+        let output = ends_with_us(&mut metadata)
             .args(["metadata", "--format-version=1", "--filter-platform", TARGET, "--manifest-path"])
             .arg(&manifest)
             .args(cargo.iter().filter(|a| ["--locked", "--offline"].contains(&a.as_str())))
@@ -264,17 +270,24 @@ impl Project {
         let out = out.unwrap_or(&default);
         // What is wrong with these is better said before a long compilation.
         output::check(out)?;
-        self.files_so_far()?;
+        self.files_so_far(out)?;
         let program = self.program(options)?;
-        self.write(&program, &bundle(&self.dir, &self.config.files)?, options.compress, out)
+        self.write(&program, &self.bundle(out)?, options.compress, out)
     }
 
     /// Whether there is what `files` lists, as far as that can be known before a build script has run.
-    fn files_so_far(&self) -> Result<(), BuildError> {
-        match bundle(&self.dir, &self.config.files) {
+    fn files_so_far(&self, out: &Path) -> Result<(), BuildError> {
+        match self.bundle(out) {
             Err(BundleError::Missing(_) | BundleError::NoMatch(_)) if self.build_script => Ok(()),
             other => other.map(drop).map_err(BuildError::from),
         }
+    }
+
+    /// What `files` lists, without what we make: nobody who lists the directory around it means that.
+    fn bundle(&self, out: &Path) -> Result<Layout, BundleError> {
+        let (ours, out) = (&self.target_dir, output::real(out));
+        let made = |path: &Path| path == ours || Some(path) == ours.parent() || output::belongs_to(path, &out);
+        bundle(&self.dir, &self.config.files, &made)
     }
 
     /// Builds the package's program, linked with the guest object but not packed.
@@ -297,7 +310,7 @@ impl Project {
 
     /// Makes the image of a program that cargo has made.
     pub fn pack(&self, program: &Program, out: &Path) -> Result<Built, BuildError> {
-        self.write(program, &bundle(&self.dir, &self.config.files)?, None, out)
+        self.write(program, &self.bundle(out)?, None, out)
     }
 
     fn write(
@@ -428,7 +441,11 @@ impl Project {
         let spec_path = spec.save().map_err(|e| BuildError::Io(spec.state.clone(), e))?;
         let flags = self.flags(spec)?;
         let mut cargo = Command::new(cargo());
-        cargo.args(args).args(["--target", TARGET, "--target-dir"]).arg(&self.target_dir).args(&options.cargo);
+        ends_with_us(&mut cargo)
+            .args(args)
+            .args(["--target", TARGET, "--target-dir"])
+            .arg(&self.target_dir)
+            .args(&options.cargo);
         let format = if options.plain { "json" } else { "json-diagnostic-rendered-ansi" };
         cargo.arg("--message-format").arg(format).current_dir(&self.dir).env(linker::SPEC_VAR, &spec_path);
         if options.plain {
@@ -629,7 +646,10 @@ pub fn explain(d: &Diagnosis) -> Vec<String> {
         lines.push(format!("symbol `{symbol}` is defined twice: by {}", list.join(" and by ")));
     }
     for library in &d.libraries {
-        lines.push(format!("the library `{library}` is not there as a static archive (lib{library}.a)"));
+        lines.push(format!(
+            "the library `{library}` is not there as a static archive (lib{library}.a): only directories that a build script names are looked at, \
+             such as with `println!(\"cargo::rustc-link-search=native=/usr/lib/x86_64-linux-gnu\");` in build.rs"
+        ));
     }
     if lines.is_empty() {
         lines.extend(d.text.lines().map(String::from));
@@ -680,52 +700,4 @@ fn crate_of(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_crate_is_in_the_name() {
-        for (name, of) in [
-            ("_ZN4core3fmt5Write9write_fmt17h0123456789abcdefE", "core"),
-            ("_ZN66_$LT$h2..frame..Data$LT$T$GT$$u20$as$u20$core..fmt..Debug$GT$3fmt17hE", "h2"),
-            ("_ZN52_$LT$T$u20$as$u20$alloc..string..ToString$GT$9to_stringE", "alloc"),
-            ("_ZN51_$LT$$RF$mut$u20$hyper..Client$u20$as$u20$x..Y$GT$1zE", "hyper"),
-            ("_ZN54_$LT$$u5b$T$u5d$$u20$as$u20$core..fmt..Debug$GT$3fmt17E", "core"),
-            ("_ZN10_$LT$T$GT$3fooE", "(other)"),
-            ("_RNvCs1234_7___rustc35___rust_no_alloc_shim_is_unstable_v2", "__rustc"),
-            ("_RNvNtCs5678_5tokio7runtime4spawn", "tokio"),
-            ("memcpy", "C"),
-        ] {
-            assert_eq!(crate_of(name), of, "{name}");
-        }
-    }
-
-    /// `DONJON_DEV_CFG=donjon_soft_heap` is for a bench; its object says so.
-    #[test]
-    fn the_guest_object_has_the_hardened_allocator() {
-        let mark: &[u8] = b"donjon_soft_heap";
-        assert!(!GUEST_OBJECT.windows(mark.len()).any(|w| w == mark));
-    }
-
-    #[test]
-    fn crates_of_names() {
-        assert_eq!(crate_of("_ZN4core3fmt5write17h0123456789abcdefE"), "core");
-        assert_eq!(crate_of("_ZN61_$LT$axum..routing..Router$u20$as$u20$core..clone..Clone$GT$5clone17h0123E"), "axum");
-        assert_eq!(crate_of("_RNvCs1234_7mycrate3foo"), "mycrate");
-        assert_eq!(crate_of("memcpy"), "C");
-    }
-
-    #[test]
-    fn explanations_name_symbol_user_and_remedy() {
-        let mut d = Diagnosis::default();
-        d.undefined.insert("fork".into(), vec!["daemon::start (daemon)".into()]);
-        d.duplicate.insert("malloc".into(), vec!["mimalloc".into(), "guest".into()]);
-        assert_eq!(
-            explain(&d),
-            [
-                "missing symbol `fork`, wanted by daemon::start (daemon): an image has exactly one process: start threads instead",
-                "symbol `malloc` is defined twice: by mimalloc and by guest",
-            ]
-        );
-    }
-}
+mod tests;

@@ -4,7 +4,11 @@ use crate::certificate::Checked;
 use crate::compress::{Compressed, Compressor, Content, Packed, Spool};
 use crate::options::{FILE, Options, Tls, hex};
 use crate::{Error, certificate};
-use donjon_image::{bundle::Source, output::belongs_to, secrets};
+use donjon_image::{
+    bundle::Source,
+    output::{belongs_to, real},
+    secrets,
+};
 use donjon_web_format::{CONFIG_PATH, Config, Host, INDEX_PATH, Resource, Variant, index_line, matches};
 use std::fs::{self, File};
 use std::io::Read;
@@ -196,15 +200,6 @@ fn secret(name: String, file: Option<PathBuf>, all: &mut Vec<(String, Option<Pat
         None => all.push((name, file)),
     }
     Ok(())
-}
-
-/// The path without links, of a file that need not be there.
-fn real(path: &Path) -> PathBuf {
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match (dir.canonicalize(), path.file_name()) {
-        (Ok(dir), Some(name)) => dir.join(name),
-        _ => path.into(),
-    }
 }
 
 /// What must not be served must not lie where it would be.
