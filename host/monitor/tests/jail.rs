@@ -322,6 +322,25 @@ fn what_the_host_refuses_is_said() {
     }
 }
 
+/// Some hosts (AppArmor of Ubuntu 24.04) let an ordinary user make a user namespace, but give no rights in it: others are had together with it or not at all.
+#[test]
+fn namespaces_come_with_the_user_namespace() {
+    for (user, mut command) in as_users(&["--explain-jail"], &["hello"]) {
+        if user == "root" {
+            continue;
+        }
+        refused::without_bits(&mut command, libc::SYS_unshare as u32, libc::CLONE_NEWUSER as u32);
+        let r: Ran = command.output().unwrap().into();
+        let monitors = r.out.split_once("the monitor\n").unwrap_or_else(|| panic!("{r:?}")).1;
+        if monitors.contains("  no   user namespace") {
+            return skip(&this_test(), "needs user namespaces for ordinary users");
+        }
+        for layer in ["mount namespace", "network namespace", "IPC, UTS and cgroup namespaces"] {
+            assert!(monitors.contains(&format!("  yes  {layer}")), "{layer}: {r:?}");
+        }
+    }
+}
+
 /// Runs everything that the monitor does, without one of its rules; true if it ended for that.
 fn needs(rule: &str) -> bool {
     let runs = [crash, dial, stop, serve, without_vdso];

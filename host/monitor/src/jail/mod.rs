@@ -210,21 +210,25 @@ fn memory(more: u64) -> Result<String> {
 }
 
 fn namespaces(report: &mut Report, root: bool, plan: &Plan) {
+    let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let stays = matches!(plan.network, Network::Dial(_));
+    let network = if stays || plan.place == Place::Nowhere { 0 } else { libc::CLONE_NEWNET };
+    // Some hosts (AppArmor of Ubuntu 24.04) give an ordinary user no rights in a user namespace: what comes with it is all that there is.
+    let at_once = !root && sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | network | rest).is_ok();
+    let own = |spaces| if at_once { Ok(()) } else { sys::unshare(spaces) };
     if !root {
-        report.add("user namespace", sys::unshare(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
+        report.add("user namespace", own(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
     } else {
         report.skip("user namespace", "not needed: capabilities are given up instead");
     }
-    report.add("mount namespace", sys::empty_root().map(|()| "an empty, read-only root".into()));
-    match plan.network {
-        Network::Dial(_) => report.skip("network namespace", "`egress` goes through the host's network"),
-        _ if plan.place == Place::Nowhere => {
-            report.add("network namespace", Ok("an empty one, its own and the guest's".into()))
-        }
-        _ => report.add("network namespace", sys::unshare(libc::CLONE_NEWNET).map(|()| "its own, empty".into())),
+    let mounts = own(libc::CLONE_NEWNS).and_then(|()| sys::empty_root());
+    report.add("mount namespace", mounts.map(|()| "an empty, read-only root".into()));
+    match plan.place {
+        _ if stays => report.skip("network namespace", "`egress` goes through the host's network"),
+        Place::Nowhere => report.add("network namespace", Ok("an empty one, its own and the guest's".into())),
+        Place::Host => report.add("network namespace", own(network).map(|()| "its own, empty".into())),
     }
-    let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
-    report.add("IPC, UTS and cgroup namespaces", sys::unshare(rest).map(|()| "its own".into()));
+    report.add("IPC, UTS and cgroup namespaces", own(rest).map(|()| "its own".into()));
     report.skip("PID namespace", "a process cannot change its own; seccomp lets it signal the guest only");
 }
 

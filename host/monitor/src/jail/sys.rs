@@ -60,9 +60,8 @@ pub(super) fn unshare(spaces: i32) -> Result<()> {
     check(unsafe { libc::unshare(spaces) }.into())
 }
 
-/// A mount namespace whose root is an empty, read-only file system. Open files stay open.
+/// Makes the root an empty, read-only file system, in a mount namespace of our own. Open files stay open.
 pub(super) fn empty_root() -> Result<()> {
-    unshare(libc::CLONE_NEWNS)?;
     // `/proc` is a directory that is there; what it shows goes away with the old root.
     let place = c"/proc";
     mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE)?;
