@@ -55,6 +55,8 @@ pub(crate) struct Relay {
     reading: bool,
     writing: bool,
     broken: bool,
+    /// Bytes that the stream did not take, and why not the last ones.
+    lost: Option<(u64, Errno)>,
 }
 
 impl Relay {
@@ -77,6 +79,7 @@ impl Relay {
             reading: true,
             writing: false,
             broken: false,
+            lost: None,
         })
     }
 
@@ -109,8 +112,16 @@ impl Relay {
         }
     }
 
-    /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`.
+    /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`. Tells what was lost.
     pub fn finish(mut self, until: Option<Instant>) {
+        self.drain(until);
+        if let Some((bytes, why)) = self.lost {
+            let what = if self.stream == Stream::Output { "output" } else { "errors" };
+            crate::say!("donjon: {bytes} bytes of the guest's {what} are lost: {why}");
+        }
+    }
+
+    fn drain(&mut self, until: Option<Instant>) {
         loop {
             while !self.held.is_empty() {
                 let left = until.map(|t| t.saturating_duration_since(Instant::now()));
@@ -150,10 +161,17 @@ impl Relay {
             }
             Err(Errno::INTR) => true,
             Err(Errno::AGAIN) => false,
-            Err(_) => {
+            Err(Errno::PIPE | Errno::BADF) => {
                 // Nobody reads any more. The guest goes on without.
                 self.broken = true;
                 self.held.clear();
+                true
+            }
+            Err(why) => {
+                // A full disk may have room again.
+                let len = part.len();
+                self.held.drain(..len);
+                self.lost = Some((self.lost.map_or(0, |l| l.0) + len as u64, why));
                 true
             }
         }

@@ -54,6 +54,8 @@ struct Undecided {
     other: OwnedFd,
     rules: Rules,
     name: String,
+    /// Say so then.
+    tell: bool,
 }
 
 /// Which descriptor is the guest's device.
@@ -96,7 +98,7 @@ impl Link {
                 return Ok(Choice::First);
             }
         };
-        let Undecided { mut filter, tap, device, other, rules, name } = undecided;
+        let Undecided { mut filter, tap, device, other, rules, name, tell } = undecided;
         match filter.wait() {
             Ok(()) => {
                 (self.guest, self.end) = (Some(tap), End::Kernel(filter));
@@ -104,7 +106,7 @@ impl Link {
             }
             Err(e) => {
                 self.guest = Some(other);
-                self.end = through_the_monitor(tap, device, rules, &name, &e, self.verbose)?;
+                self.end = through_the_monitor(tap, device, rules, &name, &e, tell)?;
                 Ok(Choice::Other)
             }
         }
@@ -198,9 +200,13 @@ fn filtered_tap(
     };
     let (device, other) = Device::pair(wire).map_err(Error::host("cannot create a socket pair"))?;
     let name = tap.name.clone();
+    // An ordinary user's TAP is never filtered by the kernel; root's is, but where something is wrong.
+    let tell = options.verbose || (rustix::process::geteuid().is_root() && !options.relay_tap);
     match attached {
-        Ok(filter) => Ok((None, End::Undecided(Undecided { filter, tap: fd, device, other, rules, name }.into()))),
-        Err(e) => Ok((Some(other), through_the_monitor(fd, device, rules, &name, &e, options.verbose)?)),
+        Ok(filter) => {
+            Ok((None, End::Undecided(Undecided { filter, tap: fd, device, other, rules, name, tell }.into())))
+        }
+        Err(e) => Ok((Some(other), through_the_monitor(fd, device, rules, &name, &e, tell)?)),
     }
 }
 
@@ -211,9 +217,9 @@ fn through_the_monitor(
     rules: Rules,
     name: &str,
     e: &std::io::Error,
-    verbose: bool,
+    tell: bool,
 ) -> Result<End, Error> {
-    if verbose {
+    if tell {
         crate::say!("donjon: the kernel does not filter on {name} ({e}): frames pass through the monitor");
     }
     if device.wire == Wire::Plain {

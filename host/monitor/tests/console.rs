@@ -79,3 +79,13 @@ fn a_terminal_that_nobody_reads_holds_nothing_up() {
         assert!(matches!(status.code(), Some(130 | 143)), "{for_errors}: {status:?}");
     }
 }
+
+/// A full disk costs what it did not take, which is said, and not all that comes after.
+#[test]
+fn a_full_disk_costs_what_it_did_not_take() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let out = launcher(image(), &["--net", "none"], &["console-big", "3000000"]).stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("donjon: 3000000 bytes of the guest's output are lost: No space left"), "{said}");
+}

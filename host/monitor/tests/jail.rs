@@ -227,6 +227,51 @@ fn weak_root(options: &[&str], args: &[&str]) -> Command {
     weak
 }
 
+/// Root that can become nobody else serves as an ordinary user does: in a container without capabilities, which may have no namespaces either, and in a user
+/// namespace of one user.
+#[test]
+fn root_that_can_become_nobody_else_serves() {
+    if missing("root_that_can_become_nobody_else_serves", &[Need::Root]) {
+        return;
+    }
+    let ways: [(&[&str], bool); 3] = [
+        (&["setpriv", "--bounding-set=-all"], false),
+        (&["setpriv", "--bounding-set=-all"], true),
+        (&["unshare", "-Ur"], false),
+    ];
+    for (way, without_namespaces) in ways {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let publish = format!("{port}:7");
+        let as_it = |options: &[&str]| {
+            let plain = launcher(image(), options, &["echo", "0"]);
+            let mut command = Command::new(way[0]);
+            command.args(&way[1..]).arg(plain.get_program()).args(plain.get_args());
+            if without_namespaces {
+                refused::from_the_start(&mut command, libc::SYS_unshare as u32);
+            }
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+        };
+        let r: Ran = as_it(&["--explain-jail"]).output().unwrap().into();
+        assert!(r.out.contains("root, who cannot become anybody else here"), "{way:?}: {r:?}");
+        let mut child = as_it(&["-p", &publish]).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready", "{way:?}");
+        let monitor = child.id().to_string();
+        let guest = children(child.id());
+        for pid in [&monitor, &guest[0]] {
+            assert_eq!(status(pid, "CapPrm"), "0000000000000000", "{way:?}");
+        }
+        let mut s = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        s.write_all(b"hello").unwrap();
+        let mut answer = [0; 5];
+        s.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let r: Ran = child.wait_with_output().unwrap().into();
+        assert_eq!((r.code, r.err.as_str()), (Some(0), ""), "{way:?}");
+    }
+}
+
 /// What is explained of the guest's root is what its process has.
 #[test]
 fn the_root_of_the_guest_is_what_is_explained() {
@@ -274,6 +319,25 @@ fn what_the_host_refuses_is_said() {
         let r = ran(Some(libc::SYS_unshare), options);
         assert_eq!((r.code, r.err.contains(LINE)), (Some(7), said), "{r:?}");
         assert_eq!(r.err.contains("mount namespace of the monitor"), said, "{r:?}");
+    }
+}
+
+/// Some hosts (AppArmor of Ubuntu 24.04) let an ordinary user make a user namespace, but give no rights in it: others are had together with it or not at all.
+#[test]
+fn namespaces_come_with_the_user_namespace() {
+    for (user, mut command) in as_users(&["--explain-jail"], &["hello"]) {
+        if user == "root" {
+            continue;
+        }
+        refused::without_bits(&mut command, libc::SYS_unshare as u32, libc::CLONE_NEWUSER as u32);
+        let r: Ran = command.output().unwrap().into();
+        let monitors = r.out.split_once("the monitor\n").unwrap_or_else(|| panic!("{r:?}")).1;
+        if monitors.contains("  no   user namespace") {
+            return skip(&this_test(), "needs user namespaces for ordinary users");
+        }
+        for layer in ["mount namespace", "network namespace", "IPC, UTS and cgroup namespaces"] {
+            assert!(monitors.contains(&format!("  yes  {layer}")), "{layer}: {r:?}");
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) enum Network {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub network: Network,
+    /// This is root, who can become nobody ([`is_root`]).
+    pub root: bool,
     /// Leave this rule out and end the process at what is not listed: for the test that none is redundant.
     pub without_rule: Option<&'static str>,
     /// Address space that the monitor may get, beyond what it has, bytes.
@@ -54,14 +56,15 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// For a monitor with this to do; `symbols` are the bytes of symbols' files that it may have to read.
-    pub fn new(network: Network, symbols: u64, options: &RunOptions) -> Plan {
+    /// For a monitor with this to do, of root or not; `symbols` are the bytes of symbols' files that it may have to read.
+    pub fn new(network: Network, root: bool, symbols: u64, options: &RunOptions) -> Plan {
         let work = match network {
             Network::None | Network::Frames => MEMORY_PLAIN,
             Network::Serve | Network::Dial(_) => MEMORY_USERNET,
         };
         Plan {
             network,
+            root,
             without_rule: options.monitor_without_rule,
             memory: options.monitor_memory.unwrap_or(work + symbols.saturating_mul(MEMORY_SYMBOLS)),
             place: Place::Host,
@@ -87,12 +90,36 @@ pub(crate) enum Place {
     Nowhere,
 }
 
+/// Whether this is root that can become [`NOBODY`]. In a container without capabilities, or in a user namespace that has root only, it is an ordinary user to
+/// the jail, which gets what those get.
+pub(crate) fn is_root() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    let both = CapabilitySet::SETUID | CapabilitySet::SETGID;
+    let may = || capabilities(None).is_ok_and(|sets| sets.effective.contains(both));
+    // Kernels without user namespaces do not have these files.
+    let says = |file: &str, sound: fn(&str) -> bool| std::fs::read_to_string(file).map_or(true, |text| sound(&text));
+    rustix::process::geteuid().is_root()
+        && may()
+        && says("/proc/self/uid_map", has_nobody)
+        && says("/proc/self/gid_map", has_nobody)
+        && says("/proc/self/setgroups", |text| text.trim() == "allow")
+}
+
+/// Whether [`NOBODY`] is in this map of ids: lines of the first one, who it is outside, and how many there are.
+fn has_nobody(map: &str) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(|n| n.parse().unwrap_or(0u64));
+        let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
+        first.zip(count).is_some_and(|(first, count)| (first..first + count).contains(&NOBODY.into()))
+    })
+}
+
 /// Leaves the host's network for a namespace without one, for the guest's process too, which is started next: making one takes as long as starting a process, so there is one
 /// for both, and nobody in it who could open a socket. It stays where it is if it needs the host's network, or the host refuses.
-pub(crate) fn leave_the_network(network: &Network, options: &RunOptions) -> Place {
+pub(crate) fn leave_the_network(root: bool, network: &Network, options: &RunOptions) -> Place {
     let stays = matches!(network, Network::Dial(_)) || options.without.contains(&Protection::Jail);
     // An ordinary user gets one with a user namespace only, each its own.
-    match !stays && rustix::process::geteuid().is_root() && sys::unshare(libc::CLONE_NEWNET).is_ok() {
+    match !stays && root && sys::unshare(libc::CLONE_NEWNET).is_ok() {
         true => Place::Nowhere,
         false => Place::Host,
     }
@@ -128,7 +155,8 @@ pub(crate) fn begin(plan: &Plan) -> Begun {
     }
     // The standard library asks for the keys of its hash tables once for each thread, and there is one: later it could not (`getrandom`).
     let _ = std::hash::RandomState::new();
-    let root = rustix::process::geteuid().is_root();
+    let root = plan.root;
+    let user = rustix::process::geteuid();
     report.add("faults", sys::no_handlers().map(|()| "the kernel ends it, and no handler".into()));
     let at_parents_end = sys::at_parents_end();
     report.add("not dumpable", sys::not_dumpable().map(|()| "no core dumps, no ptrace by others".into()));
@@ -137,19 +165,27 @@ pub(crate) fn begin(plan: &Plan) -> Begun {
     namespaces(&mut report, root, plan);
     report.add(
         "capabilities",
-        sys::no_capabilities().map(|()| match sys::bounding_set_is_empty() {
+        sys::no_capabilities(root).map(|()| match sys::bounding_set_is_empty() {
             true => "all sets empty, the bounding set too".into(),
             false => "all sets empty, but the bounding set, as the host refused the user namespace".into(),
         }),
     );
     match root {
         true => report.add("user", sys::become_user(NOBODY).map(|()| format!("root has become nobody ({NOBODY})"))),
-        false => report.add("user", Ok(format!("an ordinary user ({})", rustix::process::geteuid().as_raw()))),
+        false => report.add("user", Ok(of_user(user))),
     }
     let _ = sys::set_at_parents_end(at_parents_end);
     report.add("no new privileges", sys::no_new_privileges().map(|()| "no program can give rights back".into()));
     report.add("Landlock", monitor_ruleset(&plan.network).and_then(|r| restrict(r, describe(&plan.network))));
     Begun(report)
+}
+
+/// Whose a process stays.
+fn of_user(user: rustix::process::Uid) -> String {
+    match user.is_root() {
+        true => "root, who cannot become anybody else here".into(),
+        false => format!("an ordinary user ({})", user.as_raw()),
+    }
 }
 
 fn limits(plan: &Plan) -> Result<String> {
@@ -174,21 +210,25 @@ fn memory(more: u64) -> Result<String> {
 }
 
 fn namespaces(report: &mut Report, root: bool, plan: &Plan) {
+    let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let stays = matches!(plan.network, Network::Dial(_));
+    let network = if stays || plan.place == Place::Nowhere { 0 } else { libc::CLONE_NEWNET };
+    // Some hosts (AppArmor of Ubuntu 24.04) give an ordinary user no rights in a user namespace: what comes with it is all that there is.
+    let at_once = !root && sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | network | rest).is_ok();
+    let own = |spaces| if at_once { Ok(()) } else { sys::unshare(spaces) };
     if !root {
-        report.add("user namespace", sys::unshare(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
+        report.add("user namespace", own(libc::CLONE_NEWUSER).map(|()| "its own, without mappings".into()));
     } else {
         report.skip("user namespace", "not needed: capabilities are given up instead");
     }
-    report.add("mount namespace", sys::empty_root().map(|()| "an empty, read-only root".into()));
-    match plan.network {
-        Network::Dial(_) => report.skip("network namespace", "`egress` goes through the host's network"),
-        _ if plan.place == Place::Nowhere => {
-            report.add("network namespace", Ok("an empty one, its own and the guest's".into()))
-        }
-        _ => report.add("network namespace", sys::unshare(libc::CLONE_NEWNET).map(|()| "its own, empty".into())),
+    let mounts = own(libc::CLONE_NEWNS).and_then(|()| sys::empty_root());
+    report.add("mount namespace", mounts.map(|()| "an empty, read-only root".into()));
+    match plan.place {
+        _ if stays => report.skip("network namespace", "`egress` goes through the host's network"),
+        Place::Nowhere => report.add("network namespace", Ok("an empty one, its own and the guest's".into())),
+        Place::Host => report.add("network namespace", own(network).map(|()| "its own, empty".into())),
     }
-    let rest = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
-    report.add("IPC, UTS and cgroup namespaces", sys::unshare(rest).map(|()| "its own".into()));
+    report.add("IPC, UTS and cgroup namespaces", own(rest).map(|()| "its own".into()));
     report.skip("PID namespace", "a process cannot change its own; seccomp lets it signal the guest only");
 }
 
@@ -267,8 +307,7 @@ pub(crate) struct Confinement {
 
 impl Confinement {
     /// For a program that reads the first of these files, and reads and writes the second, if they are there. `files` is `None` if it is not known what it needs.
-    pub fn new(files: Option<(&[&Path], &[PathBuf])>, report: &mut Report) -> Confinement {
-        let root = rustix::process::geteuid().is_root();
+    pub fn new(root: bool, files: Option<(&[&Path], &[PathBuf])>, report: &mut Report) -> Confinement {
         let landlock = match files {
             Some((files, named)) => {
                 let built = program_ruleset(files, named);
@@ -288,7 +327,7 @@ impl Confinement {
                 None
             }
         };
-        report.add("user", Ok(if root { format!("nobody ({NOBODY})") } else { "an ordinary user".into() }));
+        report.add("user", Ok(if root { format!("nobody ({NOBODY})") } else { of_user(rustix::process::geteuid()) }));
         report.add("capabilities", Ok("all sets empty, the bounding set too where the host allows it".into()));
         report.add("no new privileges", Ok("no program can give rights back".into()));
         report.add("namespaces", Ok("network, IPC, UTS, cgroup, where the host allows them".into()));
@@ -303,7 +342,7 @@ impl Confinement {
         // In some places an ordinary user may have none.
         let _ = sys::unshare(user | spaces);
         sys::limit(libc::RLIMIT_CORE, 0)?;
-        sys::no_capabilities()?;
+        sys::no_capabilities(self.root)?;
         if self.root {
             sys::become_user(NOBODY)?;
         }
@@ -352,8 +391,9 @@ pub(crate) fn keeper(without_rule: Option<&str>) -> Result<()> {
     sys::not_dumpable()?;
     sys::limit(libc::RLIMIT_CORE, 0)?;
     sys::limit(libc::RLIMIT_NPROC, 0)?;
-    sys::only_capabilities(NET_ADMIN)?;
-    if rustix::process::geteuid().is_root() {
+    let root = is_root();
+    sys::only_capabilities(NET_ADMIN, root)?;
+    if root {
         sys::become_user_with(NOBODY, NET_ADMIN)?;
     }
     sys::no_new_privileges()?;
@@ -413,6 +453,17 @@ impl Gate {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn maps_of_ids_are_read() {
+        for map in ["         0          0 4294967295\n", "0 1000 1\n1 100000 65536\n", "65534 7 1"] {
+            assert!(has_nobody(map), "{map}");
+        }
+        for map in ["", "         0          0          1\n", "0 1000 65534", "65535 1 1", "0 x"] {
+            assert!(!has_nobody(map), "{map}");
+        }
+    }
+
     use std::io::ErrorKind::{ConnectionRefused, PermissionDenied};
     use std::net::{TcpListener, TcpStream};
 

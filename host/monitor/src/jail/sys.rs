@@ -60,9 +60,8 @@ pub(super) fn unshare(spaces: i32) -> Result<()> {
     check(unsafe { libc::unshare(spaces) }.into())
 }
 
-/// A mount namespace whose root is an empty, read-only file system. Open files stay open.
+/// Makes the root an empty, read-only file system, in a mount namespace of our own. Open files stay open.
 pub(super) fn empty_root() -> Result<()> {
-    unshare(libc::CLONE_NEWNS)?;
     // `/proc` is a directory that is there; what it shows goes away with the old root.
     let place = c"/proc";
     mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE)?;
@@ -84,8 +83,8 @@ fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: u64) -> Result<()> {
 
 /// Empties all capability sets. The bounding and ambient sets need CAP_SETPCAP, which whoever has capabilities to lose has, or the set is
 /// without force (an ordinary user cannot gain from it once it has no new privileges).
-pub(super) fn no_capabilities() -> Result<()> {
-    only_capabilities(0)
+pub(super) fn no_capabilities(root: bool) -> Result<()> {
+    only_capabilities(0, root)
 }
 
 /// Whether no program that is executed could get any.
@@ -96,8 +95,8 @@ pub(super) fn bounding_set_is_empty() -> bool {
     (0..64).map(read).take_while(|had| *had >= 0).all(|had| had == 0)
 }
 
-/// The same but for these (a set of bits).
-pub(super) fn only_capabilities(keep: u32) -> Result<()> {
+/// The same but for these (a set of bits). `root` becomes somebody else next.
+pub(super) fn only_capabilities(keep: u32, root: bool) -> Result<()> {
     // To become somebody else, CAP_SETUID and CAP_SETGID are still needed; they go with the change.
     const BECOME: u32 = 1 << 6 | 1 << 7;
     for capability in 0..64 {
@@ -108,7 +107,7 @@ pub(super) fn only_capabilities(keep: u32) -> Result<()> {
         }
     }
     let _ = prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
-    capset(if rustix::process::geteuid().is_root() { keep | BECOME } else { keep })
+    capset(if root { keep | BECOME } else { keep })
 }
 
 fn capset(keep: u32) -> Result<()> {

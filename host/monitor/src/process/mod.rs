@@ -74,10 +74,11 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     reactor.add(&signals, SIGNALS, Interest::READ).map_err(Error::host("cannot watch signals"))?;
 
     let (gate, wait) = Gate::new().map_err(Error::host("cannot create a pipe"))?;
-    let place = jail::leave_the_network(&link.needs(), options);
-    let (guest, pipes, said) = start(&source, options, &link, (wait, &gate), place)?;
+    let root = jail::is_root();
+    let place = jail::leave_the_network(root, &link.needs(), options);
+    let (guest, pipes, said) = start(&source, options, &link, (wait, &gate), (place, root))?;
     let (names, of_errors) = (Names::new(&source.path), Names::new(&source.path));
-    let mut plan = jail::Plan::new(link.needs(), names.bytes() + of_errors.bytes(), options);
+    let mut plan = jail::Plan::new(link.needs(), root, names.bytes() + of_errors.bytes(), options);
     plan.place = place;
     let output =
         Relay::new(pipes.output, Stream::Output, OUTPUT, &reactor).map_err(Error::host("cannot watch the console"))?;
@@ -115,7 +116,7 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
 /// The jail of the guest's own process, which is put on before its first instruction. It says itself whether its root has no files.
 fn describe(guest: &Guest, said: OwnedFd) -> jail::Report {
     let mut report = jail::Report::new("the guest's process");
-    report.add("user", Ok("nobody, or the ordinary user".into()));
+    report.add("user", Ok("nobody, or the same user as the monitor".into()));
     match guest.namespaces {
         true => {
             report.add("namespaces", Ok("network, PID, IPC, UTS and cgroup (and user, of an ordinary user)".into()))
@@ -413,7 +414,7 @@ fn start(
     options: &RunOptions,
     link: &Link,
     (wait, gate): (OwnedFd, &Gate),
-    place: Place,
+    (place, root): (Place, bool),
 ) -> Result<(Guest, Pipes, OwnedFd), Error> {
     let memory = options.memory.unwrap_or(source.manifest.memory);
     let private = source.private_len();
@@ -495,7 +496,7 @@ fn start(
         watched_fds: [watched.as_raw_fd(), watch.as_raw_fd()],
         gate_fds: [wait.as_raw_fd(), gate.as_fd().as_raw_fd()],
         parent: u64::from(std::process::id()),
-        root: rustix::process::geteuid().is_root(),
+        root,
         rseq: rseq(),
         name,
     };

@@ -59,12 +59,13 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let device = link.decide()?;
     let pipe = |flags| pipe_with(PipeFlags::CLOEXEC | flags).map_err(Error::host("cannot create a pipe"));
     let (status, guest_status) = pipe(PipeFlags::NONBLOCK)?;
-    if rustix::process::geteuid().is_root() {
+    let root = jail::is_root();
+    if root {
         // It opens the port by its name in /proc, as nobody.
         let nobody = rustix::process::Uid::from_raw(jail::NOBODY);
         rustix::fs::fchown(&guest_status, Some(nobody), None).map_err(Error::host("cannot create a pipe"))?;
     }
-    let image = readable_by_nobody(source).map_err(Error::host("cannot copy the image for QEMU"))?;
+    let image = readable(source, root).map_err(Error::host("cannot copy the image for QEMU"))?;
     let secrets = crate::secrets::copies(&crate::secrets::check(&source.manifest, options)?)?;
     let fds = command::Fds { status: guest_status.as_raw_fd(), image: image.as_raw_fd(), secrets: &secrets };
     let arguments = command::arguments(source, options, qemu, fds, &link)?;
@@ -86,7 +87,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let patience = source.stop_timeout(options);
     let files = [source.path.as_path(), program.as_path()];
     let named = command::named_files(&qemu.extra);
-    let confinement = Confinement::new((!qemu.unconfined).then_some((&files[..], &named[..])), &mut jailed);
+    let confinement = Confinement::new(root, (!qemu.unconfined).then_some((&files[..], &named[..])), &mut jailed);
     match command::sandboxed(qemu) {
         true => jailed.add("its own seccomp", Ok(command::SANDBOX.into())),
         false => jailed.skip("its own seccomp", "as the arguments say (--qemu-unconfined, or another -sandbox)"),
@@ -102,7 +103,7 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
         jailed = keeper.after(jailed);
     }
     let (mut names, of_output) = (Names::new(&source.path), Names::new(&source.path));
-    let plan = jail::Plan::new(link.needs(), names.bytes() + of_output.bytes(), options);
+    let plan = jail::Plan::new(link.needs(), root, names.bytes() + of_output.bytes(), options);
     let mut link = link.into_running(NETWORK, &reactor)?;
 
     let watch = || Error::host::<rustix::io::Errno>("cannot watch QEMU");
@@ -259,9 +260,9 @@ impl Drop for Qemu {
 }
 
 /// The image for QEMU, which root starts as nobody: a copy in memory if nobody could not read the file.
-fn readable_by_nobody(source: &Source) -> io::Result<OwnedFd> {
+fn readable(source: &Source, root: bool) -> io::Result<OwnedFd> {
     let everybody = source.file.metadata()?.permissions().mode() & 0o004 != 0;
-    if everybody || !rustix::process::geteuid().is_root() {
+    if everybody || !root {
         return Ok(source.file.try_clone()?.into());
     }
     // Of the file that was checked: behind its name there may be another by now.

@@ -7,15 +7,48 @@ use std::io::Error;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+const fn instruction(code: u32, (yes, no): (u8, u8), k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: yes, jf: no, k }
+}
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const HAS: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+/// Where a call's first argument is, its lower half.
+const FIRST: u32 = 16;
+
 /// The call of this number fails with ENOSYS, from exec on.
 pub fn from_the_start(command: &mut Command, number: u32) {
-    let instruction = |code: u32, no: u8, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: no, k };
-    let mut program = [
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-    ];
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    under(
+        command,
+        [
+            instruction(LOAD, (0, 0), 0),
+            instruction(EQUALS, (0, 1), number),
+            instruction(RETURN, (0, 0), refuse),
+            instruction(RETURN, (0, 0), libc::SECCOMP_RET_ALLOW),
+        ],
+    );
+}
+
+/// The call of this number fails with EPERM, from exec on, but with one of these bits in its first argument.
+pub fn without_bits(command: &mut Command, number: u32, bits: u32) {
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    under(
+        command,
+        [
+            instruction(LOAD, (0, 0), 0),
+            instruction(EQUALS, (0, 3), number),
+            instruction(LOAD, (0, 0), FIRST),
+            instruction(HAS, (1, 0), bits),
+            instruction(RETURN, (0, 0), refuse),
+            instruction(RETURN, (0, 0), libc::SECCOMP_RET_ALLOW),
+        ],
+    );
+}
+
+fn under<const N: usize>(command: &mut Command, mut program: [libc::sock_filter; N]) {
     let put_on = move || {
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
         // SAFETY: 1. numbers, 2. the program lives for the call.

@@ -84,6 +84,7 @@ impl KernelFilter {
 fn attach(rules: &Rules, interface: u32, netlink: &Netlink, state: &OwnedFd) -> Result<Vec<Message>> {
     // What the guest writes is what the device "receives".
     const HOOKS: [Hook; 2] = [Hook::Ingress, Hook::Egress];
+    unlimited_maps();
     let loaded = Loaded::new(rules, state)?;
     let ours = HOOKS.map(|hook| Message::remove(interface, hook));
     let undo = match netlink.ask(&Message::add_place(interface)) {
@@ -107,6 +108,16 @@ fn attach(rules: &Rules, interface: u32, netlink: &Netlink, state: &OwnedFd) -> 
         }
     }
     added.map(|()| undo)
+}
+
+/// Before Linux 5.11 maps count as locked memory, of which 64 KiB are usual.
+fn unlimited_maps() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).is_err() {
+        // As far as this user may.
+        let maximum = getrlimit(Resource::Memlock).maximum;
+        let _ = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum });
+    }
 }
 
 /// The map with the counters, and what the programs have to remember beside the flows.
