@@ -233,12 +233,13 @@ fn projects_are_found_and_stand_alone() {
 #[test]
 fn cargo_ends_with_the_command() {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::sync::mpsc::RecvTimeoutError;
     let dir = scratch("ends");
     program(&dir.join("demo"), "[workspace]\n");
     let fifo = dir.join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     // Open on both sides: nobody waits for anybody to open it.
-    let mut word = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let word = fs::File::options().read(true).write(true).open(&fifo).unwrap();
     let cargo = dir.join("cargo");
     let script = format!(
         "#!/bin/sh\n[ $1 != $AT ] && exec cargo \"$@\"\necho ready >&2\nread word < {}\necho survived >&2\n",
@@ -260,13 +261,18 @@ fn cargo_ends_with_the_command() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        // Our child has been waited for, so its child has the signal: it does not get this.
-        word.write_all(b"go on\n").unwrap();
+        // Who is left alone for that long gets the word, and says so.
+        let (tell, ended) = std::sync::mpsc::channel::<()>();
+        let mut word = word.try_clone().unwrap();
+        let patience = std::thread::spawn(move || {
+            if ended.recv_timeout(std::time::Duration::from_secs(30)) == Err(RecvTimeoutError::Timeout) {
+                word.write_all(b"go on\n").unwrap();
+            }
+        });
         said.read_to_string(&mut text).unwrap();
+        drop(tell);
+        patience.join().unwrap();
         assert!(text.ends_with("ready\n"), "{text}");
-        // Nor does the next one.
-        drop(word);
-        word = fs::File::options().read(true).write(true).open(&fifo).unwrap();
     }
     fs::remove_dir_all(dir).unwrap();
 }
