@@ -27,7 +27,7 @@ impl From<Refused> for LoadError {
 
 /// Where a byte of the file lies in memory. What has no bytes may have any offset: of one before the payload, the payload's start.
 pub const fn physical(offset: u64) -> PhysAddr {
-    PhysAddr(PAYLOAD_PADDR + offset.saturating_sub(HEADER_OFFSET))
+    PhysAddr(offset.saturating_sub(HEADER_OFFSET).saturating_add(PAYLOAD_PADDR))
 }
 
 /// One past the last byte of the payload: all that the header refers to, the shim excepted, and what is unpacked behind it.
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_segment_without_bytes_in_the_file_may_have_any_offset() {
-        for offset in [0, 0xfff, 0x5f_0000] {
+        for offset in [0, 0xfff, 0x5f_0000, !0xfff, u64::MAX] {
             let mut header = header();
             header.segments[2].file = Extent { offset, len: 0 };
             let mut s = machine([0x1010, 0x1018, 0x1020]);
