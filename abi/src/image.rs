@@ -17,6 +17,7 @@
 //! file ([`ImageHeader::unpacked`]): the offsets of segments and relocations may be there, and mean the same.
 
 use crate::PAGE;
+use crate::zstd::Tables;
 
 /// File offset of the [`ImageHeader`].
 pub const HEADER_OFFSET: u64 = PAGE;
@@ -258,10 +259,10 @@ impl ImageHeader {
         })
     }
 
-    /// Unpacks `frame`, the bytes of `packed`, into `content`, which is as long as `unpacked`. False if the content has another length or the frame is damaged.
-    #[inline(never)] // The tables are on the stack.
-    pub fn unpack(&self, frame: &[u8], content: &mut [u8]) -> bool {
-        if crate::zstd::unpack(frame, content) != Some(content.len()) {
+    /// Unpacks `frame`, the bytes of `packed`, into `content`, which is as long as `unpacked`. `tables` is room for the time of that.
+    /// False if the content has another length or the frame is damaged.
+    pub fn unpack(&self, frame: &[u8], content: &mut [u8], tables: &mut Tables) -> bool {
+        if crate::zstd::unpack(frame, content, tables) != Some(content.len()) {
             return false;
         }
         self.code().for_each(|range| content.get_mut(range).into_iter().for_each(crate::bcj::decode));

@@ -1,5 +1,5 @@
 //! Unpacks a Zstandard frame (RFC 8878). For the shim, which has no allocator, as the crates that do it want, and for whoever reads a stranger's image: no `unsafe`,
-//! no memory but 28 KB of stack, and whatever the bytes are, an end.
+//! no memory but [`Tables`], and whatever the bytes are, an end.
 //!
 //! Frames without a dictionary; a checksum is not looked at (the image has its own). As the whole content is at hand, a distance may be as long as that.
 
@@ -14,8 +14,9 @@ const SHORT: usize = 16;
 /// Whether to: the shim is in every image, and smaller without.
 const FAST: bool = cfg!(not(donjon_guest));
 
-/// What codes mean, from one block to the next: 28 KB.
-struct Tables {
+/// What codes mean, from one block to the next: 28 KB, of no use afterwards.
+#[derive(Debug)]
+pub struct Tables {
     /// By the next bits of the input: the byte, and the length of its code.
     huffman: [(u8, u8); 1 << HUFFMAN_BITS_MAX],
     /// Bits that choose in `huffman`; 0 if there is no code yet.
@@ -25,6 +26,7 @@ struct Tables {
 }
 
 /// A finite-state code.
+#[derive(Debug)]
 struct States {
     entries: [Entry; 1 << STATE_BITS_MAX],
     /// Bits of a state; none if there is no code yet.
@@ -40,6 +42,24 @@ struct Entry {
     /// The same for the number that the symbol stands for.
     extra: u8,
     first: u32,
+}
+
+impl Tables {
+    /// Without a code: all zeros.
+    pub const fn new() -> Tables {
+        Tables { huffman: [(0, 0); 1 << HUFFMAN_BITS_MAX], huffman_bits: 0, states: [NONE; 4] }
+    }
+
+    fn clear(&mut self) {
+        self.huffman_bits = 0;
+        self.states.iter_mut().for_each(|s| s.bits = None);
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Without a code.
@@ -101,8 +121,9 @@ const KINDS: [Kind; 3] = [
 ];
 
 /// Unpacks `frame` into `out`, and says how many bytes that were; `None` if the frame is damaged, has more than that, or something follows it.
-pub fn unpack(frame: &[u8], out: &mut [u8]) -> Option<usize> {
-    let tables = &mut Tables { huffman: [(0, 0); 1 << HUFFMAN_BITS_MAX], huffman_bits: 0, states: [NONE; 4] };
+/// `tables` need not be empty.
+pub fn unpack(frame: &[u8], out: &mut [u8], tables: &mut Tables) -> Option<usize> {
+    tables.clear();
     let mut input = frame;
     if take(&mut input, 4)? != 0xfd2f_b528u32.to_le_bytes() {
         return None;
@@ -578,7 +599,11 @@ mod tests {
 
     fn unpacked(frame: &[u8], len: usize) -> Option<Vec<u8>> {
         let mut out = std::vec![0xaa; len];
-        (unpack(frame, &mut out)? == len).then_some(out)
+        let mut tables = Tables::new();
+        // What was there before does no harm.
+        tables.huffman_bits = 11;
+        tables.states.iter_mut().for_each(|s| s.bits = Some(9));
+        (unpack(frame, &mut out, &mut tables)? == len).then_some(out)
     }
 
     fn random(state: &mut u64) -> usize {
@@ -650,7 +675,7 @@ mod tests {
             let mut description = word.to_le_bytes()[..usize::div_ceil(len, 8)].to_vec();
             description.extend([0xff, 0xff, 0xff, 1]);
             description.insert(0, description.len() as u8);
-            let mut tables = Tables { huffman: [(0, 0); 1 << HUFFMAN_BITS_MAX], huffman_bits: 0, states: [NONE; 4] };
+            let mut tables = Tables::new();
             assert_eq!(tables.read_huffman(&mut &description[..]), None, "{first}");
         }
     }

@@ -93,7 +93,7 @@ fn shim(header: &ImageHeader, file: &[u8]) {
         let (block, content) = (place(header.packed), place(header.unpacked));
         let (before, behind) = space.mem.ram.split_at_mut(content.start);
         // The command has unpacked it, too.
-        assert!(header.unpack(&before[block], &mut behind[..content.len()]));
+        assert!(header.unpack(&before[block], &mut behind[..content.len()], &mut donjon_abi::zstd::Tables::new()));
         frames.add(spare.start, spare.end, &[]);
     }
     space.frames = frames;

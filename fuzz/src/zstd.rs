@@ -1,22 +1,23 @@
 //! The program in a compressed image. Whoever made the image chose the frame. What Zstandard's own library packs comes back; where both unpack a frame, it is to the same bytes.
 
-use donjon_abi::zstd::unpack;
+use donjon_abi::zstd::{Tables, unpack};
 
 /// Most that is unpacked here, bytes: more than two blocks.
 const ROOM: usize = 300_000;
 
 pub fn run(data: &[u8]) {
     let Some((how, rest)) = data.split_first() else { return };
+    let mut tables = Tables::new();
     if how & 1 != 0 {
         // What is packed comes back.
         let frame = zstd::bulk::compress(rest, i32::from(how >> 1) % 23).expect("memory");
         let mut out = vec![0; rest.len()];
-        assert_eq!(unpack(&frame, &mut out), Some(rest.len()));
+        assert_eq!(unpack(&frame, &mut out, &mut tables), Some(rest.len()));
         assert!(out == rest);
         return;
     }
     let mut out = vec![0xaa; ROOM];
-    let ours = unpack(rest, &mut out).inspect(|len| assert!(*len <= ROOM));
+    let ours = unpack(rest, &mut out, &mut tables).inspect(|len| assert!(*len <= ROOM));
     // The library takes more (several frames, dictionaries, streams that are read beyond their end), and looks at lengths and checksums that we do not look at.
     if let Some(len) = ours
         && let Ok(theirs) = zstd::bulk::decompress(rest, ROOM)

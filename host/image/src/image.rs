@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use donjon_abi::zstd::Tables;
 use donjon_abi::{
     bundle::Bundle,
     image::{Extent, HEADER_OFFSET, HeaderError, ImageHeader},
@@ -154,7 +155,7 @@ pub(crate) fn check_hash(header: &ImageHeader, got: blake3::Hash, path: &Path) -
 /// What is compressed in an image whose header and hash have been checked, from the bytes of its `packed`.
 pub(crate) fn unpack(header: &ImageHeader, block: &[u8], path: &Path) -> Result<Vec<u8>, OpenError> {
     let mut content = vec![0; header.unpacked.len as usize];
-    if !content.is_empty() && !header.unpack(block, &mut content) {
+    if !content.is_empty() && !header.unpack(block, &mut content, &mut Tables::new()) {
         return Err(OpenError::Field(path.into(), "compressed part"));
     }
     Ok(content)

@@ -27,9 +27,11 @@ use crate::strings::{STRINGS_MAX, Strings, StringsError};
 use crate::text;
 use crate::transport::Kind;
 use crate::virtq::Lie;
+use core::cell::UnsafeCell;
 use donjon_abi::boot::{BootPage, Range, flags};
 use donjon_abi::image::{HeaderError, ImageHeader, PAYLOAD_PADDR, SHIM_PADDR};
 use donjon_abi::manifest::{Tag, records};
+use donjon_abi::zstd::Tables;
 use donjon_abi::{PAGE, Prot, TICK_NS};
 
 /// Address space for heap and stacks.
@@ -378,6 +380,12 @@ fn zero_tail(mem: &mut Direct, end: u64) {
     mem.zero(PhysAddr(end), (end.next_multiple_of(PAGE) - end) as usize);
 }
 
+struct Room(UnsafeCell<Tables>);
+// SAFETY: one CPU; see `unpack`.
+unsafe impl Sync for Room {}
+/// Too large for the stack.
+static TABLES: Room = Room(UnsafeCell::new(Tables::new()));
+
 /// Unpacks what is compressed; the memory that only that lay in is free then.
 fn unpack(space: &mut Space<Direct>, header: &ImageHeader) -> Result<(), Stop> {
     let (packed, unpacked) = (header.packed, header.unpacked);
@@ -391,7 +399,9 @@ fn unpack(space: &mut Space<Direct>, header: &ImageHeader) -> Result<(), Stop> {
         let block = space.mem.bytes(physical(packed.offset), packed.len as usize);
         (block, space.mem.bytes_mut(physical(unpacked.offset), unpacked.len as usize))
     };
-    if !header.unpack(block, content) {
+    // SAFETY: (1) this is called once, and (2) nothing else refers to it.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    if !header.unpack(block, content, tables) {
         return Err(Stop::Image(LoadError::Packed));
     }
     zero_tail(&mut space.mem, payload_end(header));
