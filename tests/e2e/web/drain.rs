@@ -1,6 +1,6 @@
 //! A stop while real clients are being answered: each has its whole answer before the server ends.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Stdio};
 
