@@ -261,8 +261,8 @@ fn e2e(counts: &mut Counts) -> Result {
 /// The end-to-end tests; arguments that are added are for the test runner.
 pub fn e2e_command() -> Command {
     let mut command = cargo();
-    // Guests are processes of their own, and a test waits for much of its time: three keep the two cores busy that the smallest machine has.
-    command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "3"]);
+    // Guests are processes of their own, and a test waits for much of its time: four keep the two cores busy that the smallest machine has.
+    command.args(["test", "--package", "donjon-tests", "--test", "e2e", "--", "--test-threads", "4"]);
     command
 }
 
