@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use donjon_image::{STOP, config::Optimize, project::Options};
 use donjon_monitor::{Machine, NetMode, Publish, Secret};
+
+use crate::ui;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -110,13 +113,7 @@ pub struct BuildArgs {
     #[arg(long, short, value_name = "IMAGE")]
     pub output: Option<PathBuf>,
     #[command(flatten)]
-    pub compile: CompileArgs,
-    /// Which of the package's programs.
-    #[arg(long, value_name = "NAME")]
-    pub bin: Option<String>,
-    /// Compile for speed rather than for size, whatever Donjon.toml says.
-    #[arg(long)]
-    pub speed: bool,
+    pub program: ProgramArgs,
     /// Compress the program in the image, or with --compress=false do not, whatever Donjon.toml says: half the size as a file, unpacked into memory at every start
     /// [default: with --web only].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -127,11 +124,42 @@ pub struct BuildArgs {
     /// Link although symbols are missing (calling one crashes the guest).
     #[arg(long, hide = true)]
     pub allow_undefined: bool,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
+
+/// How a project becomes a program.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ProgramArgs {
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Which of the package's programs.
+    #[arg(long, value_name = "NAME")]
+    pub bin: Option<String>,
+    /// Compile for speed rather than for size, whatever Donjon.toml says.
+    #[arg(long)]
+    pub speed: bool,
     /// As it always is.
     #[arg(long, hide = true)]
     pub release: bool,
-    #[command(flatten)]
-    pub site: SiteArgs,
+}
+
+impl ProgramArgs {
+    /// Whether one of them was given.
+    pub fn any(&self) -> bool {
+        !self.compile.cargo().is_empty() || self.bin.is_some() || self.speed || self.release
+    }
+
+    /// As options for a build, the others as they are by default.
+    pub fn options(&self) -> Options {
+        Options {
+            bin: self.bin.clone(),
+            optimize: self.speed.then_some(Optimize::Speed),
+            cargo: self.compile.cargo(),
+            plain: !ui::colour(),
+            ..Options::default()
+        }
+    }
 }
 
 /// What goes to cargo as it is.
@@ -207,19 +235,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = donjon_image::config::parse_size)]
     pub limit_send: Option<u64>,
     /// How long the guest may take to end after Ctrl-C or SIGTERM, in seconds, before it is ended [default: what the image says].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(STOP))]
     pub stop_timeout: Option<u64>,
     #[command(flatten)]
-    pub compile: CompileArgs,
-    /// Which of the package's programs.
-    #[arg(long, value_name = "NAME")]
-    pub bin: Option<String>,
-    /// Compile for speed rather than for size, whatever Donjon.toml says.
-    #[arg(long)]
-    pub speed: bool,
-    /// As it always is.
-    #[arg(long, hide = true)]
-    pub release: bool,
+    pub program: ProgramArgs,
     /// Print how guest and monitor are jailed here, and end before the guest starts.
     #[arg(long)]
     pub explain_jail: bool,
@@ -289,7 +308,7 @@ pub struct ServeArgs {
     #[arg(long, short, value_name = "PORTS")]
     pub publish: Vec<Publish>,
     /// How long the server may take to end after Ctrl-C or SIGTERM, in seconds, before it is ended [default: --drain-seconds and 2 more].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(STOP))]
     pub stop_timeout: Option<u64>,
     /// Hand a secret over, in place of the file that the options name. May be given several times.
     #[arg(long, value_name = "NAME=FILE")]

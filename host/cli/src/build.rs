@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use donjon_image::{
-    config::Optimize,
     output,
     project::{Built, Options, Project},
 };
@@ -23,14 +22,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         let hint = "add --web: `donjon build --web DIR`".to_owned();
         return Err(Failure::new(code::USAGE, "options of a web site are for --web only", hint));
     }
-    let options = Options {
-        bin: args.bin.clone(),
-        optimize: args.speed.then_some(Optimize::Speed),
-        compress: args.compress,
-        cargo: args.compile.cargo(),
-        plain: !ui::colour(),
-        allow_undefined: args.allow_undefined,
-    };
+    let options = Options { compress: args.compress, allow_undefined: args.allow_undefined, ..args.program.options() };
     let built = project(args.dir.as_deref().unwrap_or(Path::new(".")), &options, args.output.as_deref())?;
     if args.json {
         donjon_monitor::out!(

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use donjon_image::{config::Optimize, project::Options};
 use donjon_monitor::jail::Explain;
 use donjon_monitor::{Engine, ExitStatus, QemuOptions, RunOptions};
 
@@ -76,9 +75,8 @@ fn end_with(parent: i32) -> Result<(), Failure> {
 }
 
 fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
-    let cargo = args.compile.cargo();
     if !args.image.is_dir() {
-        if !cargo.is_empty() || args.bin.is_some() || args.speed || args.release {
+        if args.program.any() {
             let hint = "leave them out, or name the project's directory".to_owned();
             return Err(Failure::new(code::USAGE, "options for building are for a project, not for an image", hint));
         }
@@ -91,14 +89,7 @@ fn image(args: &RunArgs) -> Result<PathBuf, Failure> {
         let hint = format!("`donjon serve {dir}` serves it");
         return Err(Failure::new(code::NO_INPUT, format!("{dir} has web pages in it, and no Cargo.toml"), hint));
     }
-    let options = Options {
-        bin: args.bin.clone(),
-        optimize: args.speed.then_some(Optimize::Speed),
-        cargo,
-        plain: !ui::colour(),
-        ..Options::default()
-    };
-    let built = build::project(&args.image, &options, None)?;
+    let built = build::project(&args.image, &args.program.options(), None)?;
     donjon_monitor::say!("donjon: {} ({} bytes)", built.image.display(), ui::bytes(built.bytes));
     Ok(built.image)
 }
