@@ -5,7 +5,6 @@ use crate::serve::Busy;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -98,10 +97,7 @@ impl Content {
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// What a body may fail with: nothing, without an upstream.
 #[cfg(not(feature = "proxy"))]
-pub type Error = Infallible;
-
-#[cfg(feature = "proxy")]
-const _: Option<Infallible> = None;
+pub type Error = std::convert::Infallible;
 
 impl Body for Content {
     type Data = Bytes;

@@ -348,12 +348,12 @@ impl Sched {
             return false;
         }
         let now = clock::monotonic();
-        let last = core::mem::replace(&mut self.threads.get_mut(slot).interrupted, now);
-        if now.saturating_sub(last) < WAKE_INTERVAL {
-            self.threads.get_mut(slot).interrupted = last;
-            return false;
+        let last = &mut self.threads.get_mut(slot).interrupted;
+        let may = now.saturating_sub(*last) >= WAKE_INTERVAL;
+        if may {
+            *last = now;
         }
-        true
+        may
     }
 
     fn remove_ended(&mut self, slot: u32) {
