@@ -1,6 +1,6 @@
 //! A stop while real clients are being answered: each has its whole answer before the server ends.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Stdio};
 
@@ -10,6 +10,7 @@ use super::{Upstream, certificate, data};
 
 crate::under_engines! {
     curl_has_the_whole_answer: ProcessUser QemuMicrovm;
+    what_the_stack_holds_is_sent: ProcessUser ProcessTap QemuMicrovm;
 }
 
 /// Of `data`: more than all the buffers between the server and a `curl` that waits, of which the host's socket (4 MiB at most) is the largest; and more
@@ -121,5 +122,28 @@ fn curl_has_the_whole_answer(engine: Engine) {
     for download in large_ones {
         download.finish(&large[1000..]);
     }
+    guest.wait().expect_code(0);
+}
+
+/// All of this answer is in the guest's stack when the server is stopped, and its client takes it slowly.
+fn what_the_stack_holds_is_sent(engine: Engine) {
+    let dir = super::scratch().join(format!("drained-slowly-{engine:?}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let large = data().repeat(8);
+    std::fs::write(dir.join("large.bin"), &large).unwrap();
+    let options = [dir.display().to_string(), "--drain-seconds=60".into()];
+    let image = super::pack(&format!("drained-slowly-{engine:?}"), &options);
+    let mut guest = Guest::builder(&image, engine).port(80).memory("128M").start_http("/healthz");
+    let mut client = guest.connect().unwrap();
+    // Small, but not below a loopback's segment, which then is sent only when a timer says so.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&client, 65_536).unwrap();
+    client.write_all(b"GET /large.bin HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut got = vec![0; 4096];
+    client.read_exact(&mut got).unwrap();
+    guest.signal(rustix::process::Signal::TERM);
+    // Longer than the server listens to a client that has its answer.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    client.read_to_end(&mut got).unwrap();
+    assert!(got.ends_with(&large) && got.starts_with(b"HTTP/1.1 200 "), "{} of {} bytes", got.len(), large.len());
     guest.wait().expect_code(0);
 }
