@@ -9,6 +9,7 @@ mod run;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use donjon_tests::{repo_root, target_dir};
 use serde::Deserialize;
@@ -188,6 +189,7 @@ fn prepare(name: &str, suite: &Suite) -> Result<PathBuf> {
     let patched = dir.join("Cargo.toml");
     let mark = "# Appended by cargo xtask crates";
     if std::fs::read_to_string(&patched).is_ok_and(|text| text.contains(mark)) {
+        fetch_dependencies(&dir)?;
         return Ok(dir);
     }
     let io = |path: &Path| {
@@ -202,6 +204,7 @@ fn prepare(name: &str, suite: &Suite) -> Result<PathBuf> {
         "[package]\nname = \"fetch\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[dependencies]\n{name} = \"={version}\"\n[workspace]\n"
     );
     std::fs::write(fetch.join("Cargo.toml"), manifest).map_err(io(&fetch))?;
+    patiently(cargo().current_dir(&fetch).args(["fetch", "--quiet"]))?;
     let (worked, metadata) = output(
         cargo().current_dir(&fetch).args(["metadata", "--quiet", "--format-version", "1"]).stderr(Stdio::inherit()),
     )?;
@@ -227,7 +230,26 @@ fn prepare(name: &str, suite: &Suite) -> Result<PathBuf> {
         format!("{text}\n{mark}.\n[patch.crates-io]\n{name} = {{ path = \".\" }}\n\n[workspace]\n"),
     )
     .map_err(io(&patched))?;
+    fetch_dependencies(&dir)?;
     Ok(dir)
+}
+
+/// All that a copied crate's tests are built from, so that a registry's bad moment is no failure of `donjon test`.
+fn fetch_dependencies(dir: &Path) -> Result {
+    patiently(cargo().current_dir(dir).args(["fetch", "--quiet", "--target", "x86_64-unknown-linux-gnu"]))
+}
+
+/// Runs what depends on the network, up to three times.
+fn patiently(command: &mut Command) -> Result {
+    let mut result = process::run(command);
+    for pause in [5, 30] {
+        if result.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(pause));
+        result = process::run(command);
+    }
+    result
 }
 
 /// The crate's files of tests that are wanted.
