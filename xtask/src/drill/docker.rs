@@ -66,7 +66,7 @@ fn last(abi: Abi) -> u32 {
 /// Whether the filter lets x86-64's call pass when all arguments are -1.
 pub fn passes(number: u64, capabilities: Capabilities) -> bool {
     let refused = |name: &str| match name {
-        "clone" | "clone3" | "personality" => true,
+        "clone" | "clone3" | "personality" | "socket" => true,
         "chroot" => capabilities == Capabilities::None,
         _ => false,
     };
@@ -103,6 +103,11 @@ const HIGH: u32 = 20;
 /// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386`.
 const OF_64: u32 = 0xc000_003e;
 const OF_32: u32 = 0x4000_0003;
+
+/// The families of sockets that are refused: AF_DECnet, AF_ECONET, AF_ATMSVC, AF_IRDA, AF_WANPIPE, AF_ISDN, AF_CAIF, AF_ALG, AF_VSOCK.
+const FAMILIES_REFUSED: [u32; 9] = [12, 19, 20, 23, 25, 34, 37, 38, 40];
+/// The first family that the profile does not know.
+const FAMILIES_END: u32 = 46;
 
 /// An instruction of the filter: code, how far to jump if true and if false, constant.
 type Instruction = (u16, u8, u8, u32);
@@ -146,15 +151,14 @@ fn section(abi: Abi, capabilities: Capabilities) -> Vec<Instruction> {
             "clone" => {
                 rule(&[(LOAD, 0, 0, LOW), (ANY_BIT, 0, 1, 0x7e02_0000), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)])
             }
-            // Any family but AF_VSOCK.
-            "socket" => rule(&[
-                (LOAD, 0, 0, HIGH),
-                (EQUAL, 0, 3, 0),
-                (LOAD, 0, 0, LOW),
-                (EQUAL, 0, 1, 40),
-                (RETURN, 0, 0, REFUSE),
-                (RETURN, 0, 0, ALLOW),
-            ]),
+            "socket" => {
+                let n = FAMILIES_REFUSED.len() as u8;
+                let mut of = vec![(LOAD, 0, 0, HIGH), (EQUAL, 0, n + 3, 0)];
+                of.extend([(LOAD, 0, 0, LOW), (AT_LEAST, n + 1, 0, FAMILIES_END)]);
+                of.extend(FAMILIES_REFUSED.iter().zip((1..=n).rev()).map(|(family, left)| (EQUAL, left, 0, *family)));
+                of.extend([(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]);
+                rule(&of);
+            }
             // PER_LINUX, PER_LINUX32, each with UNAME26, and the question which it is.
             "personality" => rule(&[
                 (LOAD, 0, 0, HIGH),
@@ -228,6 +232,9 @@ mod tests {
         for number in [438, 440, 256, 103, 300, 170, 171, 321, 425, 165, 323, 250] {
             assert_eq!(native(number, 0), REFUSE, "{number}");
         }
+        for number in 459..=461 {
+            assert_eq!(native(number, 0), REFUSE, "lsm_get_self_attr and its kin");
+        }
         // read, clock_adjtime, ptrace, process_vm_readv, unlinkat, removexattrat.
         for number in [0, 305, 101, 310, 263, 466] {
             assert_eq!(native(number, 0), ALLOW, "{number}");
@@ -241,8 +248,17 @@ mod tests {
     fn arguments_decide() {
         // clone: a thread's flags, and a user namespace.
         assert_eq!([native(56, 0x3d_0f00), native(56, 0x1000_0000), native(435, 0)], [ALLOW, REFUSE, UNKNOWN]);
-        // socket: AF_INET, AF_VSOCK, and what a comparison of 64 bits takes for another.
-        assert_eq!([native(41, 2), native(41, 40), native(41, 1 << 32 | 40)], [ALLOW, REFUSE, ALLOW]);
+        // socket: the families as the profile lists them, and no others.
+        let listed = |family: u64| {
+            family < 12
+                || [13, 14, 15, 16, 17, 18, 21, 22, 24, 35, 36, 39].contains(&family)
+                || (26..34).contains(&family)
+                || (41..46).contains(&family)
+        };
+        for family in 0..64 {
+            assert_eq!(native(41, family), if listed(family) { ALLOW } else { REFUSE }, "socket({family})");
+            assert_eq!(native(41, 1 << 32 | family), REFUSE);
+        }
         for (persona, said) in [(0, ALLOW), (8, ALLOW), (0x2_0008, ALLOW), (0xffff_ffff, ALLOW), (4, REFUSE)] {
             assert_eq!(native(135, persona), said, "personality({persona:#x})");
         }
