@@ -309,12 +309,12 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             .serve_connection(TokioIo::new(stream), service),
     );
     let mut stopped = std::pin::pin!(stopped(stop));
-    let (mut draining, mut grace) = (false, None);
+    let (mut draining, mut grace) = (None, None);
     let mut deadline = Deadline::default();
     let (mut held, mut look) = (None, Deadline::default());
     poll_fn(|cx| {
-        if !draining && stopped.as_mut().poll(cx).is_ready() {
-            draining = true;
+        if draining.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            draining = Some(state.now());
             connection.as_mut().graceful_shutdown();
         }
         loop {
@@ -345,8 +345,13 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             return deadline.poll(cx, &state, until);
         }
         let slow = state.slow_since(&limits, (at, end));
+        // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting.
+        let at = match (draining, slow) {
+            (Some(since), Some(done)) if end == End::Idle => at.min(done.max(since) + LINGER.0.as_millis() as u64),
+            _ => at,
+        };
         std::task::ready!(deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()));
-        if end != End::Idle || server.is_crowded() {
+        if end != End::Idle || draining.is_some() || server.is_crowded() {
             return Poll::Ready(());
         }
         // GOAWAY, and a little time to read it.

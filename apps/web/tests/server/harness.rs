@@ -196,7 +196,10 @@ impl Client {
                 self.reset = true;
                 false
             }
-            Err(e) => panic!("{e}, after {:?}", String::from_utf8_lossy(&self.unread)),
+            Err(e) => {
+                let last = &self.unread[self.unread.len().saturating_sub(1000)..];
+                panic!("{e}, after {} bytes: {:?}", self.unread.len(), String::from_utf8_lossy(last))
+            }
         }
     }
 
