@@ -26,9 +26,8 @@ use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 /// How an HTTP/2 client begins when it knows in advance that we speak it.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// After our last word, how long and for how many bytes a client is listened to, so that closing does not reset the connection before it has read
-/// that word (RFC 9112 §9.6).
-const LINGER: (Duration, usize) = (Duration::from_secs(2), 64 * 1024);
+/// After our last word, how long a client is listened to, so that closing does not reset the connection before it has read that word (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(2);
 /// How often is looked whether a client has left for which an upstream works, milliseconds.
 const LOOK_LEFT: u64 = 1000;
 /// How often is looked, at a stop, whether the client has all.
@@ -284,8 +283,8 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     let fd = stream.tcp().map(AsRawFd::as_raw_fd);
     let Some(promise) = Promise::soon(server, For::Http2, budget::HTTP2).await else {
         let mut stream = stream;
-        let _ = timeout(LINGER.0, stream.write_all(CALM)).await;
-        return linger(&mut stream, LINGER.0).await;
+        let _ = timeout(LINGER, stream.write_all(CALM)).await;
+        return linger(&mut stream, LINGER).await;
     };
     let limits = server.site.config.limits;
     let proxied = !server.site.config.proxies.is_empty();
@@ -347,7 +346,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         let slow = state.slow_since(&limits, (at, end));
         // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting.
         let at = match (draining, slow) {
-            (Some(since), Some(done)) if end == End::Idle => at.min(done.max(since) + LINGER.0.as_millis() as u64),
+            (Some(since), Some(done)) if end == End::Idle => at.min(done.max(since) + LINGER.as_millis() as u64),
             _ => at,
         };
         std::task::ready!(deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()));
@@ -359,7 +358,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         if turn(connection.as_mut(), &gathered, cx) {
             return Poll::Ready(());
         }
-        let until = state.now() + LINGER.0.as_millis() as u64;
+        let until = state.now() + LINGER.as_millis() as u64;
         grace = Some(until);
         deadline.poll(cx, &state, until)
     })
@@ -378,7 +377,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
 async fn linger(stream: &mut (impl AsyncRead + Unpin), most: Duration) {
     let listen = async {
         let mut buffer = [0; 256];
-        while let Ok(Ok(1..)) = timeout(LINGER.0, stream.read(&mut buffer)).await {}
+        while let Ok(Ok(1..)) = timeout(LINGER, stream.read(&mut buffer)).await {}
     };
     let _ = timeout(most, listen).await;
 }
@@ -399,7 +398,7 @@ async fn refuse<S: Socket>(server: &Server, mut stream: S, client: &Client, end:
         _ => (503, FULL),
     };
     server.refused(client, code);
-    let _ = timeout(LINGER.0, stream.write_all(answer)).await;
+    let _ = timeout(LINGER, stream.write_all(answer)).await;
     close(server, stream, &client.state).await;
 }
 
@@ -410,15 +409,10 @@ pub async fn close<S: Socket>(server: &Server, mut stream: S, state: &State) {
         if stream.shutdown().await.is_err() || state.ended() {
             return;
         }
-        let (mut buffer, mut left) = (vec![0; 1024], LINGER.1);
-        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-            left = left.saturating_sub(n);
-            if left == 0 {
-                return;
-            }
-        }
+        let mut buffer = vec![0; 4096];
+        while let Ok(1..) = stream.read(&mut buffer).await {}
     };
-    let _ = timeout(LINGER.0, goodbye).await;
+    let _ = timeout(LINGER, goodbye).await;
     sent(server, &mut stream, fd).await;
 }
 
