@@ -189,7 +189,6 @@ fn prepare(name: &str, suite: &Suite) -> Result<PathBuf> {
     let patched = dir.join("Cargo.toml");
     let mark = "# Appended by cargo xtask crates";
     if std::fs::read_to_string(&patched).is_ok_and(|text| text.contains(mark)) {
-        fetch_dependencies(&dir)?;
         return Ok(dir);
     }
     let io = |path: &Path| {
@@ -230,13 +229,7 @@ fn prepare(name: &str, suite: &Suite) -> Result<PathBuf> {
         format!("{text}\n{mark}.\n[patch.crates-io]\n{name} = {{ path = \".\" }}\n\n[workspace]\n"),
     )
     .map_err(io(&patched))?;
-    fetch_dependencies(&dir)?;
     Ok(dir)
-}
-
-/// All that a copied crate's tests are built from, so that a registry's bad moment is no failure of `donjon test`.
-fn fetch_dependencies(dir: &Path) -> Result {
-    patiently(cargo().current_dir(dir).args(["fetch", "--quiet", "--target", "x86_64-unknown-linux-gnu"]))
 }
 
 /// Runs what depends on the network, up to three times.
@@ -274,6 +267,8 @@ fn run_files(
     let mut unexpected = Vec::new();
     let mut stale = Vec::new();
     println!("\n{name}: building {} files of tests", files.len());
+    // So that a registry's bad moment is no failure of `donjon test`.
+    patiently(cargo().current_dir(dir).args(["fetch", "--quiet", "--target", "x86_64-unknown-linux-gnu"]))?;
     process::run(&mut run::build(dir, suite, files, engine))?;
     println!(
         "{:<28} {:>6} {:>6} {:>7} {:>8} {:>7}  {}",
