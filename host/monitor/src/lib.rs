@@ -33,6 +33,7 @@ mod filter;
 pub mod fuzzing;
 pub mod jail;
 mod memfd;
+mod memory;
 mod net;
 mod options;
 mod probe;
@@ -71,23 +72,12 @@ pub fn run(path: &Path, options: &RunOptions) -> Result<ExitStatus, Error> {
         return Err(Error::Usage { what, hint: "give it less with --memory" });
     }
     let source = source::Source::open(path)?;
-    release_freed_memory();
+    memory::release_freed();
     match &options.engine {
         Engine::Auto if process::unfit().is_some() => qemu::run(&source, options, &QemuOptions::default()),
         Engine::Auto | Engine::Process => process::run(source, options),
         Engine::Qemu(qemu) => qemu::run(&source, options, qemu),
     }
-}
-
-/// Gives freed memory back to the host: what was needed to make an image is not the guest's to pay for.
-#[expect(unsafe_code, reason = "a function of the C library")]
-fn release_freed_memory() {
-    // UNSAFETY: no other way to reach the C library's allocator.
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) may be called at any time.
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// 64 bits of the kernel's generator.
