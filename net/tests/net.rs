@@ -169,6 +169,21 @@ fn receive_queues_are_bounded() {
     assert_eq!(sim.stacks[1].memory_used(), 0);
 }
 
+/// Also after a datagram that was taken: who polls then is told to wait.
+#[test]
+fn a_full_queue_of_datagrams_raises_writable_when_it_drains() {
+    let mut sim = Sim::new(6);
+    let c = sim.stacks[0].udp_socket(Domain::V4).unwrap();
+    sim.stacks[0].set_udp_buffers(c, 9_000, 9_000).unwrap();
+    for (size, event) in [(5_000, false), (7_000, true)] {
+        sim.stacks[0].send_to(c, &[&vec![0; size]], Some(at(2, 53)), None).unwrap();
+        assert_eq!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE), !event);
+        sim.run(SECOND);
+        assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+        assert_eq!(sim.stacks[0].next_event().is_some_and(|e| e.ready.contains(Ready::WRITABLE)), event);
+    }
+}
+
 #[test]
 fn any_mode_takes_and_sends_from_every_address() {
     let mut sim = Sim::with(6, config(1), Config { any_ip: true, ..config(2) });

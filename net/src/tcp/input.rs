@@ -295,9 +295,8 @@ impl Conn {
             let want = self.cubic.cwnd.saturating_mul(2).min(cx.limits.send_buffer);
             self.send_limit = self.send_limit.max(want);
         }
-        if bytes > 0 && self.has(is::WANTS_ROOM) && self.readiness().contains(Ready::WRITABLE) {
-            self.flags &= !is::WANTS_ROOM;
-            self.event(Ready::WRITABLE);
+        if bytes > 0 {
+            self.tell_room();
         }
         if fin_acked {
             // Whoever closes and waits until the peer has everything (SO_LINGER) hears of it.
