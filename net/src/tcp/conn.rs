@@ -126,7 +126,7 @@ pub(crate) struct Conn {
 
     pub ts_offset: u32,
     pub ts_recent: u32,
-    /// When that was, ms.
+    /// When that was, s.
     pub ts_recent_at: u32,
 
     /// µs.
@@ -309,7 +309,7 @@ impl Conn {
         if let Some(value) = syn.ts {
             self.flags |= is::TS;
             self.ts_recent = value;
-            self.ts_recent_at = (now / MS) as u32;
+            self.ts_recent_at = (now / SECOND) as u32;
             self.mss -= 12;
         }
         self.cubic = Cubic::new(u32::from(self.mss));

@@ -394,7 +394,8 @@ impl Conn {
     fn account(&mut self, cx: &Cx, plan: &Plan) {
         if self.has(is::TAIL_PROBE) {
             self.flags &= !is::TAIL_PROBE;
-            if le(plan.seq, self.timed_seq) {
+            if self.has(is::TS) || le(plan.seq, self.timed_seq) {
+                // What is acknowledged from now on may have had to wait for the probe; a timestamp tells.
                 self.flags &= !is::TIMED;
             }
             self.retransmits = self.retransmits.saturating_add(1);
