@@ -489,6 +489,32 @@ fn fin_waits_for_a_window() {
     }
 }
 
+/// A peer may refuse FIN as a probe; what we acknowledge meanwhile must not lie behind it, beyond the window.
+#[test]
+fn a_fin_beyond_the_window_takes_no_acknowledgement_with_it() {
+    let mut sim = Sim::new(77);
+    // Without a scale the window can be filled to the last byte.
+    sim.edit = Some(|_, f| {
+        let syn = f[12..14] == [8, 0] && f[23] == 6 && f[47] & 2 != 0;
+        let scale = f.windows(3).position(|w| w == [3, 3, 7]).filter(|at| syn && *at >= 54);
+        scale.map(|at| f[at..at + 3].fill(1)).is_some()
+    });
+    let (c, s) = sim.pair(80);
+    let mut sent = 0;
+    sim.run_until(5 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 65_535);
+        false
+    });
+    assert_eq!(sim.stacks[1].tcp_info(s).unwrap().receive_window, 0);
+    sim.filter = Some(Box::new(|side, f| side == 0 && f[12..14] == [8, 0] && f[23] == 6 && f[47] & 1 != 0));
+    sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+    sim.run(5 * SECOND);
+    sim.stacks[1].send(s, &[b"hello"]).unwrap();
+    sim.run(150 * MS);
+    let info = sim.stacks[1].tcp_info(s).unwrap();
+    assert_eq!((info.send_queue, info.retransmits), (0, 0));
+}
+
 /// A probe is looked at by nobody; what is due at the same time is sent as well: an acknowledgement, or that the window is open.
 #[test]
 fn a_probe_takes_nothing_with_it() {
