@@ -677,6 +677,40 @@ fn a_broadcast_is_not_answered_as_a_source() {
     }
 }
 
+/// From the wire our own address is a forged one: a service that answers would answer itself for ever. Inside it is as good as any.
+#[test]
+fn our_own_address_does_not_come_over_the_wire() {
+    let mut sim = Sim::new(25);
+    sim.listen(0, 80, 8);
+    sim.listen(1, 80, 8);
+    let v4 = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:53");
+    let v6 = udp(&mut sim.stacks[0], Domain::V6, "[::]:53");
+    sim.run(SECOND);
+    let datagram = [0, 53, 0, 53, 0, 9, 0, 0, b'x'];
+    for (last, taken) in [(2, false), (3, true)] {
+        let before = sim.stacks[1].counts().1;
+        sim.stacks[1].input(sim.now, TRUSTED, &raw_syn([10, 0, 0, last], 5555, 9));
+        assert_eq!(sim.stacks[1].counts().1 > before, taken);
+        sim.stacks[1].input(sim.now, NO_HEADER, &frame4(17, [10, 0, 0, last], &datagram));
+        assert_eq!(recv(&mut sim.stacks[1], v4, 9).is_ok(), taken);
+    }
+    for (last, taken) in [(1, false), (3, true)] {
+        let mut f = frame6(64, &datagram);
+        f[20] = 17;
+        let ip = |n| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n];
+        f[22..38].copy_from_slice(&ip(last));
+        f[38..54].copy_from_slice(&ip(1));
+        sim.stacks[0].input(sim.now, TRUSTED, &f);
+        assert_eq!(recv(&mut sim.stacks[0], v6, 9).is_ok(), taken);
+    }
+    let c = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    for to in ["10.0.0.1:53", "[fd00::1]:53", "127.0.0.1:53", "[::1]:53"] {
+        sim.stacks[0].send_to(c, &[b"x"], Some(to.parse().unwrap()), None).unwrap();
+        sim.run(MS);
+        assert_eq!(recv(&mut sim.stacks[0], v6, 9).unwrap().1.from.ip(), to.parse::<SocketAddr>().unwrap().ip());
+    }
+}
+
 /// Pings do not use up what there is of port unreachable, the rest of which could be counted then.
 #[test]
 fn pings_leave_the_limit_of_port_unreachable() {
