@@ -41,6 +41,13 @@ pub(crate) struct Control<'a> {
     pub ip: IpOptions,
 }
 
+impl Frame {
+    /// Memory that it takes while it waits, bytes.
+    pub fn held(&self) -> usize {
+        size_of::<Frame>() + self.bytes.len()
+    }
+}
+
 pub(crate) struct Egress {
     queue: VecDeque<Frame>,
     local: VecDeque<Frame>,
@@ -277,7 +284,7 @@ impl Stack {
     /// How to reach `dst` now. `Err(false)`: the neighbour is being asked, and the connection is queued when it answers. `Err(true)`: no route.
     fn path(&mut self, dst: Ip, slot: u32) -> Result<Path, bool> {
         match self.iface.route(dst) {
-            Some(Route::Via(hop)) => match self.resolve(hop) {
+            Some(Route::Via(hop)) => match self.resolve(hop, true) {
                 Some(mac) => Ok(self.link_path(mac, hop.is_v4())),
                 None => {
                     self.neighbours.wait(hop, slot);
@@ -289,8 +296,8 @@ impl Stack {
         }
     }
 
-    fn resolve(&mut self, hop: Ip) -> Option<[u8; 6]> {
-        match self.neighbours.lookup(self.now, hop) {
+    fn resolve(&mut self, hop: Ip, wanted: bool) -> Option<[u8; 6]> {
+        match self.neighbours.lookup(self.now, hop, wanted) {
             Found::Mac(mac) => Some(mac),
             Found::Ask(mac) => {
                 self.query(hop, Some(mac));
@@ -321,20 +328,34 @@ impl Stack {
                 head::ethernet(&mut frame.bytes, &path, v4);
                 self.send_frame(frame);
             }
-            Some(Route::Via(hop)) => match self.resolve(hop) {
+            Some(Route::Via(hop)) => match self.resolve(hop, false) {
                 Some(mac) => {
                     let path = self.link_path(mac, v4);
                     head::ethernet(&mut frame.bytes, &path, v4);
                     self.send_frame(frame);
                 }
-                None => {
-                    if let Some(lost) = self.neighbours.park(hop, frame) {
-                        self.sent(lost.owner, lost.bytes.len());
-                    }
-                }
+                None => self.park(hop, frame),
             },
         }
         true
+    }
+
+    /// Lets a packet wait until the next hop is known. What is too much is lost.
+    fn park(&mut self, hop: Ip, frame: Frame) {
+        let held = frame.held();
+        let lost = if held > self.memory_free() { Some(frame) } else { self.neighbours.park(hop, frame) };
+        match lost {
+            Some(f) => self.sent(f.owner, f.bytes.len()),
+            None => self.memory += held,
+        }
+    }
+
+    /// Packets that waited in vain are lost, which is no error of their socket: the neighbour may come back (Linux without IP_RECVERR).
+    pub(crate) fn lose(&mut self, parked: Vec<Frame>) {
+        for f in parked {
+            self.memory = self.memory.saturating_sub(f.held());
+            self.sent(f.owner, f.bytes.len());
+        }
     }
 
     /// Queues a whole frame for the device.
@@ -351,6 +372,7 @@ impl Stack {
         let v4 = r.ip.is_v4();
         let path = self.link_path(r.mac, v4);
         for mut f in r.packets {
+            self.memory = self.memory.saturating_sub(f.held());
             head::ethernet(&mut f.bytes, &path, v4);
             self.send_frame(f);
         }

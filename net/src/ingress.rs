@@ -61,7 +61,7 @@ impl Stack {
             return;
         }
         let (src, dst) = (Ip::from(p.src_addr()), Ip::from(p.dst_addr()));
-        if src.is_multicast() || self.iface.is_broadcast(src) || (!local && (src.is_loopback() || dst.is_loopback())) {
+        if src.is_multicast() || self.iface.is_broadcast(src) || (!local && self.is_forged(src, dst)) {
             return;
         }
         let mut meta = Meta {
@@ -92,7 +92,7 @@ impl Stack {
         }
         let (src, dst) = (Ip::from(p.src_addr()), Ip::from(p.dst_addr()));
         // A mapped address on the wire would be taken for IPv4.
-        if src.is_multicast() || src.is_v4() || dst.is_v4() || (!local && (src.is_loopback() || dst.is_loopback())) {
+        if src.is_multicast() || src.is_v4() || dst.is_v4() || (!local && self.is_forged(src, dst)) {
             return;
         }
         let hop_limit = p.hop_limit();
@@ -137,6 +137,12 @@ impl Stack {
                 }
             }
         }
+    }
+
+    /// Whether a packet that came over the wire has addresses that it can have only inside. One datagram from our own address to a service that answers
+    /// would go to and fro there for ever.
+    fn is_forged(&self, src: Ip, dst: Ip) -> bool {
+        src.is_loopback() || dst.is_loopback() || self.iface.owns(src)
     }
 
     /// Whether a packet is for us; sets `unicast`.

@@ -18,18 +18,45 @@ const RETRY: u64 = 1000 * MS;
 const TRIES: u8 = 3;
 /// Bytes of packets that wait for one answer: as many as the largest datagram has in fragments.
 const WAITING_BYTES: usize = 72 << 10;
+/// Bytes of packets that wait for all answers. Who waits for one may have no more than what then is left to the others.
+const PARKED_MAX: usize = 512 << 10;
 
 struct Neighbour {
     ip: Ip,
     mac: Option<[u8; 6]>,
+    /// When that was said; before, when it was first asked for.
     confirmed: u64,
     /// Questions that nobody has answered yet.
     tries: u8,
     /// Connections that wait for the answer (slots, which others may have by then).
     waiting: Vec<u32>,
     packets: Vec<Frame>,
-    /// Bytes in them.
+    /// Bytes that they take.
     parked: usize,
+}
+
+/// Who goes first when an entry must make room.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    /// Has not answered the first question.
+    Silent,
+    /// Was not in use since it was confirmed long ago.
+    Stale,
+    /// Was asked for a moment ago.
+    Asked,
+    /// Reachable, and what is in use is asked again in time.
+    Known,
+}
+
+impl Neighbour {
+    fn worth(&self, now: u64) -> Worth {
+        match self.mac {
+            None if now >= self.confirmed + RETRY => Worth::Silent,
+            None => Worth::Asked,
+            Some(_) if self.tries == 0 && now >= self.confirmed + FRESH => Worth::Stale,
+            Some(_) => Worth::Known,
+        }
+    }
 }
 
 pub(crate) struct Neighbours {
@@ -40,7 +67,9 @@ pub(crate) struct Neighbours {
     max: u32,
     /// The last answer: most traffic goes to one neighbour.
     last: Option<(Ip, [u8; 6], u64)>,
-    clock_hand: u32,
+    /// Bytes that waiting packets take, and those that wait no more because their entry had to make room.
+    parked: usize,
+    lost: Vec<Frame>,
 }
 
 /// What a lookup found.
@@ -84,7 +113,8 @@ impl Neighbours {
             key,
             max,
             last: None,
-            clock_hand: 0,
+            parked: 0,
+            lost: Vec::new(),
         }
     }
 
@@ -101,19 +131,21 @@ impl Neighbours {
         Some(n)
     }
 
-    fn add(&mut self, ip: Ip) -> Option<u32> {
+    /// A new entry. `wanted`: not only some packet has said that there is somebody.
+    fn add(&mut self, now: u64, ip: Ip, wanted: bool) -> Option<u32> {
         if self.slab.len() >= self.max {
-            // Make room: the first entry from the hand on that nobody waits for.
-            for _ in 0..self.max {
-                self.clock_hand = (self.clock_hand + 1) % self.max;
-                if self.slab.get(self.clock_hand).is_some_and(|n| n.waiting.is_empty() && n.packets.is_empty()) {
-                    self.remove(self.clock_hand);
-                    break;
-                }
+            let slots = (0..self.slab.slots()).filter_map(|s| self.slab.get(s).map(|n| (n.worth(now), n.confirmed, s)));
+            let (worth, _, slot) = slots.min()?;
+            if worth == Worth::Asked && !wanted {
+                // Strangers' packets must neither put out each other's questions nor make us ask for as many as they please.
+                return None;
             }
+            self.lost.try_reserve(self.slab.get(slot)?.packets.len()).ok()?;
+            let mut n = self.remove(slot)?;
+            self.lost.append(&mut n.packets);
         }
         let n =
-            Neighbour { ip, mac: None, confirmed: 0, tries: 0, waiting: Vec::new(), packets: Vec::new(), parked: 0 };
+            Neighbour { ip, mac: None, confirmed: now, tries: 0, waiting: Vec::new(), packets: Vec::new(), parked: 0 };
         let (slot, _) = self.slab.insert(n)?;
         if !self.table.insert(self.key.ip(ip) as u32, slot) {
             self.slab.remove(slot);
@@ -122,15 +154,15 @@ impl Neighbours {
         Some(slot)
     }
 
-    /// Looks an address up; unknown ones get an entry.
-    pub fn lookup(&mut self, now: u64, ip: Ip) -> Found {
+    /// Looks an address up; unknown ones get an entry. `wanted`: for a connection, not for an answer to whom we know nothing about.
+    pub fn lookup(&mut self, now: u64, ip: Ip, wanted: bool) -> Found {
         if let Some((last, mac, until)) = self.last
             && last == ip
             && now < until
         {
             return Found::Mac(mac);
         }
-        let Some(slot) = self.find(ip).or_else(|| self.add(ip)) else { return Found::Wait };
+        let Some(slot) = self.find(ip).or_else(|| self.add(now, ip, wanted)) else { return Found::Wait };
         let Some(n) = self.slab.get_mut(slot) else { return Found::Wait };
         match n.mac {
             Some(mac) if now < n.confirmed + FRESH => {
@@ -171,10 +203,11 @@ impl Neighbours {
     /// Lets a packet wait for the answer; gives it back if there is no room.
     pub fn park(&mut self, ip: Ip, frame: Frame) -> Option<Frame> {
         let Some(n) = self.find(ip).and_then(|s| self.slab.get_mut(s)) else { return Some(frame) };
-        let parked = n.parked + frame.bytes.len();
-        if parked > WAITING_BYTES || n.packets.try_reserve(1).is_err() {
+        let parked = n.parked + frame.held();
+        if parked > WAITING_BYTES.min(PARKED_MAX - self.parked) || n.packets.try_reserve(1).is_err() {
             return Some(frame);
         }
+        self.parked += frame.held();
         n.parked = parked;
         n.packets.push(frame);
         None
@@ -187,7 +220,7 @@ impl Neighbours {
         }
         let slot = match self.find(ip) {
             Some(s) => s,
-            None if create => self.add(ip)?,
+            None if create => self.add(now, ip, true)?,
             None => return None,
         };
         self.timers.cancel(slot);
@@ -196,9 +229,15 @@ impl Neighbours {
         n.mac = Some(mac);
         n.confirmed = now;
         n.tries = 0;
-        n.parked = 0;
+        self.parked -= core::mem::take(&mut n.parked);
         let (waiting, packets) = (core::mem::take(&mut n.waiting), core::mem::take(&mut n.packets));
         Some(Resolved { ip, mac, waiting, packets })
+    }
+
+    /// Packets whose entry had to make room.
+    pub fn take_lost(&mut self) -> Vec<Frame> {
+        self.parked -= self.lost.iter().map(Frame::held).sum::<usize>();
+        core::mem::take(&mut self.lost)
     }
 
     pub fn deadline(&self) -> Option<u64> {
@@ -217,6 +256,7 @@ impl Neighbours {
             return Some(Due::Query(n.ip, known));
         }
         let n = self.remove(slot)?;
+        self.parked -= n.parked;
         Some(Due::Failed { ip: n.ip, waiting: n.waiting, packets: n.packets })
     }
 }

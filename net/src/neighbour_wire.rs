@@ -76,14 +76,13 @@ impl Stack {
     }
 
     pub(crate) fn neighbour_timers(&mut self) {
+        let lost = self.neighbours.take_lost();
+        self.lose(lost);
         while let Some(due) = self.neighbours.pop_due(self.now) {
             match due {
                 Due::Query(ip, known) => self.query(ip, known),
                 Due::Failed { ip, waiting, packets } => {
-                    // Datagrams are lost, which is no error of their socket: the neighbour may come back (Linux without IP_RECVERR).
-                    for f in packets {
-                        self.sent(f.owner, f.bytes.len());
-                    }
+                    self.lose(packets);
                     for slot in waiting {
                         let cx = cx!(self);
                         if let Some(Sock { kind: Kind::Tcp(c), .. }) = self.sockets.get_mut(slot)

@@ -251,7 +251,7 @@ impl Stack {
 
     /// A segment for a half-open connection.
     fn half_input(&mut self, slot: u32, tuple: &Tuple, seg: Segment) {
-        let Some(h) = self.half.slab.get(slot) else { return };
+        let Some(h) = self.half.slab.get_mut(slot) else { return };
         let next = h.irs.wrapping_add(1);
         if seg.has(flag::RST) {
             if seg.seq == next {
@@ -263,8 +263,14 @@ impl Stack {
         }
         if seg.has(flag::SYN) {
             // The SYN again. Any other is not answered: the entry's timer will sort it out.
-            if seg.seq == h.irs && !seg.has(flag::ACK) && h.stage.is_answered() {
-                self.answer_syn_again(slot);
+            if seg.seq == h.irs && !seg.has(flag::ACK) {
+                if let Some((value, _)) = seg.ts {
+                    // The answer echoes this one's timestamp, or the peer counts its timeout as part of the round trip.
+                    h.ts_recent = later(h.ts_recent, value);
+                }
+                if h.stage.is_answered() {
+                    self.answer_syn_again(slot);
+                }
             }
             return;
         }

@@ -51,7 +51,8 @@ pub(crate) struct Udp {
     /// Bytes on the way to the device, and most of them.
     sending: usize,
     send_limit: u32,
-    waits_for_room: bool,
+    /// An event says when there is room on the way to the device again.
+    wants_room: bool,
     read_shut: bool,
     write_shut: bool,
 }
@@ -75,7 +76,7 @@ impl Udp {
             receive_limit: BUFFER,
             sending: 0,
             send_limit: BUFFER,
-            waits_for_room: false,
+            wants_room: false,
             read_shut: false,
             write_shut: false,
         }
@@ -85,12 +86,17 @@ impl Udp {
         self.held
     }
 
+    /// Whether enough room is left on the way to the device to wake a writer.
+    fn has_room(&self) -> bool {
+        self.sending * 3 < self.send_limit as usize * 2
+    }
+
     pub fn readiness(&self) -> Ready {
         let mut r = 0;
         if !self.queue.is_empty() || self.error.is_some() || self.read_shut {
             r |= Ready::READABLE.0;
         }
-        if self.sending * 3 < self.send_limit as usize * 2 || self.error.is_some() {
+        if self.has_room() || self.error.is_some() {
             r |= Ready::WRITABLE.0;
         }
         if self.error.is_some() {
@@ -217,7 +223,7 @@ impl Stack {
         let free = self.memory_free();
         let Kind::Udp(u) = self.kind_mut(handle)? else { return Err(Error::Invalid) };
         if u.sending > 0 && u.sending + len > u.send_limit as usize {
-            u.waits_for_room = true;
+            u.wants_room = true;
             return Err(Error::WouldBlock);
         }
         if free < len {
@@ -293,6 +299,7 @@ impl Stack {
             && let Ok(Kind::Udp(u)) = self.kind_mut(owner)
         {
             u.sending += bytes;
+            u.wants_room |= !u.has_room();
         }
     }
 
@@ -301,9 +308,17 @@ impl Stack {
         let Some(owner) = owner else { return };
         let Ok(Kind::Udp(u)) = self.kind_mut(owner) else { return };
         u.sending = u.sending.saturating_sub(bytes);
-        if u.waits_for_room && u.sending * 3 < u.send_limit as usize * 2 {
-            u.waits_for_room = false;
-            self.raise(owner.slot, Ready::WRITABLE);
+        self.udp_room(owner);
+    }
+
+    /// Says that there is room on the way to the device, if somebody may wait for that.
+    fn udp_room(&mut self, handle: Handle) {
+        if let Ok(Kind::Udp(u)) = self.kind_mut(handle)
+            && u.wants_room
+            && u.has_room()
+        {
+            u.wants_room = false;
+            self.raise(handle.slot, Ready::WRITABLE);
         }
     }
 
@@ -353,6 +368,8 @@ impl Stack {
         let Kind::Udp(u) = self.kind_mut(handle)? else { return Err(Error::NotSupported) };
         u.receive_limit = receive.clamp(2048, limits.receive_buffer.max(2048));
         u.send_limit = send.clamp(2048, limits.send_buffer.max(2048));
+        u.wants_room |= !u.has_room();
+        self.udp_room(handle);
         Ok(())
     }
 

@@ -121,6 +121,69 @@ fn frames_wait_for_the_first_answer() {
     assert!((60_000..80_000).contains(&sent), "{sent}");
 }
 
+/// Packets from addresses on the link at which there is nobody: who is in use stays known, not everybody is asked for, and there is room again.
+#[test]
+fn strangers_do_not_take_the_place_of_neighbours() {
+    let limits = Limits { neighbours: 8, ..limits() };
+    let mut sim = Sim::with(6, config(1), Config { limits, ..config(2) });
+    let _l = sim.listen(1, 81, 8);
+    let (c, s) = sim.pair(80);
+    let options = sim.stacks[0].tcp_options(c).unwrap();
+    sim.stacks[0].set_tcp_options(c, TcpOptions { nodelay: true, ..options }).unwrap();
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let log = asked.clone();
+    sim.filter = Some(Box::new(move |side, f| {
+        if side == 1 && f[12..14] == [8, 6] && f[21] == 1 {
+            log.borrow_mut().push(f[41]);
+        }
+        false
+    }));
+    let before = sim.stacks[1].memory_used();
+    for round in 0..40u64 {
+        for last in 10..200 {
+            let mut syn = raw_syn([10, 0, 0, last], 1000, 7);
+            syn[37] = 81;
+            sim.stacks[1].input(sim.now, TRUSTED, &syn);
+        }
+        sim.stacks[0].send(c, &[b"ping"]).unwrap();
+        sim.run(10 * MS);
+        assert_eq!(drain_all(&mut sim.stacks[1], s), 4, "round {round}");
+    }
+    assert!(asked.borrow().len() < 10 && !asked.borrow().contains(&1), "{:?}", asked.borrow());
+    // A connection's question is asked in any case.
+    let c = sim.connect(1, at(250, 9));
+    sim.flush();
+    assert!(asked.borrow().contains(&250));
+    let frames = sim.frames[1];
+    sim.stacks[1].input(sim.now, NetHdr::default(), &arp_reply([2, 0, 0, 0, 0, 9], [10, 0, 0, 250]));
+    sim.flush();
+    assert_eq!(sim.frames[1] - frames, 1);
+    sim.stacks[1].abort(c);
+    sim.run(100 * SECOND);
+    assert_eq!(sim.stacks[1].memory_used(), before);
+}
+
+/// What waits for answers counts as memory, is bounded in total, leaves something to each, and is given back.
+#[test]
+fn what_waits_for_neighbours_is_bounded() {
+    let mut sim = Sim::new(7);
+    let sockets: Vec<_> = (0..10).map(|_| sim.stacks[1].udp_socket(Domain::V4).unwrap()).collect();
+    let mut before = sim.stacks[1].memory_used();
+    for (i, u) in sockets.iter().enumerate() {
+        for _ in 0..100 {
+            let _ = sim.stacks[1].send_to(*u, &[&[7; 1000]], Some(at(100 + i as u8, 9)), None);
+        }
+        let used = sim.stacks[1].memory_used();
+        assert!(used > before && used <= 512 << 10, "{i}: {used}");
+        before = used;
+    }
+    sim.run(10 * SECOND);
+    assert_eq!(sim.stacks[1].memory_used(), 0);
+    for u in sockets {
+        assert!(sim.stacks[1].readiness(u).contains(Ready::WRITABLE));
+    }
+}
+
 const TRUSTED: NetHdr = NetHdr {
     flags: net_hdr::DATA_VALID,
     gso_type: 0,

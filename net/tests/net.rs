@@ -169,6 +169,21 @@ fn receive_queues_are_bounded() {
     assert_eq!(sim.stacks[1].memory_used(), 0);
 }
 
+/// Also after a datagram that was taken: who polls then is told to wait.
+#[test]
+fn a_full_queue_of_datagrams_raises_writable_when_it_drains() {
+    let mut sim = Sim::new(6);
+    let c = sim.stacks[0].udp_socket(Domain::V4).unwrap();
+    sim.stacks[0].set_udp_buffers(c, 9_000, 9_000).unwrap();
+    for (size, event) in [(5_000, false), (7_000, true)] {
+        sim.stacks[0].send_to(c, &[&vec![0; size]], Some(at(2, 53)), None).unwrap();
+        assert_eq!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE), !event);
+        sim.run(SECOND);
+        assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+        assert_eq!(sim.stacks[0].next_event().is_some_and(|e| e.ready.contains(Ready::WRITABLE)), event);
+    }
+}
+
 #[test]
 fn any_mode_takes_and_sends_from_every_address() {
     let mut sim = Sim::with(6, config(1), Config { any_ip: true, ..config(2) });
@@ -659,6 +674,40 @@ fn a_broadcast_is_not_answered_as_a_source() {
         sim.flush();
         assert_eq!(sim.frames[1] > before, answered);
         assert_eq!(recv(&mut sim.stacks[1], server, 9).is_ok(), answered);
+    }
+}
+
+/// From the wire our own address is a forged one: a service that answers would answer itself for ever. Inside it is as good as any.
+#[test]
+fn our_own_address_does_not_come_over_the_wire() {
+    let mut sim = Sim::new(25);
+    sim.listen(0, 80, 8);
+    sim.listen(1, 80, 8);
+    let v4 = udp(&mut sim.stacks[1], Domain::V4, "0.0.0.0:53");
+    let v6 = udp(&mut sim.stacks[0], Domain::V6, "[::]:53");
+    sim.run(SECOND);
+    let datagram = [0, 53, 0, 53, 0, 9, 0, 0, b'x'];
+    for (last, taken) in [(2, false), (3, true)] {
+        let before = sim.stacks[1].counts().1;
+        sim.stacks[1].input(sim.now, TRUSTED, &raw_syn([10, 0, 0, last], 5555, 9));
+        assert_eq!(sim.stacks[1].counts().1 > before, taken);
+        sim.stacks[1].input(sim.now, NO_HEADER, &frame4(17, [10, 0, 0, last], &datagram));
+        assert_eq!(recv(&mut sim.stacks[1], v4, 9).is_ok(), taken);
+    }
+    for (last, taken) in [(1, false), (3, true)] {
+        let mut f = frame6(64, &datagram);
+        f[20] = 17;
+        let ip = |n| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n];
+        f[22..38].copy_from_slice(&ip(last));
+        f[38..54].copy_from_slice(&ip(1));
+        sim.stacks[0].input(sim.now, TRUSTED, &f);
+        assert_eq!(recv(&mut sim.stacks[0], v6, 9).is_ok(), taken);
+    }
+    let c = sim.stacks[0].udp_socket(Domain::V6).unwrap();
+    for to in ["10.0.0.1:53", "[fd00::1]:53", "127.0.0.1:53", "[::1]:53"] {
+        sim.stacks[0].send_to(c, &[b"x"], Some(to.parse().unwrap()), None).unwrap();
+        sim.run(MS);
+        assert_eq!(recv(&mut sim.stacks[0], v6, 9).unwrap().1.from.ip(), to.parse::<SocketAddr>().unwrap().ip());
     }
 }
 

@@ -489,6 +489,32 @@ fn fin_waits_for_a_window() {
     }
 }
 
+/// A peer may refuse FIN as a probe; what we acknowledge meanwhile must not lie behind it, beyond the window.
+#[test]
+fn a_fin_beyond_the_window_takes_no_acknowledgement_with_it() {
+    let mut sim = Sim::new(77);
+    // Without a scale the window can be filled to the last byte.
+    sim.edit = Some(|_, f| {
+        let syn = f[12..14] == [8, 0] && f[23] == 6 && f[47] & 2 != 0;
+        let scale = f.windows(3).position(|w| w == [3, 3, 7]).filter(|at| syn && *at >= 54);
+        scale.map(|at| f[at..at + 3].fill(1)).is_some()
+    });
+    let (c, s) = sim.pair(80);
+    let mut sent = 0;
+    sim.run_until(5 * SECOND, |sim| {
+        sent = feed(&mut sim.stacks[0], c, sent, 65_535);
+        false
+    });
+    assert_eq!(sim.stacks[1].tcp_info(s).unwrap().receive_window, 0);
+    sim.filter = Some(Box::new(|side, f| side == 0 && f[12..14] == [8, 0] && f[23] == 6 && f[47] & 1 != 0));
+    sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+    sim.run(5 * SECOND);
+    sim.stacks[1].send(s, &[b"hello"]).unwrap();
+    sim.run(150 * MS);
+    let info = sim.stacks[1].tcp_info(s).unwrap();
+    assert_eq!((info.send_queue, info.retransmits), (0, 0));
+}
+
 /// A probe is looked at by nobody; what is due at the same time is sent as well: an acknowledgement, or that the window is open.
 #[test]
 fn a_probe_takes_nothing_with_it() {
@@ -522,4 +548,41 @@ fn a_probe_takes_nothing_with_it() {
             assert_eq!((info.send_queue, info.retransmits), (0, 0));
         }
     }
+}
+
+/// Acknowledgements that get lost tell nothing of the path: what is sent again is acknowledged with its own timestamp, not with that of the first time.
+#[test]
+fn lost_acknowledgements_do_not_lengthen_the_timeout() {
+    // Until before the tail loss probe, and until before the timeout.
+    for (segments, deaf) in [(1, 40), (10, 40), (1, 150), (10, 150)] {
+        let (mut sim, c, s) = settled(57, 10);
+        let before = sim.stacks[0].tcp_info(c).unwrap();
+        let mut got = 40_000_000;
+        for _ in 0..20 {
+            assert_eq!(sim.stacks[0].send(c, &[&pattern(got, segments * 1448)]), Ok(segments * 1448));
+            sim.filter = Some(Box::new(|side, _| side == 1));
+            sim.run(deaf * MS);
+            sim.filter = None;
+            assert!(sim.run_until(300 * SECOND, |sim| sim.stacks[0].tcp_info(c).unwrap().send_queue == 0));
+            got = drain(&mut sim.stacks[1], s, got).0;
+        }
+        let after = sim.stacks[0].tcp_info(c).unwrap();
+        assert!(after.rto_us < 2 * before.rto_us, "{segments} {deaf} {before:?} {after:?}");
+    }
+}
+
+/// The same of the SYN-ACK.
+#[test]
+fn a_lost_answer_to_a_syn_does_not_lengthen_the_timeout() {
+    let mut sim = Sim::new(58);
+    sim.delay = 10 * MS;
+    sim.listen(1, 80, 8);
+    let c = sim.connect(0, at(2, 80));
+    let mut lost = false;
+    sim.filter = Some(Box::new(move |side, f| {
+        side == 1 && f[12..14] == [8, 0] && f[23] == 6 && !std::mem::replace(&mut lost, true)
+    }));
+    assert!(sim.run_until(10 * SECOND, |sim| sim.stacks[0].readiness(c).contains(Ready::WRITABLE)));
+    let info = sim.stacks[0].tcp_info(c).unwrap();
+    assert!((20_000..50_000).contains(&info.rtt_us), "{info:?}");
 }

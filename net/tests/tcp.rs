@@ -612,6 +612,35 @@ fn events_tell_what_happens() {
     }));
 }
 
+/// Whoever polls after a write that was taken whole may be told to wait; then an event has to say when that is over. Whoever has room all the time hears nothing.
+#[test]
+fn a_write_that_was_taken_whole_raises_writable_too() {
+    let mut sim = Sim::new(26);
+    let (c, _s) = sim.pair(80);
+    let options = TcpOptions { send_buffer: Some(9_000), ..sim.stacks[0].tcp_options(c).unwrap() };
+    sim.stacks[0].set_tcp_options(c, options).unwrap();
+    let writable = |sim: &mut Sim| {
+        std::iter::from_fn(|| sim.stacks[0].next_event()).filter(|e| e.ready.contains(Ready::WRITABLE)).count()
+    };
+    writable(&mut sim);
+    assert_eq!(sim.stacks[0].send(c, &[&[0; 5_000]]), Ok(5_000));
+    assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    sim.run(SECOND);
+    assert_eq!(writable(&mut sim), 0);
+    assert_eq!(sim.stacks[0].send(c, &[&[0; 7_000]]), Ok(7_000));
+    assert!(!sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    sim.run(SECOND);
+    assert!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE));
+    assert_eq!(writable(&mut sim), 1);
+    // A buffer that becomes smaller or larger under what is queued.
+    assert_eq!(sim.stacks[0].send(c, &[&[0; 5_000]]), Ok(5_000));
+    for (size, ready) in [(6_000, false), (9_000, true)] {
+        sim.stacks[0].set_tcp_options(c, TcpOptions { send_buffer: Some(size), ..options }).unwrap();
+        assert_eq!(sim.stacks[0].readiness(c).contains(Ready::WRITABLE), ready);
+        assert_eq!(writable(&mut sim), usize::from(ready));
+    }
+}
+
 #[test]
 fn cork_holds_back_for_a_while_and_uncorking_sends() {
     let mut sim = Sim::new(25);

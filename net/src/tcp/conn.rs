@@ -43,7 +43,7 @@ pub(crate) mod is {
     /// SO_RCVBUF and SO_SNDBUF were set.
     pub const FIXED_RECEIVE: u32 = 1 << 14;
     pub const FIXED_SEND: u32 = 1 << 15;
-    /// The owner waits for room in the send queue.
+    /// An event says when there is room in the send queue again.
     pub const WANTS_ROOM: u32 = 1 << 17;
     /// The congestion window was in full use at the last sending.
     pub const LIMITED: u32 = 1 << 18;
@@ -126,7 +126,7 @@ pub(crate) struct Conn {
 
     pub ts_offset: u32,
     pub ts_recent: u32,
-    /// When that was, ms.
+    /// When that was, s.
     pub ts_recent_at: u32,
 
     /// µs.
@@ -309,7 +309,7 @@ impl Conn {
         if let Some(value) = syn.ts {
             self.flags |= is::TS;
             self.ts_recent = value;
-            self.ts_recent_at = (now / MS) as u32;
+            self.ts_recent_at = (now / SECOND) as u32;
             self.mss -= 12;
         }
         self.cubic = Cubic::new(u32::from(self.mss));
@@ -393,6 +393,14 @@ impl Conn {
         self.events = self.events.union(ready);
     }
 
+    /// Says that there is room in the send queue, if somebody may wait for that.
+    pub fn tell_room(&mut self) {
+        if self.has(is::WANTS_ROOM) && self.readiness().contains(Ready::WRITABLE) {
+            self.flags &= !is::WANTS_ROOM;
+            self.event(Ready::WRITABLE);
+        }
+    }
+
     /// Queues data; `more`: hold the last segment back if it is not full.
     pub fn send(&mut self, cx: &Cx, pieces: &[&[u8]], more: bool) -> Result<usize, Error> {
         if let Some(e) = self.error.take() {
@@ -430,8 +438,8 @@ impl Conn {
         if room > 0 {
             self.flags &= !is::PRESSED;
         }
-        if short || room == 0 {
-            // Cut short, if not by the room then by an allocation that failed.
+        if short || !self.writable() {
+            // Cut short, if not by the room then by an allocation that failed; or taken whole, after which whoever polls is told to wait.
             self.flags |= is::WANTS_ROOM;
         }
         if taken == 0 && short {
@@ -530,6 +538,10 @@ impl Conn {
         if let Some(n) = o.send_buffer {
             self.flags |= is::FIXED_SEND;
             self.send_limit = n.clamp(2048, limits.send_buffer.max(2048));
+            if !self.writable() {
+                self.flags |= is::WANTS_ROOM;
+            }
+            self.tell_room();
         }
         if let Some(n) = o.receive_buffer {
             self.flags |= is::FIXED_RECEIVE;

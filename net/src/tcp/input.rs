@@ -28,7 +28,7 @@ impl Conn {
             && let Some((value, _)) = seg.ts
             && !seg.has(flag::RST)
             && lt(value, self.ts_recent)
-            && cx.ms().wrapping_sub(self.ts_recent_at) < 24 * 86_400_000
+            && cx.seconds().wrapping_sub(self.ts_recent_at) < TS_VALID
         {
             // PAWS (RFC 7323 §5.3).
             self.challenge(cx, &seg);
@@ -42,12 +42,20 @@ impl Conn {
             seg.flags &= !flag::SYN;
             seg.seq = self.rcv_nxt;
         }
+        let seq = seg.seq;
         if !self.trim(&mut seg) {
             if !seg.has(flag::RST) {
                 if self.state == TcpState::SynReceived && seg.has(flag::SYN) {
                     // The SYN again: so is our answer.
                     self.snd_nxt = self.iss;
                 } else {
+                    let recent = self.last_ack.wrapping_sub(self.rcv_limit);
+                    if seg.has(flag::ACK) && !self.is_strange(seg.ack) && seg.len() > 0 && le(recent, seq) {
+                        // Sent again since our acknowledgement got lost. The next one must not echo the timestamp of the first time, or the peer
+                        // takes its timeout for the round trip, and waits even longer when that gets lost. Only what a window can have
+                        // held: a forged segment has to guess as well as one with data that we would take.
+                        self.note_timestamp(cx, &seg, seq);
+                    }
                     self.challenge(cx, &seg);
                 }
             }
@@ -74,7 +82,7 @@ impl Conn {
         if !seg.has(flag::ACK) {
             return Verdict::Done;
         }
-        if lt(self.snd_max, seg.ack) || lt(seg.ack, self.snd_una.wrapping_sub(self.snd_wnd_max)) {
+        if self.is_strange(seg.ack) {
             if self.state == TcpState::SynReceived {
                 return Verdict::Reset;
             }
@@ -90,19 +98,28 @@ impl Conn {
         }
         self.heard_at = cx.now;
         self.probes = 0;
-        if self.has(is::TS)
-            && let Some((value, _)) = seg.ts
-            && le(seg.seq, self.last_ack)
-            && le(self.ts_recent, value)
-        {
-            self.ts_recent = value;
-            self.ts_recent_at = cx.ms();
-        }
+        self.note_timestamp(cx, &seg, seq);
         self.on_ack(cx, &seg);
         if self.state == TcpState::Closed {
             return Verdict::Done;
         }
         self.on_data(cx, &seg, link_mss)
+    }
+
+    /// Whether an acknowledgement is of something that we have never sent, or older than it can be (RFC 5961 §5.2).
+    fn is_strange(&self, ack: u32) -> bool {
+        lt(self.snd_max, ack) || lt(ack, self.snd_una.wrapping_sub(self.snd_wnd_max))
+    }
+
+    /// Remembers the timestamp of a segment that began at `seq` and that PAWS has let through (RFC 7323 §4.3).
+    fn note_timestamp(&mut self, cx: &Cx, seg: &Segment, seq: u32) {
+        if self.has(is::TS)
+            && let Some((value, _)) = seg.ts
+            && le(seq, self.last_ack)
+        {
+            self.ts_recent = value;
+            self.ts_recent_at = cx.seconds();
+        }
     }
 
     fn in_syn_sent(&mut self, cx: &Cx, seg: Segment, link_mss: u16) -> Verdict {
@@ -295,9 +312,8 @@ impl Conn {
             let want = self.cubic.cwnd.saturating_mul(2).min(cx.limits.send_buffer);
             self.send_limit = self.send_limit.max(want);
         }
-        if bytes > 0 && self.has(is::WANTS_ROOM) && self.readiness().contains(Ready::WRITABLE) {
-            self.flags &= !is::WANTS_ROOM;
-            self.event(Ready::WRITABLE);
+        if bytes > 0 {
+            self.tell_room();
         }
         if fin_acked {
             // Whoever closes and waits until the peer has everything (SO_LINGER) hears of it.

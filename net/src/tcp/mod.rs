@@ -55,6 +55,9 @@ pub(crate) const MSS_DEFAULT: u16 = 536;
 /// Smallest payload per segment that we let a peer or router talk us into.
 pub(crate) const MSS_MIN: u16 = 88;
 
+/// A peer's timestamp says nothing any more after that long, s: its clock may have come around (RFC 7323 §5.5).
+pub(crate) const TS_VALID: u32 = 24 * 86_400;
+
 pub(crate) mod flag {
     pub const FIN: u8 = 1;
     pub const SYN: u8 = 2;
@@ -111,6 +114,11 @@ impl Cx<'_> {
     pub fn lasting(&self, piece: &[u8]) -> Option<&'static [u8]> {
         let offset = piece.as_ptr().addr().checked_sub(self.lasting.as_ptr().addr())?;
         self.lasting.get(offset..offset.checked_add(piece.len())?)
+    }
+
+    /// The clock by which a peer's timestamp becomes old.
+    pub fn seconds(&self) -> u32 {
+        (self.now / SECOND) as u32
     }
 
     /// The clock of the timestamp option.

@@ -78,10 +78,13 @@ impl Conn {
     }
 
     /// The sequence number of a segment without data: beyond all that was sent, also after a timeout, or a peer that has it all ignores the segment
-    /// (RFC 9293 §3.10.7.4). But not beyond the peer's window, if that has shrunk; FIN, and what is lost of the window by its scale, may be.
+    /// (RFC 9293 §3.10.7.4). But not beyond the peer's window, if that has shrunk, or if FIN went out as a probe of it when it was closed; what is
+    /// lost of the window by its scale may be.
     pub fn bare_seq(&self) -> u32 {
         let edge = self.snd_una.wrapping_add(self.snd_wnd);
-        if self.snd_max.wrapping_sub(edge) as i32 <= 1 << self.snd_scale { self.snd_max } else { edge }
+        let fin_is_probe = self.snd_wnd == 0 && self.has(is::FIN_QUEUED) && lt(self.data_end(), self.snd_max);
+        let slack = if fin_is_probe { 0 } else { 1 << self.snd_scale };
+        if self.snd_max.wrapping_sub(edge) as i32 <= slack { self.snd_max } else { edge }
     }
 
     /// The link may have become narrower than when the connection began.
@@ -394,7 +397,8 @@ impl Conn {
     fn account(&mut self, cx: &Cx, plan: &Plan) {
         if self.has(is::TAIL_PROBE) {
             self.flags &= !is::TAIL_PROBE;
-            if le(plan.seq, self.timed_seq) {
+            if self.has(is::TS) || le(plan.seq, self.timed_seq) {
+                // What is acknowledged from now on may have had to wait for the probe; a timestamp tells.
                 self.flags &= !is::TIMED;
             }
             self.retransmits = self.retransmits.saturating_add(1);

@@ -1,6 +1,6 @@
 //! What cannot be had from outside: a connection without a stack, brought where it would be after hours.
 
-use super::conn::Conn;
+use super::conn::{Conn, is};
 use super::head::Path;
 use super::segment::Segment;
 use super::*;
@@ -51,6 +51,10 @@ impl Lone {
     }
 
     fn receive(&mut self, seq: u32, ack: u32, flags: u8) {
+        self.receive_stamped(seq, ack, flags, None);
+    }
+
+    fn receive_stamped(&mut self, seq: u32, ack: u32, flags: u8, ts: Option<(u32, u32)>) {
         let segment = Segment {
             src_port: 80,
             dst_port: 80,
@@ -58,7 +62,7 @@ impl Lone {
             ack,
             flags,
             window: 65_535,
-            ts: None,
+            ts,
             sack: [None; 3],
             mss: None,
             scale: None,
@@ -154,4 +158,24 @@ fn old_marks_do_not_come_around() {
         lone.receive(5001, una, flag::ACK);
     }
     assert_eq!(lone.sent().iter().map(|f| f.0).collect::<Vec<_>>(), [una]);
+}
+
+/// A peer's timestamp clock may have come around in a silence, more than once (RFC 7323 §5.5).
+#[test]
+fn timestamps_become_old() {
+    for days in [25, 60, 2000] {
+        let mut lone = Lone::established(7);
+        lone.conn.flags |= is::TS;
+        let una = lone.conn.snd_una;
+        lone.receive_stamped(5001, una, flag::ACK, Some((1 << 31, 0)));
+        lone.now += days * 86_400 * SECOND;
+        lone.queue(&[1; 10]);
+        lone.sent();
+        let end = lone.conn.snd_max;
+        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 1, 0)));
+        assert_eq!((lone.conn.snd_una, lone.conn.ts_recent), (end, (1 << 31) - 1), "{days}");
+        // From then on it counts again.
+        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 2, 0)));
+        assert_eq!(lone.conn.ts_recent, (1 << 31) - 1);
+    }
 }
