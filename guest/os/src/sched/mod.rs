@@ -1,8 +1,12 @@
 //! Threads and their scheduling.
 //!
-//! One CPU, first come first served, with the tick upcall as time slice. A thread that blocks parks; whoever makes it runnable
+//! One CPU, with the tick upcall as time slice. A thread that blocks parks; whoever makes it runnable
 //! unparks it. There is no idle thread: when nothing can run, the thread that parked last looks after the pollers (the network),
 //! the timers and the gate's `wait`, on its own stack.
+//!
+//! Threads whose wait is over run before those that were running when a tick came, so that a request is answered although others compute. Each kind
+//! is first come first served. A thread that a second tick finds without a wait in between is one that computes. These are not kept
+//! from running: after a tick that found another one, one of them is next.
 //!
 //! A thread that is woken by another one, not by a poller or a timer, runs at once, that is, when the other one's outermost
 //! [`preempt::Guard`] ends, and the other one goes on behind it. Otherwise one that takes a lock again and again would keep everyone else from it: the lock is
@@ -26,7 +30,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use donjon_base::{Lock, clock, context, gate, preempt, tls};
 use heap::Timers;
-use thread::{State, Thread};
+use thread::{Queue, State, Thread};
 pub use thread::{ThreadId, Threads};
 pub use waitqueue::WaitQueue;
 
@@ -55,6 +59,8 @@ struct Sched {
     current: u32,
     /// The first ready thread has been woken by the running one and is to run as soon as preemption is on.
     woken: bool,
+    /// The next thread is one of those that compute.
+    owed: bool,
     /// A thread that has ended and whose stack is still in use until the switch away from it is done.
     zombie: Option<u32>,
     /// Threads that have ended and whose records exist.
@@ -124,7 +130,7 @@ pub fn spawn(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
 pub(crate) fn launch(id: ThreadId) {
     let mut s = SCHED.lock();
     if let Some(slot) = s.threads.slot(id) {
-        s.threads.push(slot);
+        s.threads.push(Queue::Woken, slot);
     }
 }
 
@@ -153,8 +159,13 @@ pub fn park(deadline: Option<u64>) -> Wake {
         if core::mem::take(&mut t.token) {
             return Wake::Unparked;
         }
+        // Nothing to wait for: it keeps its turn.
+        if deadline.is_some_and(|d| d <= clock::monotonic()) {
+            return Wake::Deadline;
+        }
         t.state = State::Parked;
         t.wake = Wake::Unparked;
+        t.ticked = false;
         if let Some(d) = deadline {
             s.add_timer(slot, d);
         }
@@ -178,7 +189,7 @@ pub fn yield_now() {
     {
         let mut s = SCHED.lock();
         let slot = s.current;
-        s.threads.push(slot);
+        s.threads.push(Queue::Others, slot);
     }
     reschedule();
 }
@@ -306,6 +317,7 @@ impl Sched {
             timers: Timers::new(),
             current: 0,
             woken: false,
+            owed: false,
             zombie: None,
             ended: 0,
             switches: 0,
@@ -334,7 +346,7 @@ impl Sched {
                 self.woken = true;
                 preempt::request();
             } else {
-                self.threads.push(slot);
+                self.threads.push(Queue::Woken, slot);
             }
         } else {
             t.token = true;
@@ -356,6 +368,12 @@ impl Sched {
         may
     }
 
+    /// Takes the thread that is to run next.
+    fn next(&mut self) -> Option<u32> {
+        let owed = if core::mem::take(&mut self.owed) { self.threads.pop(Queue::Others) } else { None };
+        owed.or_else(|| self.threads.pop(Queue::Woken)).or_else(|| self.threads.pop(Queue::Others))
+    }
+
     fn remove_ended(&mut self, slot: u32) {
         self.threads.remove(slot);
         self.ended -= 1;
@@ -375,7 +393,7 @@ impl Sched {
             let t = self.threads.get_mut(slot);
             t.timer = None;
             t.wake = Wake::Deadline;
-            self.threads.push(slot);
+            self.threads.push(Queue::Woken, slot);
         }
     }
 }
@@ -391,7 +409,7 @@ fn reschedule() {
         s = SCHED.lock();
     }
     let next = loop {
-        if let Some(next) = s.threads.pop() {
+        if let Some(next) = s.next() {
             break next;
         }
         drop(s);
@@ -506,7 +524,15 @@ fn tick(ticked: bool) {
         signal::stop_requested();
     }
     poll(clock::monotonic());
-    if SCHED.lock().threads.any_ready() {
-        yield_now();
+    let mut s = SCHED.lock();
+    let me = s.current;
+    // The first tick may have come right after the thread was switched to.
+    let computes = core::mem::replace(&mut s.threads.get_mut(me).ticked, true);
+    if !s.threads.any_ready() {
+        return;
     }
+    s.owed = !computes && s.threads.any(Queue::Others);
+    s.threads.push(if computes { Queue::Others } else { Queue::Woken }, me);
+    drop(s);
+    reschedule();
 }
