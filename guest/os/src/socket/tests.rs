@@ -217,3 +217,30 @@ fn two_threads_that_start_the_network_get_one() {
     let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
     assert_eq!(connect(c, &at("127.0.0.1:81")), Ok(()), "the listener is not in this network");
 }
+
+#[test]
+fn a_connection_is_not_lost_when_the_table_fills_up_while_accept_waits() {
+    let _s = start();
+    for (domain, name) in [(AF_INET, at("127.0.0.1:0")), (AF_UNIX, Addr::Unix((*b"\0full").into()))] {
+        let l = socket(domain, SOCK_STREAM, 0).unwrap();
+        bind(l, &name).unwrap();
+        listen(l, 16).unwrap();
+        fn server(l: usize) {
+            assert_eq!(accept(l as i32, 0), Err(Errno::EMFILE));
+        }
+        crate::sched::spawn(server, l as usize, 64 << 10).unwrap();
+        crate::sched::yield_now();
+        let c = socket(domain, SOCK_STREAM, 0).unwrap();
+        let before = crate::fd::limit();
+        crate::fd::set_limit(c as u32 + 1);
+        connect(c, &local(l).unwrap()).unwrap();
+        while crate::sched::thread_count() > 1 {
+            crate::sched::yield_now();
+        }
+        assert_eq!(accept(l, 0), Err(Errno::EMFILE));
+        crate::fd::set_limit(before);
+        let (a, _) = accept(l, 0).unwrap();
+        assert_eq!(crate::fd::write(c, &[b"here"]), Ok(4));
+        assert_eq!(read(a, 9).unwrap(), b"here");
+    }
+}
