@@ -119,6 +119,10 @@ fn let_go(slot: Option<Slot>) {
     if let Some(slot) = slot
         && Rc::strong_count(&slot.file) == 1
     {
+        // Before it may wait: epoll sets must not report a number that is closed, and that another file may have by then.
+        if let Some(watch) = slot.file.obj.watch() {
+            watch.detach();
+        }
         slot.file.obj.closing(&slot.file);
     }
 }

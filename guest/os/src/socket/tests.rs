@@ -244,3 +244,28 @@ fn a_connection_is_not_lost_when_the_table_fills_up_while_accept_waits() {
         assert_eq!(read(a, 9).unwrap(), b"here");
     }
 }
+
+#[test]
+fn what_is_closed_has_no_events_while_it_lingers() {
+    use crate::io::epoll::{self, Event, Op};
+    let _s = start();
+    let (l, addr) = listener(AF_INET, "127.0.0.1:0");
+    let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    connect(c, &addr).unwrap();
+    let (a, _) = accept(l, SOCK_NONBLOCK).unwrap();
+    while crate::fd::write(a, &[&[0; 4096]]).is_ok() {}
+    crate::fd::set_nonblocking(a, false).unwrap();
+    set_option(a, SOL_SOCKET, so::LINGER, &[1, 0, 0, 0, 2, 0, 0, 0]).unwrap();
+    let set = epoll::create(false).unwrap();
+    epoll::ctl(set, a, Op::Add(Event { events: IN | OUT | RDHUP, data: 7 })).unwrap();
+    fn closer(fd: usize) {
+        crate::fd::close(fd as i32).unwrap();
+    }
+    crate::sched::spawn(closer, a as usize, 64 << 10).unwrap();
+    crate::sched::yield_now();
+    assert_eq!(crate::fd::status(a), Err(Errno::EBADF));
+    crate::fd::write(c, &[b"too late"]).unwrap();
+    let mut events = [Event::default(); 4];
+    assert_eq!(epoll::wait(set, &mut events, Some(0)), Ok(0), "{events:?}");
+    assert_eq!(crate::sched::thread_count(), 2, "nobody lingers");
+}
