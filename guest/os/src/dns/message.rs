@@ -30,9 +30,9 @@ pub enum Answer {
     NoName,
     /// The answer did not fit: ask over TCP.
     Cut,
-    /// The server could not find out (SERVFAIL).
+    /// The server could not or would not find out (SERVFAIL, NOTIMP, REFUSED): another may.
     Unable,
-    /// The server refused, or what it says makes no sense.
+    /// What the server says makes no sense.
     Failed,
 }
 
@@ -77,7 +77,7 @@ pub fn parse(bytes: &[u8], id: u16, name: &str, kind: Kind) -> Option<Answer> {
     }
     match flags & 0xf {
         0 => {}
-        2 => return Some(Answer::Unable),
+        2 | 4 | 5 => return Some(Answer::Unable),
         3 => return Some(Answer::NoName),
         _ => return Some(Answer::Failed),
     }
@@ -232,8 +232,10 @@ mod tests {
         assert_eq!(parse(&good, 7, "a.b", Kind::Aaaa), None);
         assert_eq!(parse(&q, 7, "a.b", Kind::A), None);
         assert_eq!(parse(&reply(&q, 0x8183, &[]), 7, "a.b", Kind::A), Some(Answer::NoName));
-        assert_eq!(parse(&reply(&q, 0x8182, &[]), 7, "a.b", Kind::A), Some(Answer::Unable));
-        assert_eq!(parse(&reply(&q, 0x8185, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
+        for flags in [0x8182, 0x8184, 0x8185] {
+            assert_eq!(parse(&reply(&q, flags, &[]), 7, "a.b", Kind::A), Some(Answer::Unable), "{flags:#x}");
+        }
+        assert_eq!(parse(&reply(&q, 0x8181, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
         assert_eq!(parse(&reply(&q, 0x8380, &[]), 7, "a.b", Kind::A), Some(Answer::Cut));
     }
 

@@ -8,6 +8,7 @@ static ANSWERS: AtomicU16 = AtomicU16::new(0);
 const ADDRESS: u8 = 0xff;
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
+const FORMERR: u8 = 1;
 const REFUSED: u8 = 5;
 /// No such record.
 const NONE: u8 = 0;
@@ -46,8 +47,10 @@ fn what_two_answers_come_to() {
         // What the server could not find out may be there.
         (SERVFAIL, NONE, Err(Failure::Again)),
         (NONE, SERVFAIL, Err(Failure::Again)),
-        (REFUSED, NONE, Err(Failure::Broken)),
-        (NONE, REFUSED, Err(Failure::Broken)),
+        (REFUSED, NONE, Err(Failure::Again)),
+        (NONE, REFUSED, Err(Failure::Again)),
+        (FORMERR, NONE, Err(Failure::Broken)),
+        (NONE, FORMERR, Err(Failure::Broken)),
         (SERVFAIL, NXDOMAIN, Err(Failure::NoName)),
         (NXDOMAIN, SERVFAIL, Err(Failure::NoName)),
         (NXDOMAIN, NONE, Err(Failure::NoName)),
