@@ -7,6 +7,8 @@ const CLASS_IN: u16 = 1;
 const CNAME: u16 = 5;
 /// Aliases that are followed within an answer.
 const CHAIN_MAX: usize = 16;
+/// Records of a kind that are kept: of a long answer over TCP, whose names are short to write and long to keep, all would be megabytes.
+const RECORDS_MAX: usize = 128;
 /// Compression pointers that are followed within a name.
 const JUMPS_MAX: usize = 32;
 const HEADER: usize = 12;
@@ -100,10 +102,10 @@ fn records(mut r: Reader<'_>, count: u16, mut owner: Vec<u8>, kind: Kind) -> Opt
         if class != CLASS_IN {
             continue;
         }
-        if what == CNAME {
+        if what == CNAME && aliases.len() < RECORDS_MAX {
             let mut inner = Reader { bytes: r.bytes, at: start };
             aliases.push((name, inner.name()?));
-        } else if what == kind as u16 {
+        } else if what == kind as u16 && addresses.len() < RECORDS_MAX {
             let ip = match kind {
                 Kind::A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?)),
                 Kind::Aaaa => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?)),
@@ -220,6 +222,15 @@ mod tests {
         let stray = record(b"\x01x\x03net\x00", 1, &[9, 9, 9, 9]);
         let got = parse(&reply(&q, 0x8180, &[&alias, &stray, &b]), 7, "example.org", Kind::A);
         assert_eq!(got, Some(Answer::Addresses(Vec::from([IpAddr::from([5, 6, 7, 8])]))));
+    }
+
+    #[test]
+    fn of_a_long_answer_some_are_kept() {
+        let q = query(7, "a.b", Kind::A);
+        let (a, alias) = (record(SAME, 1, &[1, 2, 3, 4]), record(b"\x01x\0", CNAME, SAME));
+        let answers: Vec<&[u8]> = (0..2000).flat_map(|_| [&alias[..], &a]).collect();
+        let got = parse(&reply(&q, 0x8180, &answers), 7, "a.b", Kind::A);
+        assert_eq!(got, Some(Answer::Addresses([IpAddr::from([1, 2, 3, 4])].repeat(RECORDS_MAX))));
     }
 
     #[test]

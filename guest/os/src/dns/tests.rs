@@ -65,3 +65,27 @@ fn what_two_answers_come_to() {
         assert_eq!(ask(IpAddr::V4(Ipv4Addr::LOCALHOST), "a.b", Family::Any), expected, "{a} {aaaa}");
     }
 }
+
+#[test]
+fn who_sends_without_end_is_not_listened_to_without_end() {
+    /// Much that answers nothing, all of it late, and the answer behind it.
+    fn flood(socket: usize) {
+        let fd = socket as i32;
+        let mut m = [0; 512];
+        let got = socket::recv(fd, &mut [&mut m], 0).unwrap();
+        // The one who asks gets its turn when all is there.
+        let _off = donjon_base::preempt::off();
+        donjon_base::host::machine(|m| m.now += PATIENCE);
+        for _ in 0..20 {
+            socket::send(fd, &[b"no answer"], got.from.as_ref(), 0).unwrap();
+        }
+        m[2..4].copy_from_slice(&[0x81, 0x83]);
+        socket::send(fd, &[&m[..got.copied]], got.from.as_ref(), 0).unwrap();
+        fd::close(fd).unwrap();
+    }
+    let _s = start();
+    let server = socket::socket(socket::addr::AF_INET, SOCK_DGRAM, 0).unwrap();
+    socket::bind(server, &Addr::Inet(SocketAddr::from(([127, 0, 0, 1], PORT)))).unwrap();
+    crate::sched::spawn(flood, server as usize, 64 << 10).unwrap();
+    assert_eq!(ask(IpAddr::V4(Ipv4Addr::LOCALHOST), "a.b", Family::V4), Err(Failure::Again));
+}
