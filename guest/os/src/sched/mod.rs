@@ -65,6 +65,8 @@ struct Sched {
     zombie: Option<u32>,
     /// Threads that have ended and whose records exist.
     ended: u32,
+    /// Threads that have yet to be launched.
+    unlaunched: u32,
     switches: u32,
     pollers: Vec<Poller>,
     /// Monotonic time at the start, and time spent in the host's `wait` since, ns.
@@ -86,6 +88,7 @@ pub(crate) fn init() -> Result<()> {
     let mut s = SCHED.lock();
     *s = Sched::new();
     POLLING.store(false, Relaxed);
+    signal::reset();
     preempt::set_tick(tick);
     s.add_main().map(|_| ())
 }
@@ -130,6 +133,7 @@ pub fn spawn(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
 pub(crate) fn launch(id: ThreadId) {
     let mut s = SCHED.lock();
     if let Some(slot) = s.threads.slot(id) {
+        s.unlaunched -= 1;
         s.threads.push(Queue::Woken, slot);
     }
 }
@@ -145,6 +149,7 @@ pub(crate) fn create(entry: fn(usize), arg: usize, stack: usize) -> Result<Threa
         return Err(e);
     }
     let slot = s.threads.add_with(stack, entry, arg)?;
+    s.unlaunched += 1;
     Ok(s.threads.id(slot))
 }
 
@@ -245,12 +250,12 @@ pub fn busy() -> u64 {
 /// Whether the running thread is the only one that has not ended.
 pub fn is_last() -> bool {
     let s = SCHED.lock();
-    s.ended + 1 == s.threads.len() as u32
+    s.ended + 1 == s.count()
 }
 
 /// Number of threads that exist.
 pub fn thread_count() -> usize {
-    SCHED.lock().threads.len()
+    SCHED.lock().count() as usize
 }
 
 /// Runs `f` on the thread's record, if it exists.
@@ -289,7 +294,7 @@ pub(crate) fn exit_current(keep_record: bool) -> ! {
         t.state = State::Dead;
         t.keep_record = keep_record;
         s.ended += 1;
-        if s.ended == s.threads.len() as u32 {
+        if s.ended == s.count() {
             // The last thread: the process ends with it. The C library's threads have seen that coming.
             crate::exit(0);
         }
@@ -320,6 +325,7 @@ impl Sched {
             owed: false,
             zombie: None,
             ended: 0,
+            unlaunched: 0,
             switches: 0,
             pollers: Vec::new(),
             started: 0,
@@ -372,6 +378,11 @@ impl Sched {
     fn next(&mut self) -> Option<u32> {
         let owed = if core::mem::take(&mut self.owed) { self.threads.pop(Queue::Others) } else { None };
         owed.or_else(|| self.threads.pop(Queue::Woken)).or_else(|| self.threads.pop(Queue::Others))
+    }
+
+    /// Number of threads that were launched and whose records exist.
+    fn count(&self) -> u32 {
+        self.threads.len() as u32 - self.unlaunched
     }
 
     fn remove_ended(&mut self, slot: u32) {

@@ -244,6 +244,25 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
 }
 
 #[test]
+fn a_stop_is_heard_when_the_memory_is_used_up() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    static GOT: AtomicU32 = AtomicU32::new(0);
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), || ());
+    signal::set_action(signal::SIGTERM, Action { disposition: Disposition::Handler, ..Action::default() })
+        .expect("allowed");
+    for size in [1 << 20, 4096, 64] {
+        while !mem::malloc(size).is_null() {}
+    }
+    assert_eq!((thread_count(), is_last()), (1, true));
+    assert_eq!(spawn(|_| (), 0, 0), Err(crate::errno::Errno::EAGAIN));
+    host::machine(|m| m.stop = true);
+    sleep_until(clock::monotonic() + 1000);
+    assert_eq!(GOT.load(SeqCst), 15);
+    signal::set_action(signal::SIGTERM, Action::default()).expect("allowed");
+}
+
+#[test]
 fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     use crate::{
         errno::Errno,
