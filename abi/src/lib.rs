@@ -28,7 +28,7 @@ pub const PAGE: u64 = 4096;
 
 /// Longest interval of uninterrupted guest execution after which the host raises the tick upcall,
 /// in nanoseconds. Time spent in [`Call::Wait`] does not count.
-pub const TICK_NS: u64 = 10_000_000;
+pub const TICK_NS: u64 = 4_000_000;
 
 /// A call through [`boot::BootPage::gate`].
 ///

@@ -277,13 +277,37 @@ impl Stack {
         }
     }
 
-    /// Closes all connections, as [`Stack::close`] does: the program has ended.
+    /// Closes all connections, as [`Stack::close`] does: the program has ended. What nobody has accepted is reset first.
     pub fn close_all(&mut self) {
+        for slot in 0..self.sockets.slots() {
+            if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Listener(_), .. })) {
+                self.remove_socket(slot);
+            }
+        }
         for slot in 0..self.sockets.slots() {
             if matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(_), orphan: false, .. })) {
                 self.tcp_close(slot);
             }
         }
+    }
+
+    /// Whether a connection has something left that was never sent.
+    pub fn any_unsent(&self) -> bool {
+        (0..self.sockets.slots()).any(|slot| self.is_unsent(slot))
+    }
+
+    /// Resets the connections, also those that were closed before, that have something left that was never sent: nobody will send it any more, and
+    /// the peer must neither wait for the rest nor take what it has for all.
+    pub fn reset_unsent(&mut self) {
+        for slot in 0..self.sockets.slots() {
+            if self.is_unsent(slot) {
+                self.tcp_abort(slot);
+            }
+        }
+    }
+
+    fn is_unsent(&self, slot: u32) -> bool {
+        matches!(self.sockets.get(slot), Some(Sock { kind: Kind::Tcp(c), .. }) if c.has_new())
     }
 
     /// Gives the handle up at once; a connection sends RST (SO_LINGER with 0).

@@ -265,6 +265,44 @@ fn all_connections_of_a_program_that_ends_are_closed() {
     assert_eq!(sim.stacks[0].counts().0, 0, "none is left, nor counted twice");
 }
 
+#[test]
+fn what_a_program_that_ends_leaves_unsent_is_reset() {
+    let mut sim = Sim::new(11);
+    let pairs = [sim.pair(80), sim.pair(81), sim.pair(82)];
+    // One is all sent, one is closed before, one is not; nobody reads the last two, whose windows fill up.
+    sim.stacks[0].send(pairs[0].0, &[b"all"]).unwrap();
+    for (c, _) in &pairs[1..] {
+        while sim.stacks[0].send(*c, &[&[7; 4096]]).is_ok() {
+            sim.run(SECOND);
+        }
+    }
+    sim.stacks[0].close(pairs[1].0);
+    sim.stacks[0].close_all();
+    sim.run(SECOND);
+    assert!(sim.stacks[0].any_unsent());
+    sim.stacks[0].reset_unsent();
+    assert!(!sim.stacks[0].any_unsent());
+    sim.run(SECOND);
+    let mut b = vec![0; 1 << 20];
+    let mut recv = |s: Handle| sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take);
+    assert_eq!([recv(pairs[0].1), recv(pairs[0].1)], [Ok(3), Ok(0)]);
+    for (_, s) in &pairs[1..] {
+        let end = core::iter::repeat_with(|| recv(*s)).find(|got| !matches!(got, Ok(1..)));
+        assert_eq!(end, Some(Err(Error::ConnectionReset)));
+    }
+}
+
+#[test]
+fn what_nobody_accepted_is_reset_when_the_program_ends() {
+    let mut sim = Sim::new(12);
+    sim.listen(1, 80, 4);
+    let c = sim.connect(0, at(2, 80));
+    sim.run(SECOND);
+    sim.stacks[1].close_all();
+    sim.run(SECOND);
+    assert_eq!(sim.stacks[0].take_error(c), Some(Error::ConnectionReset));
+}
+
 /// A connection from the same port each time, made within `time`: the client's and the server's side.
 fn from_one_port(sim: &mut Sim, listener: Handle, time: u64, round: u32) -> (Handle, Handle) {
     let s = &mut sim.stacks[0];

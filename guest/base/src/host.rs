@@ -121,6 +121,8 @@ pub fn boot_page() -> *mut BootPage {
         let mut page = BootPage::empty();
         page.flags = flags::NET | flags::LISTEN_ANY | flags::EGRESS_ANY;
         page.reserve = Range { base: reserve as u64, len: RESERVE as u64 };
+        page.net.mac = [2, 0, 0, 0, 0, 1];
+        page.net.mtu = 1500;
         page.memory = 64 << 20;
         page.clock.wall_offset = 1_700_000_000_000_000_000;
         page.entropy = [7; 64];

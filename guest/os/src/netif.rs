@@ -33,6 +33,9 @@ const DEFER: u64 = 50_000;
 /// How long a connection attempt waits for an address after the network was started.
 const ADDRESS_WAIT: u64 = 5_000_000_000;
 
+/// How long a guest that ends waits for peers to take what its connections still have, ns.
+const LAST_WORDS: u64 = 1_000_000_000;
+
 struct Net {
     stack: Stack,
     device: Option<Device>,
@@ -181,6 +184,31 @@ impl Net {
         }))
     }
 
+    fn finish(&mut self) {
+        for (raw, file) in self.owners.iter().flatten() {
+            let file = Weak::upgrade(file);
+            // `SO_LINGER` of 0 s; other times are for `close`.
+            if file.is_some_and(|f| f.obj.socket().is_some_and(|s| s.common().linger.get() == Some(0))) {
+                self.stack.abort(Handle::from_raw(*raw));
+            }
+        }
+        self.stack.close_all();
+        let mut now = clock::monotonic();
+        let end = now + LAST_WORDS;
+        loop {
+            self.output(now);
+            if now >= end || self.device.is_none() || !(self.full || self.stack.any_unsent()) {
+                break;
+            }
+            let next = self.stack.deadline().map_or(end, |d| d.clamp(now, end));
+            gate::wait(Some(next - now));
+            now = clock::monotonic();
+            self.input(now);
+        }
+        self.stack.reset_unsent();
+        self.output(now);
+    }
+
     fn output(&mut self, now: u64) {
         let done = match &mut self.device {
             Some(device) => {
@@ -316,17 +344,10 @@ pub fn flush_to(local: bool) {
     if local { flush_now() } else { flush() }
 }
 
-/// The guest ends: closes all connections, and sends what there is to send.
+/// The guest ends: closes all connections as Linux does for a process, and sends what there is to send, for [`LAST_WORDS`] at most.
 pub fn finish() {
     let _off = preempt::off();
-    NET.with(|n| {
-        if let Some(n) = n {
-            sparing(|| {
-                n.stack.close_all();
-                n.output(clock::monotonic());
-            });
-        }
-    });
+    NET.with(|n| n.as_mut().map(|n| sparing(|| n.finish())));
 }
 
 /// Whether packets to that address stay in this machine.

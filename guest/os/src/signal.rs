@@ -6,7 +6,9 @@
 
 use crate::{
     errno::{Errno, Result},
-    exit, sched,
+    exit,
+    sched::{self, ThreadId},
+    thread,
 };
 use donjon_base::Lock;
 
@@ -52,12 +54,15 @@ struct Signals {
     /// Bit n-1 for a signal that waits until it is unblocked.
     pending: u64,
     doors: Option<(Deliver, fn())>,
+    /// The thread that will run the handler for the host's next request, made while there is memory.
+    stopper: Option<ThreadId>,
 }
 
 static SIGNALS: Lock<Signals> = Lock::new(Signals {
     actions: [Action { disposition: Disposition::Default, handler: 0, flags: 0, mask: 0 }; 64],
     pending: 0,
     doors: None,
+    stopper: None,
 });
 
 /// Says who calls handlers, and who ends the thread that ran one for the host.
@@ -78,6 +83,9 @@ pub fn set_action(signal: i32, action: Action) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     SIGNALS.lock().actions[i] = action;
+    if action.disposition == Disposition::Handler && matches!(signal, SIGTERM | SIGINT) {
+        prepare_stop();
+    }
     Ok(())
 }
 
@@ -151,31 +159,54 @@ fn deliver(signal: i32) {
     }
 }
 
-/// The host asks the guest to stop. Called by the scheduler, with preemption off.
-pub(crate) fn stop_requested() {
-    let (term, int) = {
-        let s = SIGNALS.lock();
-        (s.actions[SIGTERM as usize - 1].disposition, s.actions[SIGINT as usize - 1].disposition)
-    };
-    let signal = match (term, int) {
-        (Disposition::Handler, _) => SIGTERM,
-        (_, Disposition::Handler) => SIGINT,
-        (Disposition::Ignore, _) => return,
-        (Disposition::Default, _) => exit(128 + SIGTERM),
-    };
-    // Not on the thread that happens to look: it may hold a lock that the handler needs.
-    match crate::thread::start(stop_thread, signal as usize, 0, crate::thread::STACK_MIN, true) {
-        // What the thread that happens to look has blocked is that thread's own.
-        Ok(id) => drop(sched::with_thread(id, |t| t.c.mask = 0)),
-        Err(_) => exit(128 + SIGTERM),
+/// Makes the thread for the host's next request. Without memory that request finds none, and tries again.
+fn prepare_stop() {
+    let _off = donjon_base::preempt::off();
+    if SIGNALS.lock().stopper.is_none() {
+        let made = thread::prepare(stop_thread, 0, 0, thread::STACK_MIN, true);
+        SIGNALS.lock().stopper = made.ok();
     }
 }
 
-fn stop_thread(signal: usize, _: usize) -> usize {
-    deliver(signal as i32);
+/// The host asks the guest to stop. Called by the scheduler, with preemption off.
+pub(crate) fn stop_requested() {
+    if stop_signal().is_none() {
+        return;
+    }
+    // Not on the thread that happens to look: it may hold a lock that the handler needs.
+    prepare_stop();
+    let stopper = SIGNALS.lock().stopper.take();
+    let Some(id) = stopper else { exit(128 + SIGTERM) };
+    // What its maker has blocked is that thread's own.
+    sched::with_thread(id, |t| t.c.mask = 0);
+    sched::launch(id);
+}
+
+/// What the host's request is to the program, if it is not ignored.
+fn stop_signal() -> Option<i32> {
+    let disposition = |signal: i32| SIGNALS.lock().actions[signal as usize - 1].disposition;
+    match (disposition(SIGTERM), disposition(SIGINT)) {
+        (Disposition::Handler, _) => Some(SIGTERM),
+        (_, Disposition::Handler) => Some(SIGINT),
+        (Disposition::Ignore, _) => None,
+        (Disposition::Default, _) => exit(128 + SIGTERM),
+    }
+}
+
+fn stop_thread(_: usize, _: usize) -> usize {
+    if let Some(signal) = stop_signal() {
+        deliver(signal);
+    }
+    prepare_stop();
     let doors = SIGNALS.lock().doors;
     if let Some((_, end)) = doors {
         end();
     }
     0
+}
+
+/// Forgets the prepared thread, whose scheduler a test has taken away.
+#[cfg(test)]
+pub(crate) fn reset() {
+    SIGNALS.lock().stopper = None;
 }

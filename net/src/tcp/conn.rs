@@ -337,6 +337,12 @@ impl Conn {
         self.snd_una.wrapping_add(syn).wrapping_add(self.send.len() as u32)
     }
 
+    /// Whether there is something in the queue, data or FIN, that was never sent.
+    pub fn has_new(&self) -> bool {
+        let fin = u32::from(matches!(self.state, TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck));
+        lt(self.snd_max, self.data_end().wrapping_add(fin))
+    }
+
     /// Whether something was sent that is not acknowledged.
     pub fn outstanding(&self) -> bool {
         self.snd_una != self.snd_max

@@ -7,6 +7,8 @@ const CLASS_IN: u16 = 1;
 const CNAME: u16 = 5;
 /// Aliases that are followed within an answer.
 const CHAIN_MAX: usize = 16;
+/// Records of a kind that are kept: of a long answer over TCP, whose names are short to write and long to keep, all would be megabytes.
+const RECORDS_MAX: usize = 128;
 /// Compression pointers that are followed within a name.
 const JUMPS_MAX: usize = 32;
 const HEADER: usize = 12;
@@ -30,9 +32,9 @@ pub enum Answer {
     NoName,
     /// The answer did not fit: ask over TCP.
     Cut,
-    /// The server could not find out (SERVFAIL).
+    /// The server could not or would not find out (SERVFAIL, NOTIMP, REFUSED): another may.
     Unable,
-    /// The server refused, or what it says makes no sense.
+    /// What the server says makes no sense.
     Failed,
 }
 
@@ -77,7 +79,7 @@ pub fn parse(bytes: &[u8], id: u16, name: &str, kind: Kind) -> Option<Answer> {
     }
     match flags & 0xf {
         0 => {}
-        2 => return Some(Answer::Unable),
+        2 | 4 | 5 => return Some(Answer::Unable),
         3 => return Some(Answer::NoName),
         _ => return Some(Answer::Failed),
     }
@@ -100,10 +102,10 @@ fn records(mut r: Reader<'_>, count: u16, mut owner: Vec<u8>, kind: Kind) -> Opt
         if class != CLASS_IN {
             continue;
         }
-        if what == CNAME {
+        if what == CNAME && aliases.len() < RECORDS_MAX {
             let mut inner = Reader { bytes: r.bytes, at: start };
             aliases.push((name, inner.name()?));
-        } else if what == kind as u16 {
+        } else if what == kind as u16 && addresses.len() < RECORDS_MAX {
             let ip = match kind {
                 Kind::A => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?)),
                 Kind::Aaaa => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?)),
@@ -223,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn of_a_long_answer_some_are_kept() {
+        let q = query(7, "a.b", Kind::A);
+        let (a, alias) = (record(SAME, 1, &[1, 2, 3, 4]), record(b"\x01x\0", CNAME, SAME));
+        let answers: Vec<&[u8]> = (0..2000).flat_map(|_| [&alias[..], &a]).collect();
+        let got = parse(&reply(&q, 0x8180, &answers), 7, "a.b", Kind::A);
+        assert_eq!(got, Some(Answer::Addresses([IpAddr::from([1, 2, 3, 4])].repeat(RECORDS_MAX))));
+    }
+
+    #[test]
     fn only_answers_to_the_question_count() {
         let q = query(7, "a.b", Kind::A);
         let good = reply(&q, 0x8180, &[]);
@@ -232,8 +243,10 @@ mod tests {
         assert_eq!(parse(&good, 7, "a.b", Kind::Aaaa), None);
         assert_eq!(parse(&q, 7, "a.b", Kind::A), None);
         assert_eq!(parse(&reply(&q, 0x8183, &[]), 7, "a.b", Kind::A), Some(Answer::NoName));
-        assert_eq!(parse(&reply(&q, 0x8182, &[]), 7, "a.b", Kind::A), Some(Answer::Unable));
-        assert_eq!(parse(&reply(&q, 0x8185, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
+        for flags in [0x8182, 0x8184, 0x8185] {
+            assert_eq!(parse(&reply(&q, flags, &[]), 7, "a.b", Kind::A), Some(Answer::Unable), "{flags:#x}");
+        }
+        assert_eq!(parse(&reply(&q, 0x8181, &[]), 7, "a.b", Kind::A), Some(Answer::Failed));
         assert_eq!(parse(&reply(&q, 0x8380, &[]), 7, "a.b", Kind::A), Some(Answer::Cut));
     }
 

@@ -173,7 +173,12 @@ impl Drop for Owned {
     }
 }
 
+/// Whether the event comes before the deadline. After it nothing does, however much there is to read: who sends without end is not listened to
+/// without end.
 fn wait(fd: i32, event: u32, deadline: u64) -> Result<bool> {
+    if clock::monotonic() >= deadline {
+        return Ok(false);
+    }
     let mut fds = [PollFd { fd, events: event as i16, revents: 0 }];
     Ok(poll(&mut fds, Some(deadline))? > 0)
 }
@@ -285,7 +290,11 @@ fn ask_tcp(server: IpAddr, name: &str, kind: Kind, deadline: u64) -> Answer {
             }
             match socket::recv(socket.0, &mut [&mut chunk], 0) {
                 Ok(got) if got.copied == 0 => return Err(Errno::EIO),
-                Ok(got) => reply.extend_from_slice(&chunk[..got.copied]),
+                Ok(got) => {
+                    // No more than a message, whose length has two bytes, and a chunk.
+                    reply.try_reserve(got.copied).map_err(|_| Errno::ENOMEM)?;
+                    reply.extend_from_slice(&chunk[..got.copied]);
+                }
                 Err(Errno::EAGAIN) => {}
                 Err(e) => return Err(e),
             }

@@ -8,6 +8,7 @@ static ANSWERS: AtomicU16 = AtomicU16::new(0);
 const ADDRESS: u8 = 0xff;
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
+const FORMERR: u8 = 1;
 const REFUSED: u8 = 5;
 /// No such record.
 const NONE: u8 = 0;
@@ -46,8 +47,10 @@ fn what_two_answers_come_to() {
         // What the server could not find out may be there.
         (SERVFAIL, NONE, Err(Failure::Again)),
         (NONE, SERVFAIL, Err(Failure::Again)),
-        (REFUSED, NONE, Err(Failure::Broken)),
-        (NONE, REFUSED, Err(Failure::Broken)),
+        (REFUSED, NONE, Err(Failure::Again)),
+        (NONE, REFUSED, Err(Failure::Again)),
+        (FORMERR, NONE, Err(Failure::Broken)),
+        (NONE, FORMERR, Err(Failure::Broken)),
         (SERVFAIL, NXDOMAIN, Err(Failure::NoName)),
         (NXDOMAIN, SERVFAIL, Err(Failure::NoName)),
         (NXDOMAIN, NONE, Err(Failure::NoName)),
@@ -61,4 +64,28 @@ fn what_two_answers_come_to() {
         crate::sched::spawn(serve, server as usize, 64 << 10).unwrap();
         assert_eq!(ask(IpAddr::V4(Ipv4Addr::LOCALHOST), "a.b", Family::Any), expected, "{a} {aaaa}");
     }
+}
+
+#[test]
+fn who_sends_without_end_is_not_listened_to_without_end() {
+    /// Much that answers nothing, all of it late, and the answer behind it.
+    fn flood(socket: usize) {
+        let fd = socket as i32;
+        let mut m = [0; 512];
+        let got = socket::recv(fd, &mut [&mut m], 0).unwrap();
+        // The one who asks gets its turn when all is there.
+        let _off = donjon_base::preempt::off();
+        donjon_base::host::machine(|m| m.now += PATIENCE);
+        for _ in 0..20 {
+            socket::send(fd, &[b"no answer"], got.from.as_ref(), 0).unwrap();
+        }
+        m[2..4].copy_from_slice(&[0x81, 0x83]);
+        socket::send(fd, &[&m[..got.copied]], got.from.as_ref(), 0).unwrap();
+        fd::close(fd).unwrap();
+    }
+    let _s = start();
+    let server = socket::socket(socket::addr::AF_INET, SOCK_DGRAM, 0).unwrap();
+    socket::bind(server, &Addr::Inet(SocketAddr::from(([127, 0, 0, 1], PORT)))).unwrap();
+    crate::sched::spawn(flood, server as usize, 64 << 10).unwrap();
+    assert_eq!(ask(IpAddr::V4(Ipv4Addr::LOCALHOST), "a.b", Family::V4), Err(Failure::Again));
 }

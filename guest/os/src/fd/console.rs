@@ -7,6 +7,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fs::{Node, Stat};
 use crate::global::Global;
+use crate::sched::{self, WaitQueue};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -42,6 +43,58 @@ struct Full {
 const NONE: Full = Full { sides: Vec::new(), until: 0, polled: false };
 static FULL: Global<Full> = Global::new(NONE);
 
+/// Whether a stream is being written to, and who waits for that.
+struct Writing {
+    busy: bool,
+    waiting: WaitQueue,
+}
+
+const NOBODY: Writing = Writing { busy: false, waiting: WaitQueue::new() };
+static OUTPUT: Global<Writing> = Global::new(NOBODY);
+static ERRORS: Global<Writing> = Global::new(NOBODY);
+
+fn writing(stream: Stream) -> &'static Global<Writing> {
+    match stream {
+        Stream::Output => &OUTPUT,
+        Stream::Errors => &ERRORS,
+    }
+}
+
+/// The right to write to a stream: what one call writes stays together, also where the log takes it in pieces.
+pub struct Turn(Stream);
+
+impl Turn {
+    /// `EAGAIN` if another thread has it and the caller does not wait.
+    fn take(stream: Stream, wait: bool) -> Result<Turn> {
+        let free = || {
+            writing(stream).with(|w| {
+                let free = !core::mem::replace(&mut w.busy, true);
+                if !free && wait {
+                    w.waiting.enqueue_current();
+                }
+                free
+            })
+        };
+        while !free() {
+            if !wait {
+                return Err(Errno::EAGAIN);
+            }
+            sched::park(None);
+            writing(stream).with(|w| w.waiting.remove(sched::current()));
+        }
+        Ok(Turn(stream))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        writing(self.0).with(|w| {
+            w.busy = false;
+            w.waiting.wake_one();
+        });
+    }
+}
+
 impl Console {
     /// The input (`None`) or one of the output streams.
     pub fn new(stream: Option<Stream>, node: Option<Node>) -> Self {
@@ -54,7 +107,7 @@ impl Console {
             return Ok(());
         }
         if !FULL.with(|f| f.polled) {
-            crate::sched::register_poller(poll)?;
+            sched::register_poller(poll)?;
         }
         FULL.with(|f| {
             f.polled = true;
@@ -113,6 +166,10 @@ impl Object for Console {
         Ok(done)
     }
 
+    fn write_turn(&self, wait: bool) -> Result<Option<Turn>> {
+        self.stream.map(|stream| Turn::take(stream, wait)).transpose()
+    }
+
     fn ready(&self) -> u32 {
         match self.stream {
             None => events::READ,
@@ -142,8 +199,11 @@ impl Object for Console {
     }
 }
 
-/// Forgets that the poller is registered, for tests: each has a scheduler of its own.
+/// Forgets that the poller is registered, and who writes, for tests: each has a scheduler of its own.
 #[cfg(test)]
 pub fn reset() {
+    for stream in [&OUTPUT, &ERRORS] {
+        drop(stream.with(|w| core::mem::replace(w, NOBODY)));
+    }
     drop(FULL.with(|f| core::mem::replace(f, NONE)));
 }

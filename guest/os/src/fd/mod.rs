@@ -121,6 +121,12 @@ pub trait Object: 'static {
         Err(Errno::EINVAL)
     }
 
+    /// Keeps other threads from writing as long as it is there, where what one call writes must stay together. `EAGAIN` if one writes and the caller
+    /// does not wait.
+    fn write_turn(&self, _wait: bool) -> Result<Option<console::Turn>> {
+        Ok(None)
+    }
+
     /// Readiness now, as [`events`] bits.
     fn ready(&self) -> u32 {
         events::READ | events::WRITE
@@ -304,6 +310,7 @@ pub fn write_all(
     mut attempt: impl FnMut(&[&[u8]]) -> Result<usize>,
 ) -> Result<usize> {
     let total: usize = bufs.iter().map(|b| b.len()).sum();
+    let _turn = file.obj.write_turn(!nonblocking)?;
     let first = blocking(file, events::WRITE, nonblocking, || attempt(bufs))?;
     if nonblocking || first == 0 {
         return Ok(first);

@@ -96,11 +96,12 @@ pub fn install(file: FileRef, cloexec: bool) -> Result<i32> {
     with(|t| t.insert(file, cloexec, 0))
 }
 
-/// `EMFILE` if the next [`install`] would fail for want of a number.
+/// The error with which the next [`install`] would fail: `EMFILE` for want of a number, `ENOMEM` for want of memory.
 pub fn has_room() -> Result<()> {
     with(|t| {
-        let free = (t.lowest..t.limit as usize).any(|at| t.slots.get(at).is_none_or(Option::is_none));
-        if free { Ok(()) } else { Err(Errno::EMFILE) }
+        let free = (t.lowest..t.limit as usize).find(|at| t.slots.get(*at).is_none_or(Option::is_none));
+        let len = free.ok_or(Errno::EMFILE)? + 1;
+        t.slots.try_reserve(len.saturating_sub(t.slots.len())).map_err(|_| Errno::ENOMEM)
     })
 }
 
@@ -118,6 +119,10 @@ fn let_go(slot: Option<Slot>) {
     if let Some(slot) = slot
         && Rc::strong_count(&slot.file) == 1
     {
+        // Before it may wait: epoll sets must not report a number that is closed, and that another file may have by then.
+        if let Some(watch) = slot.file.obj.watch() {
+            watch.detach();
+        }
         slot.file.obj.closing(&slot.file);
     }
 }

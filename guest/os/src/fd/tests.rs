@@ -91,7 +91,7 @@ fn the_console_takes_output_and_has_no_input() {
 fn a_full_console_blocks_its_writer_and_nobody_else() {
     let _s = start();
     fn writer(fd: usize) {
-        assert_eq!(put(fd as i32, b"hello, world"), Ok(12));
+        assert_eq!(write(fd as i32, &[b"hello", b", world\n"]), Ok(13));
     }
     host::machine(|m| m.console_room = Some(5));
     let named = crate::fs::open(crate::fs::At::Cwd, b"/dev/stdout", O_WRONLY, 0).unwrap();
@@ -100,6 +100,11 @@ fn a_full_console_blocks_its_writer_and_nobody_else() {
     // Another thread goes on meanwhile, and the time passes in which the log has no room.
     crate::sched::sleep_until(clock::monotonic() + 50_000_000);
     assert_eq!(crate::sched::thread_count(), 3);
+    let room = host::machine(|m| m.console_room.replace(3));
+    assert_eq!(room, Some(0));
+    set_nonblocking(named, true).unwrap();
+    assert_eq!(put(named, b"x"), Err(Errno::EAGAIN), "it would be in the middle of the other one");
+    host::machine(|m| m.console_room = room);
     set_nonblocking(2, true).unwrap();
     assert_eq!((put(2, b"x"), ready(2)), (Err(Errno::EAGAIN), 0));
     let set = epoll::create(false).unwrap();
@@ -111,8 +116,8 @@ fn a_full_console_blocks_its_writer_and_nobody_else() {
     while crate::sched::thread_count() > 1 {
         crate::sched::sleep_until(clock::monotonic() + 1_000_000);
     }
-    let text: usize = host::machine(|m| m.console.iter().filter(|t| t.0 == 1).map(|t| t.1.len()).sum());
-    assert_eq!(text, 24);
+    let text: Vec<u8> = host::machine(|m| m.console.iter().filter(|t| t.0 == 1).flat_map(|t| t.1.clone()).collect());
+    assert_eq!(text, b"hello, world\nhello, world\n");
 }
 
 #[test]

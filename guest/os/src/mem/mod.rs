@@ -284,7 +284,8 @@ pub unsafe fn protect(addr: usize, len: usize, prot: Prot) -> Result<(), donjon_
     unsafe { gate::protect(addr, len, prot) }
 }
 
-/// Sets the rights of whole pages of mappings. Pages that become writable count against the memory limit from then on.
+/// Sets the rights of whole pages of mappings. Pages that get any count against the memory limit from then on: under a hypervisor a page that is
+/// only read has memory of its own, too.
 /// ENOMEM if they do not fit or if some of the range is not mapped.
 ///
 /// # Safety
@@ -295,7 +296,7 @@ pub unsafe fn change(addr: usize, len: usize, prot: Prot) -> Result<(), Errno> {
     }
     // What is asked for must still be there when it is taken.
     let _off = donjon_base::preempt::off();
-    if prot == Prot::ReadWrite {
+    if prot != Prot::None {
         // All of it or nothing: what fails must not count.
         let mut more = 0;
         let cut = each(addr, len, |heap, span| {

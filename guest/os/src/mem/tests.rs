@@ -431,6 +431,9 @@ fn rights_that_do_not_fit_count_for_nothing() {
         assert_eq!(super::available(), before);
         super::change(at, 8 * 4096, Prot::ReadWrite).expect("memory");
         assert_eq!(super::available(), before - 8 * 4096);
+        assert_eq!(super::change(at, len, Prot::Read), Err(super::Errno::ENOMEM));
+        super::change(at, 9 * 4096, Prot::Read).expect("memory");
+        assert_eq!(super::available(), before - 9 * 4096);
         assert!(super::unmap(at, len));
     }
 }

@@ -1,8 +1,12 @@
 //! Threads and their scheduling.
 //!
-//! One CPU, first come first served, with the tick upcall as time slice. A thread that blocks parks; whoever makes it runnable
+//! One CPU, with the tick upcall as time slice. A thread that blocks parks; whoever makes it runnable
 //! unparks it. There is no idle thread: when nothing can run, the thread that parked last looks after the pollers (the network),
 //! the timers and the gate's `wait`, on its own stack.
+//!
+//! Threads whose wait is over run before those that were running when a tick came, so that a request is answered although others compute. Each kind
+//! is first come first served. A thread that a second tick finds without a wait in between is one that computes. These are not kept
+//! from running: after a tick that found another one, one of them is next.
 //!
 //! A thread that is woken by another one, not by a poller or a timer, runs at once, that is, when the other one's outermost
 //! [`preempt::Guard`] ends, and the other one goes on behind it. Otherwise one that takes a lock again and again would keep everyone else from it: the lock is
@@ -26,7 +30,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use donjon_base::{Lock, clock, context, gate, preempt, tls};
 use heap::Timers;
-use thread::{State, Thread};
+use thread::{Queue, State, Thread};
 pub use thread::{ThreadId, Threads};
 pub use waitqueue::WaitQueue;
 
@@ -55,10 +59,14 @@ struct Sched {
     current: u32,
     /// The first ready thread has been woken by the running one and is to run as soon as preemption is on.
     woken: bool,
+    /// The next thread is one of those that compute.
+    owed: bool,
     /// A thread that has ended and whose stack is still in use until the switch away from it is done.
     zombie: Option<u32>,
     /// Threads that have ended and whose records exist.
     ended: u32,
+    /// Threads that have yet to be launched.
+    unlaunched: u32,
     switches: u32,
     pollers: Vec<Poller>,
     /// Monotonic time at the start, and time spent in the host's `wait` since, ns.
@@ -80,6 +88,7 @@ pub(crate) fn init() -> Result<()> {
     let mut s = SCHED.lock();
     *s = Sched::new();
     POLLING.store(false, Relaxed);
+    signal::reset();
     preempt::set_tick(tick);
     s.add_main().map(|_| ())
 }
@@ -124,7 +133,8 @@ pub fn spawn(entry: fn(usize), arg: usize, stack: usize) -> Result<ThreadId> {
 pub(crate) fn launch(id: ThreadId) {
     let mut s = SCHED.lock();
     if let Some(slot) = s.threads.slot(id) {
-        s.threads.push(slot);
+        s.unlaunched -= 1;
+        s.threads.push(Queue::Woken, slot);
     }
 }
 
@@ -139,6 +149,7 @@ pub(crate) fn create(entry: fn(usize), arg: usize, stack: usize) -> Result<Threa
         return Err(e);
     }
     let slot = s.threads.add_with(stack, entry, arg)?;
+    s.unlaunched += 1;
     Ok(s.threads.id(slot))
 }
 
@@ -153,8 +164,13 @@ pub fn park(deadline: Option<u64>) -> Wake {
         if core::mem::take(&mut t.token) {
             return Wake::Unparked;
         }
+        // Nothing to wait for: it keeps its turn.
+        if deadline.is_some_and(|d| d <= clock::monotonic()) {
+            return Wake::Deadline;
+        }
         t.state = State::Parked;
         t.wake = Wake::Unparked;
+        t.ticked = false;
         if let Some(d) = deadline {
             s.add_timer(slot, d);
         }
@@ -178,7 +194,7 @@ pub fn yield_now() {
     {
         let mut s = SCHED.lock();
         let slot = s.current;
-        s.threads.push(slot);
+        s.threads.push(Queue::Others, slot);
     }
     reschedule();
 }
@@ -234,12 +250,12 @@ pub fn busy() -> u64 {
 /// Whether the running thread is the only one that has not ended.
 pub fn is_last() -> bool {
     let s = SCHED.lock();
-    s.ended + 1 == s.threads.len() as u32
+    s.ended + 1 == s.count()
 }
 
 /// Number of threads that exist.
 pub fn thread_count() -> usize {
-    SCHED.lock().threads.len()
+    SCHED.lock().count() as usize
 }
 
 /// Runs `f` on the thread's record, if it exists.
@@ -278,7 +294,7 @@ pub(crate) fn exit_current(keep_record: bool) -> ! {
         t.state = State::Dead;
         t.keep_record = keep_record;
         s.ended += 1;
-        if s.ended == s.threads.len() as u32 {
+        if s.ended == s.count() {
             // The last thread: the process ends with it. The C library's threads have seen that coming.
             crate::exit(0);
         }
@@ -306,8 +322,10 @@ impl Sched {
             timers: Timers::new(),
             current: 0,
             woken: false,
+            owed: false,
             zombie: None,
             ended: 0,
+            unlaunched: 0,
             switches: 0,
             pollers: Vec::new(),
             started: 0,
@@ -334,7 +352,7 @@ impl Sched {
                 self.woken = true;
                 preempt::request();
             } else {
-                self.threads.push(slot);
+                self.threads.push(Queue::Woken, slot);
             }
         } else {
             t.token = true;
@@ -356,6 +374,17 @@ impl Sched {
         may
     }
 
+    /// Takes the thread that is to run next.
+    fn next(&mut self) -> Option<u32> {
+        let owed = if core::mem::take(&mut self.owed) { self.threads.pop(Queue::Others) } else { None };
+        owed.or_else(|| self.threads.pop(Queue::Woken)).or_else(|| self.threads.pop(Queue::Others))
+    }
+
+    /// Number of threads that were launched and whose records exist.
+    fn count(&self) -> u32 {
+        self.threads.len() as u32 - self.unlaunched
+    }
+
     fn remove_ended(&mut self, slot: u32) {
         self.threads.remove(slot);
         self.ended -= 1;
@@ -375,7 +404,7 @@ impl Sched {
             let t = self.threads.get_mut(slot);
             t.timer = None;
             t.wake = Wake::Deadline;
-            self.threads.push(slot);
+            self.threads.push(Queue::Woken, slot);
         }
     }
 }
@@ -391,7 +420,7 @@ fn reschedule() {
         s = SCHED.lock();
     }
     let next = loop {
-        if let Some(next) = s.threads.pop() {
+        if let Some(next) = s.next() {
             break next;
         }
         drop(s);
@@ -506,7 +535,15 @@ fn tick(ticked: bool) {
         signal::stop_requested();
     }
     poll(clock::monotonic());
-    if SCHED.lock().threads.any_ready() {
-        yield_now();
+    let mut s = SCHED.lock();
+    let me = s.current;
+    // The first tick may have come right after the thread was switched to.
+    let computes = core::mem::replace(&mut s.threads.get_mut(me).ticked, true);
+    if !s.threads.any_ready() {
+        return;
     }
+    s.owed = !computes && s.threads.any(Queue::Others);
+    s.threads.push(if computes { Queue::Others } else { Queue::Woken }, me);
+    drop(s);
+    reschedule();
 }

@@ -244,6 +244,25 @@ fn a_stop_is_sigterm_or_else_sigint_on_a_thread_of_its_own() {
 }
 
 #[test]
+fn a_stop_is_heard_when_the_memory_is_used_up() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    static GOT: AtomicU32 = AtomicU32::new(0);
+    signal::init(|number, _| GOT.store(number as u32, SeqCst), || ());
+    signal::set_action(signal::SIGTERM, Action { disposition: Disposition::Handler, ..Action::default() })
+        .expect("allowed");
+    for size in [1 << 20, 4096, 64] {
+        while !mem::malloc(size).is_null() {}
+    }
+    assert_eq!((thread_count(), is_last()), (1, true));
+    assert_eq!(spawn(|_| (), 0, 0), Err(crate::errno::Errno::EAGAIN));
+    host::machine(|m| m.stop = true);
+    sleep_until(clock::monotonic() + 1000);
+    assert_eq!(GOT.load(SeqCst), 15);
+    signal::set_action(signal::SIGTERM, Action::default()).expect("allowed");
+}
+
+#[test]
 fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     use crate::{
         errno::Errno,
@@ -301,7 +320,7 @@ fn a_lock_that_is_taken_again_and_again_goes_to_those_who_wait() {
     for round in 0..1000 {
         acquire();
         host::machine(|m| m.now += 200_000);
-        // A time slice of 10 ms ends, always with the lock taken.
+        // A time slice ends, always with the lock taken.
         if round % 50 == 0 {
             preempt::host_set_pending();
             drop(preempt::off());
@@ -352,5 +371,97 @@ fn who_is_woken_runs_first_but_not_all_the_time_and_not_inside_a_guard() {
     }
     spawn(ready, 9, 16 << 10).expect("memory");
     drop(preempt::off());
+    assert_eq!(log(), [1]);
+}
+
+/// What a tick does that comes outside of the library OS.
+fn come_tick() {
+    preempt::host_set_pending();
+    drop(preempt::off());
+}
+
+#[test]
+fn who_waited_runs_before_those_that_compute() {
+    let _s = start();
+    log();
+    fn computing(arg: usize) {
+        for _ in 0..6 {
+            come_tick();
+            LOG.lock().push(arg);
+        }
+    }
+    fn waiting(arg: usize) {
+        park(None);
+        LOG.lock().push(arg);
+    }
+    let waiting = [7, 8].map(|i| spawn(waiting, i, 16 << 10).expect("memory"));
+    for i in 1..4 {
+        spawn(computing, i, 16 << 10).expect("memory");
+    }
+    // This one computes, too.
+    for _ in 0..4 {
+        come_tick();
+    }
+    log();
+    // Within this guard nobody runs at once.
+    let off = preempt::off();
+    waiting.iter().for_each(|t| unpark(*t));
+    preempt::host_set_pending();
+    drop(off);
+    assert_eq!(log()[..2], [7, 8]);
+    while thread_count() > 1 {
+        yield_now();
+    }
+}
+
+#[test]
+fn those_that_wake_each_other_all_the_time_leave_turns_to_those_that_compute() {
+    let _s = start();
+    log();
+    static PAIR: Lock<[Option<ThreadId>; 2]> = Lock::new([None; 2]);
+    static TURN: AtomicU32 = AtomicU32::new(0);
+    TURN.store(0, SeqCst);
+    fn computing(_: usize) {
+        for _ in 0..10 {
+            come_tick();
+            LOG.lock().push(0);
+        }
+    }
+    fn pass_on(from: usize) {
+        TURN.store(1 - from as u32, SeqCst);
+        let other = PAIR.lock()[1 - from];
+        other.into_iter().for_each(unpark);
+    }
+    fn waking(me: usize) {
+        for _ in 0..100 {
+            {
+                let _off = preempt::off();
+                pass_on(me);
+                while TURN.load(SeqCst) != me as u32 {
+                    park(None);
+                }
+            }
+            come_tick();
+        }
+        LOG.lock().push(1);
+        pass_on(me);
+    }
+    spawn(computing, 0, 16 << 10).expect("memory");
+    let pair = [0, 1].map(|i| Some(spawn(waking, i, 16 << 10).expect("memory")));
+    *PAIR.lock() = pair;
+    while thread_count() > 1 {
+        sleep_until(clock::monotonic() + 1000);
+    }
+    assert_eq!(log(), [[0; 10].as_slice(), &[1, 1]].concat());
+}
+
+#[test]
+fn a_deadline_that_has_passed_costs_no_turn() {
+    let _s = start();
+    log();
+    spawn(|_| LOG.lock().push(1), 0, 16 << 10).expect("memory");
+    assert_eq!(park(Some(clock::monotonic())), Wake::Deadline);
+    assert_eq!(log(), []);
+    yield_now();
     assert_eq!(log(), [1]);
 }

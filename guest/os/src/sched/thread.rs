@@ -1,4 +1,4 @@
-//! Thread records, and the queue of those that can run.
+//! Thread records, and the queues of those that can run.
 
 #![expect(unsafe_code, reason = "writes the first frame of a new stack")]
 // UNSAFETY: `Context::new` on a stack that was just made.
@@ -31,7 +31,7 @@ impl ThreadId {
 pub(crate) enum State {
     /// It runs now.
     Running,
-    /// It is in the run queue.
+    /// It is in a queue of those that can run.
     Ready,
     /// It waits for an unpark or its timer.
     Parked,
@@ -49,10 +49,12 @@ pub(crate) struct Thread {
     pub wake: Wake,
     /// When it last ran at once because it was woken (monotonic ns).
     pub interrupted: u64,
+    /// A tick has come while it ran, since it last waited for something.
+    pub ticked: bool,
     pub keep_record: bool,
     pub context: Context,
     pub tcb: usize,
-    /// Next in the run queue.
+    /// Next in the queue.
     next: u32,
     /// Position among the timers.
     pub timer: Option<u32>,
@@ -83,6 +85,7 @@ impl Thread {
             token: false,
             wake: Wake::Unparked,
             interrupted: 0,
+            ticked: false,
             keep_record: false,
             context: Context::running(),
             tcb: 0,
@@ -109,13 +112,28 @@ pub struct Threads {
     slots: Vec<Option<Box<[Thread]>>>,
     generations: Vec<u16>,
     count: usize,
-    first_ready: u32,
-    last_ready: u32,
+    queues: [Ends; 2],
+}
+
+/// Which of the threads that can run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queue {
+    /// What they waited for has happened, or they are new.
+    Woken,
+    /// Their time slice was over, or they let others go first.
+    Others,
+}
+
+/// First and last slot of a queue.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    first: u32,
+    last: u32,
 }
 
 impl Threads {
     pub(crate) const fn new() -> Self {
-        Threads { slots: Vec::new(), generations: Vec::new(), count: 0, first_ready: NONE, last_ready: NONE }
+        Threads { slots: Vec::new(), generations: Vec::new(), count: 0, queues: [Ends { first: NONE, last: NONE }; 2] }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -202,57 +220,63 @@ impl Threads {
         }
     }
 
-    /// Appends to the run queue.
-    pub(crate) fn push(&mut self, slot: u32) {
-        let last = self.last_ready;
+    /// Appends to a queue.
+    pub(crate) fn push(&mut self, which: Queue, slot: u32) {
+        let last = core::mem::replace(&mut self.queues[which as usize].last, slot);
         let t = self.get_mut(slot);
         t.state = State::Ready;
         t.next = NONE;
         if last == NONE {
-            self.first_ready = slot;
+            self.queues[which as usize].first = slot;
         } else {
             self.get_mut(last).next = slot;
         }
-        self.last_ready = slot;
     }
 
-    /// Puts at the front of the run queue.
+    /// Puts at the front of those that were woken.
     pub(crate) fn push_first(&mut self, slot: u32) {
-        let next = self.first_ready;
+        let queue = &mut self.queues[Queue::Woken as usize];
+        let next = core::mem::replace(&mut queue.first, slot);
+        if next == NONE {
+            queue.last = slot;
+        }
         let t = self.get_mut(slot);
         t.state = State::Ready;
         t.next = next;
-        self.first_ready = slot;
-        if next == NONE {
-            self.last_ready = slot;
-        }
     }
 
-    /// Puts behind the first of the run queue, if there is one.
+    /// Puts behind the first of those that were woken, if there is one.
     #[cfg(any(donjon_guest, test))]
     pub(crate) fn push_second(&mut self, slot: u32) {
-        let first = self.pop();
+        let first = self.pop(Queue::Woken);
         self.push_first(slot);
         if let Some(first) = first {
             self.push_first(first);
         }
     }
 
-    /// Takes the first of the run queue.
-    pub(crate) fn pop(&mut self) -> Option<u32> {
-        let slot = self.first_ready;
+    /// Takes the first of a queue.
+    pub(crate) fn pop(&mut self, which: Queue) -> Option<u32> {
+        let slot = self.queues[which as usize].first;
         if slot == NONE {
             return None;
         }
-        self.first_ready = self.get(slot).next;
-        if self.first_ready == NONE {
-            self.last_ready = NONE;
+        let next = self.get(slot).next;
+        let queue = &mut self.queues[which as usize];
+        queue.first = next;
+        if next == NONE {
+            queue.last = NONE;
         }
         Some(slot)
     }
 
+    /// Whether a thread is in that queue.
+    pub(crate) fn any(&self, which: Queue) -> bool {
+        self.queues[which as usize].first != NONE
+    }
+
     pub(crate) fn any_ready(&self) -> bool {
-        self.first_ready != NONE
+        self.any(Queue::Woken) || self.any(Queue::Others)
     }
 }
 

@@ -281,10 +281,11 @@ pub fn accept(fd: i32, flags: i32) -> Result<(i32, Addr)> {
     let _guard = donjon_base::preempt::off();
     let file = get(fd)?;
     let socket = sock(&file)?;
-    // Before a connection is taken from the queue, so that it is not lost when the table is full.
-    fd::has_room()?;
-    let (new, peer) =
-        fd::blocking(&file, events::READ, file.ctl.nonblocking(), || socket.accept(flags & SOCK_NONBLOCK))?;
+    let (new, peer) = fd::blocking(&file, events::READ, file.ctl.nonblocking(), || {
+        // Each time, as others take numbers while this one waits: a connection must not be taken from the queue when the table is full.
+        fd::has_room()?;
+        socket.accept(flags & SOCK_NONBLOCK)
+    })?;
     Ok((fd::install(new, flags & SOCK_CLOEXEC != 0)?, peer))
 }
 

@@ -3,8 +3,11 @@ use super::*;
 use crate::fd::tests::start;
 use crate::fd::watch::events::{HUP, IN, OUT, RDHUP};
 use crate::io::poll::{PollFd, poll};
-use donjon_base::clock;
-use std::{vec, vec::Vec};
+use crate::netif;
+use donjon_abi::NetHdr;
+use donjon_base::{clock, host};
+use donjon_net::{BindOptions, Config, Domain, Error, FrameSink, Handle, Limits, Offload, RecvMode, Sent, Stack};
+use std::{iter, vec, vec::Vec};
 
 fn at(text: &str) -> Addr {
     Addr::Inet(text.parse().unwrap())
@@ -216,4 +219,135 @@ fn two_threads_that_start_the_network_get_one() {
     crate::sched::yield_now();
     let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
     assert_eq!(connect(c, &at("127.0.0.1:81")), Ok(()), "the listener is not in this network");
+}
+
+#[test]
+fn a_connection_is_not_lost_when_the_table_fills_up_while_accept_waits() {
+    let _s = start();
+    for (domain, name) in [(AF_INET, at("127.0.0.1:0")), (AF_UNIX, Addr::Unix((*b"\0full").into()))] {
+        let l = socket(domain, SOCK_STREAM, 0).unwrap();
+        bind(l, &name).unwrap();
+        listen(l, 16).unwrap();
+        fn server(l: usize) {
+            assert_eq!(accept(l as i32, 0), Err(Errno::EMFILE));
+        }
+        crate::sched::spawn(server, l as usize, 64 << 10).unwrap();
+        crate::sched::yield_now();
+        let c = socket(domain, SOCK_STREAM, 0).unwrap();
+        let before = crate::fd::limit();
+        crate::fd::set_limit(c as u32 + 1);
+        connect(c, &local(l).unwrap()).unwrap();
+        while crate::sched::thread_count() > 1 {
+            crate::sched::yield_now();
+        }
+        assert_eq!(accept(l, 0), Err(Errno::EMFILE));
+        crate::fd::set_limit(before);
+        let (a, _) = accept(l, 0).unwrap();
+        assert_eq!(crate::fd::write(c, &[b"here"]), Ok(4));
+        assert_eq!(read(a, 9).unwrap(), b"here");
+    }
+}
+
+#[test]
+fn what_is_closed_has_no_events_while_it_lingers() {
+    use crate::io::epoll::{self, Event, Op};
+    let _s = start();
+    let (l, addr) = listener(AF_INET, "127.0.0.1:0");
+    let c = socket(AF_INET, SOCK_STREAM, 0).unwrap();
+    connect(c, &addr).unwrap();
+    let (a, _) = accept(l, SOCK_NONBLOCK).unwrap();
+    while crate::fd::write(a, &[&[0; 4096]]).is_ok() {}
+    crate::fd::set_nonblocking(a, false).unwrap();
+    set_option(a, SOL_SOCKET, so::LINGER, &[1, 0, 0, 0, 2, 0, 0, 0]).unwrap();
+    let set = epoll::create(false).unwrap();
+    epoll::ctl(set, a, Op::Add(Event { events: IN | OUT | RDHUP, data: 7 })).unwrap();
+    fn closer(fd: usize) {
+        crate::fd::close(fd as i32).unwrap();
+    }
+    crate::sched::spawn(closer, a as usize, 64 << 10).unwrap();
+    crate::sched::yield_now();
+    assert_eq!(crate::fd::status(a), Err(Errno::EBADF));
+    crate::fd::write(c, &[b"too late"]).unwrap();
+    let mut events = [Event::default(); 4];
+    assert_eq!(epoll::wait(set, &mut events, Some(0)), Ok(0), "{events:?}");
+    assert_eq!(crate::sched::thread_count(), 2, "nobody lingers");
+}
+
+/// Another machine on the guest's network, 10.0.0.2.
+struct Peer(Stack);
+
+struct ToGuest;
+
+impl FrameSink for ToGuest {
+    fn send(&mut self, header: NetHdr, head: &[u8], payload: &[&[u8]]) -> Sent {
+        let frame = [&header.to_bytes(), head, &payload.concat()].concat();
+        host::machine(|m| m.to_receive.push_back(frame));
+        Sent::Done
+    }
+}
+
+impl Peer {
+    /// It listens at port 80; the guest is 10.0.0.1.
+    fn new() -> (Peer, Handle) {
+        netif::start().unwrap();
+        netif::with(|s| s.add_address([10, 0, 0, 1].into(), 24)).unwrap().unwrap();
+        let config = Config {
+            mac: [2, 0, 0, 0, 0, 2],
+            mtu: 1500,
+            offload: Offload::default(),
+            key: [1; 32],
+            limits: Limits::for_memory(64 << 20),
+            lasting: &[],
+            any_ip: false,
+            dhcp: false,
+            slaac: false,
+        };
+        let mut s = Stack::new(config, clock::monotonic());
+        s.add_address([10, 0, 0, 2].into(), 24).unwrap();
+        let l = s.tcp_socket(Domain::V4).unwrap();
+        s.bind(l, "10.0.0.2:80".parse().unwrap(), BindOptions::default()).unwrap();
+        s.listen(l, 4).unwrap();
+        (Peer(s), l)
+    }
+
+    /// Takes and answers what the guest has sent. Whether there was anything.
+    fn turn(&mut self) -> bool {
+        let now = clock::monotonic();
+        let sent = host::machine(|m| core::mem::take(&mut m.sent));
+        for frame in &sent {
+            let (header, frame) = frame.split_first_chunk().unwrap();
+            self.0.input(now, NetHdr::from_bytes(*header), frame);
+        }
+        self.0.output(now, &mut ToGuest);
+        !sent.is_empty()
+    }
+}
+
+#[test]
+fn at_the_end_connections_are_reset_or_finished_as_they_say() {
+    let _s = start();
+    let (mut peer, l) = Peer::new();
+    let mut connection = || {
+        let c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0).unwrap();
+        assert_eq!(connect(c, &at("10.0.0.2:80")), Err(Errno::EINPROGRESS));
+        while peer.turn() {
+            crate::sched::poll_now();
+        }
+        (c, peer.0.accept(l).unwrap().0)
+    };
+    let (plain, reset, left) = (connection(), connection(), connection());
+    crate::fd::write(plain.0, &[b"the end"]).unwrap();
+    set_option(reset.0, SOL_SOCKET, so::LINGER, &[1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    // More than may be under way at a time.
+    while crate::fd::write(left.0, &[&[0; 4096]]).is_ok() {}
+    crate::fd::close(left.0).unwrap();
+    netif::finish();
+    peer.turn();
+    let mut end = |s| {
+        let mut buf = [0; 65536];
+        let mut got = iter::repeat_with(|| peer.0.recv(s, &mut [&mut buf], RecvMode::Take));
+        got.find(|r| !matches!(r, Ok(1..)))
+    };
+    assert_eq!(end(plain.1), Some(Ok(0)));
+    assert_eq!([end(reset.1), end(left.1)], [Some(Err(Error::ConnectionReset)); 2]);
 }

@@ -28,13 +28,20 @@ pub(crate) struct CThread {
 /// Starts a thread that runs `run(a, b)`. EAGAIN without memory or when there are too many.
 pub fn start(run: Run, a: usize, b: usize, stack: usize, detached: bool) -> Result<ThreadId> {
     let _off = preempt::off();
+    let id = prepare(run, a, b, stack, detached)?;
+    sched::launch(id);
+    Ok(id)
+}
+
+/// The same up to [`sched::launch`].
+pub(crate) fn prepare(run: Run, a: usize, b: usize, stack: usize, detached: bool) -> Result<ThreadId> {
+    let _off = preempt::off();
     let id = sched::create(entry, 0, stack)?;
     let mask = crate::signal::mask();
     sched::with_thread(id, |t| t.c = CThread { run: Some((run, a, b)), detached, mask, ..CThread::default() });
     // The name is inherited, as under Linux.
     let name = name(sched::current()).unwrap_or_default();
     set_name(id, &name)?;
-    sched::launch(id);
     Ok(id)
 }
 
