@@ -214,6 +214,23 @@ fn reset_tells_both() {
     assert_eq!(sim.stacks[1].counts(), (0, 0, 0));
 }
 
+/// As on Linux, too: what the peer has sent is complete.
+#[test]
+fn a_reset_after_the_end_leaves_the_end() {
+    let mut sim = Sim::new(7);
+    let (c, s) = sim.pair(80);
+    sim.stacks[0].send(c, &[b"bye"]).unwrap();
+    sim.stacks[0].shutdown(c, Shutdown::Write).unwrap();
+    sim.run(SECOND);
+    sim.stacks[0].abort(c);
+    sim.run(SECOND);
+    let mut b = [0; 10];
+    assert!(sim.stacks[1].readiness(s).contains(Ready::ERROR));
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(3));
+    assert_eq!(sim.stacks[1].recv(s, &mut [&mut b], RecvMode::Take), Ok(0));
+    assert_eq!(sim.stacks[1].take_error(s), Some(Error::BrokenPipe));
+}
+
 #[test]
 fn close_with_unread_data_resets() {
     let mut sim = Sim::new(8);

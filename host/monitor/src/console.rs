@@ -104,20 +104,38 @@ impl Relay {
         self.listen(reactor, blocked);
     }
 
-    /// Has somebody at a terminal read this line, of the monitor itself, when there is room.
+    /// Says a line of the monitor's own, when there is room: nothing is to wait for whoever reads it.
+    pub fn say(&mut self, line: &str, reactor: &Reactor) {
+        self.add(line);
+        self.pump(reactor);
+    }
+
+    /// The same if somebody at a terminal reads it.
     pub fn tell(&mut self, line: &str, reactor: &Reactor) {
-        if self.filter.is_some() && !self.broken {
-            self.held.extend_from_slice(line.as_bytes());
-            self.pump(reactor);
+        if self.filter.is_some() {
+            self.say(line, reactor);
         }
     }
 
-    /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`. Tells what was lost.
-    pub fn finish(mut self, until: Option<Instant>) {
+    /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`. What was lost is among what is to be said.
+    pub fn finish(&mut self, until: Option<Instant>, said: &mut Vec<String>) {
         self.drain(until);
         if let Some((bytes, why)) = self.lost {
             let what = if self.stream == Stream::Output { "output" } else { "errors" };
-            crate::say!("donjon: {bytes} bytes of the guest's {what} are lost: {why}");
+            said.push(format!("{bytes} bytes of the guest's {what} are lost: {why}"));
+        }
+    }
+
+    /// The same, and then these lines of the monitor's own.
+    pub fn finish_with(mut self, until: Option<Instant>, mut said: Vec<String>) {
+        self.finish(until, &mut said);
+        said.iter().for_each(|line| self.add(line));
+        self.drain(until);
+    }
+
+    fn add(&mut self, line: &str) {
+        if !self.broken {
+            self.held.extend_from_slice(format!("donjon: {line}\n").as_bytes());
         }
     }
 

@@ -269,13 +269,14 @@ impl RunningLink {
         }
     }
 
-    /// Takes an event.
-    pub fn ready(&mut self, ready: Ready, reactor: &Reactor) {
+    /// Takes an event. May have something to say.
+    pub fn ready(&mut self, ready: Ready, reactor: &Reactor) -> Option<&'static str> {
         match &mut self.end {
             RunningEnd::User(user) => user.ready(ready, reactor),
-            RunningEnd::Relay(relay) => relay.ready(ready, reactor),
+            RunningEnd::Relay(relay) => return relay.ready(ready, reactor),
             RunningEnd::None | RunningEnd::Kernel(_) => {}
         }
+        None
     }
 
     /// After all events of a round.
@@ -290,24 +291,25 @@ impl RunningLink {
         matches!(&self.end, RunningEnd::User(user) if user.heard())
     }
 
-    /// The guest has ended: what it sent before still goes out, for which there is time until `until` or a signal. Tells what was dropped.
-    pub fn finish(&mut self, reactor: &Reactor, signals: &Signals, until: Instant) {
+    /// The guest has ended: what it sent before still goes out, for which there is time until `until` or a signal. Says what was dropped.
+    pub fn finish(&mut self, reactor: &Reactor, signals: &Signals, until: Instant) -> Vec<String> {
         match &mut self.end {
             RunningEnd::User(user) => {
                 user.finish(reactor, signals, until);
-                report(|way| user.dropped(way), self.verbose);
+                report(|way| user.dropped(way), self.verbose)
             }
             RunningEnd::Relay(relay) => {
                 relay.finish();
-                report(|way| relay.dropped(way), self.verbose);
+                report(|way| relay.dropped(way), self.verbose)
             }
             RunningEnd::Kernel(filter) => {
-                report(|way| filter.dropped(way), self.verbose);
+                let mut said = report(|way| filter.dropped(way), self.verbose);
                 if !filter.finish() {
-                    crate::say!("donjon: the filter is still on the TAP device; the next run replaces it");
+                    said.push("the filter is still on the TAP device; the next run replaces it".into());
                 }
+                said
             }
-            RunningEnd::None => {}
+            RunningEnd::None => Vec::new(),
         }
     }
 }

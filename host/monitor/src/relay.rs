@@ -42,22 +42,23 @@ impl Relay {
         self.filter.dropped(way)
     }
 
-    /// Takes an event.
-    pub fn ready(&mut self, ready: Ready, reactor: &Reactor) {
+    /// Takes an event. May have something to say.
+    pub fn ready(&mut self, ready: Ready, reactor: &Reactor) -> Option<&'static str> {
         if ready.token == self.base {
             let any = self.outbound();
             if ready.hangup && !any {
                 reactor.remove(&self.device);
-                return;
+                return None;
             }
             if ready.write {
                 self.inbound(reactor);
             }
         } else if !self.inbound(reactor) && ready.hangup {
             // The host has taken the device away. It would be ready all the time.
-            crate::say!("donjon: the network device is gone");
             reactor.remove(&self.tap);
+            return Some("the network device is gone");
         }
+        None
     }
 
     /// The guest has ended: what it has sent before still goes out.
@@ -136,7 +137,8 @@ mod tests {
             let mut turn = |relay: &mut Relay| {
                 let mut events = Vec::new();
                 reactor.wait(Some(Duration::ZERO), &mut events).unwrap();
-                events.iter().for_each(|ready| relay.ready(*ready, &reactor));
+                let said = events.iter().filter_map(|ready| relay.ready(*ready, &reactor)).count();
+                assert_eq!(said, events.len());
                 events.len()
             };
             assert_eq!([turn(&mut relay), turn(&mut relay)], [1, 0]);

@@ -9,7 +9,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What somebody at a terminal is told at the first request.
-pub(crate) const ASKED: &str = "stopping the guest; once more ends it at once\n";
+pub(crate) const ASKED: &str = "stopping the guest; once more ends it at once";
 
 /// Most time that the peers of a guest that has ended get for what it has sent: whoever starts it anew waits for that.
 const END: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{image, launcher};
+use common::{first_line, image, launcher};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A pseudoterminal: who reads what is written, and where to write.
@@ -77,6 +77,26 @@ fn a_terminal_that_nobody_reads_holds_nothing_up() {
         }
         let status = child.wait().unwrap();
         assert!(matches!(status.code(), Some(130 | 143)), "{for_errors}: {status:?}");
+    }
+}
+
+/// What the monitor has to say of a guest that has ended finds no room: whoever ends the monitor then succeeds.
+#[test]
+fn a_report_that_nobody_reads_holds_nothing_up() {
+    let (_reader, writer) = rustix::pipe::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut child = launcher(image(), &["-p", "127.0.0.1:0:7"], &["forge"]).stderr(writer).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "forged");
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        if started.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        std::thread::yield_now();
     }
 }
 

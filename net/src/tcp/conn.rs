@@ -467,10 +467,14 @@ impl Conn {
         if !self.recv.is_empty() {
             return Ok(0);
         }
+        // A reset after the end does not take the end away, as on Linux.
+        if self.has(is::FIN_RECEIVED) {
+            return Ok(0);
+        }
         if let Some(e) = self.error.take() {
             return Err(e);
         }
-        if self.has(is::FIN_RECEIVED | is::READ_SHUT) || self.state == TcpState::Closed {
+        if self.has(is::READ_SHUT) || self.state == TcpState::Closed {
             return Ok(0);
         }
         Err(Error::WouldBlock)

@@ -95,15 +95,17 @@ pub(crate) enum Way {
     ToGuest = 1,
 }
 
-/// Tells on standard error what was dropped: what the guest has tried, and, if asked for, what others have sent to it.
-pub(crate) fn report(dropped: impl Fn(Way) -> [u64; Reason::ALL.len()], verbose: bool) {
+/// What is to be said of what was dropped: what the guest has tried, and, if asked for, what others have sent to it.
+pub(crate) fn report(dropped: impl Fn(Way) -> [u64; Reason::ALL.len()], verbose: bool) -> Vec<String> {
+    let mut said = Vec::new();
     let ways = [(Way::FromGuest, "by"), (Way::ToGuest, "for")];
     for (way, word) in &ways[..if verbose { 2 } else { 1 }] {
         for (reason, count) in Reason::ALL.into_iter().zip(dropped(*way)).filter(|(_, n)| *n > 0) {
             let s = if count == 1 { "" } else { "s" };
-            crate::say!("donjon: the network filter dropped {count} frame{s} {word} the guest: {}", reason.describe());
+            said.push(format!("the network filter dropped {count} frame{s} {word} the guest: {}", reason.describe()));
         }
     }
+    said
 }
 
 /// A guest's filter and what it remembers.

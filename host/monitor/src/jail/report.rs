@@ -82,7 +82,11 @@ impl Report {
 
     /// Does what the options want done in the jail before the guest starts: explains it, which ends the run with this status, or has a
     /// test try to get out. Says what promises rest on and is not there; without a filter on the monitor's system calls no guest starts.
-    pub(crate) fn before_the_guest(&self, options: &RunOptions) -> std::result::Result<Option<ExitStatus>, Error> {
+    pub(crate) fn before_the_guest(
+        &self,
+        options: &RunOptions,
+        say: impl FnOnce(&str),
+    ) -> std::result::Result<Option<ExitStatus>, Error> {
         if let Some(how) = options.explain_jail {
             _ = std::io::Write::write_all(&mut std::io::stdout(), self.show(how).as_bytes());
             return Ok(Some(ExitStatus::Exited(0)));
@@ -99,7 +103,7 @@ impl Report {
             }
         }
         if !lost.is_empty() {
-            crate::say!("donjon: the host refused layers of the jail: {lost} (--explain-jail says why)");
+            say(&format!("the host refused layers of the jail: {lost} (--explain-jail says why)"));
         }
         if let Some(attempt) = options.in_jail {
             attempt();

@@ -98,7 +98,9 @@ pub(crate) fn run(mut source: Source, options: &RunOptions) -> Result<ExitStatus
     let link = link.into_running(NETWORK, &reactor)?;
     let stop = Stop::new(patience);
     let mut run = Running { output, errors, report: pipes.report, link, guest, stop, killed: None };
-    if let Some(status) = jail.complete(&plan).after(guests).before_the_guest(options)? {
+    if let Some(status) =
+        jail.complete(&plan).after(guests).before_the_guest(options, |line| run.errors.say(line, &reactor))?
+    {
         return Ok(status);
     }
     gate.open(device);
@@ -218,7 +220,11 @@ impl Running {
                 CHILD => ended = true,
                 t if t == OUTPUT.0 || t == OUTPUT.1 => self.output.pump(reactor),
                 t if t == ERRORS.0 || t == ERRORS.1 => self.errors.pump(reactor),
-                _ => self.link.ready(*r, reactor),
+                _ => {
+                    if let Some(line) = self.link.ready(*r, reactor) {
+                        self.errors.say(line, reactor);
+                    }
+                }
             }
         }
         self.link.work(reactor);
@@ -272,11 +278,11 @@ impl Running {
     fn end(mut self, reactor: &Reactor, signals: Signals, mut names: Names) -> Result<ExitStatus, Error> {
         self.output.pump(reactor);
         self.errors.pump(reactor);
-        self.link.finish(reactor, &signals, self.stop.end(Instant::now()));
+        let mut said = self.link.finish(reactor, &signals, self.stop.end(Instant::now()));
         drop(signals);
         let until = self.stop.patience(Instant::now());
-        self.output.finish(until);
-        self.errors.finish(until);
+        self.output.finish(until, &mut said);
+        self.errors.finish_with(until, said);
         let report = read_report(&self.report);
         let status = wait(&self.guest.child.0).map_err(Error::host("cannot learn how the guest ended"))?;
         if let Some([step, e0, e1, e2, e3]) = report.strip_prefix(&stub::SETUP_FAILED) {

@@ -116,7 +116,9 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     let mut errors = Relay::new(errors, Stream::Errors, ERRORS, &reactor).map_err(watch())?;
 
     let mut stop = Stop::new(patience);
-    if let Some(result) = jail::enter(&plan).after(jailed).before_the_guest(options).transpose() {
+    if let Some(result) =
+        jail::enter(&plan).after(jailed).before_the_guest(options, |line| errors.say(line, &reactor)).transpose()
+    {
         // QEMU's process, which waits there, is root's still, and we are nobody: it cannot be killed, but ends when nobody can open the gate any more.
         drop(gate);
         return result;
@@ -149,7 +151,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
                 CHILD => break 'run,
                 t if t == OUTPUT.0 || t == OUTPUT.1 => output.pump(&reactor),
                 t if t == ERRORS.0 || t == ERRORS.1 => errors.pump(&reactor),
-                _ => link.ready(*r, &reactor),
+                _ => {
+                    if let Some(line) = link.ready(*r, &reactor) {
+                        errors.say(line, &reactor);
+                    }
+                }
             }
         }
         link.work(&reactor);
@@ -172,11 +178,11 @@ pub(crate) fn run(source: &Source, options: &RunOptions, qemu: &QemuOptions) -> 
     }
     output.pump(&reactor);
     errors.pump(&reactor);
-    link.finish(&reactor, &signals, stop.end(Instant::now()));
+    let mut said = link.finish(&reactor, &signals, stop.end(Instant::now()));
     drop(signals);
     let until = stop.patience(Instant::now());
-    output.finish(until);
-    errors.finish(until);
+    output.finish(until, &mut said);
+    errors.finish_with(until, said);
     let ended = wait(&child.0).map_err(Error::host("cannot learn how QEMU ended"))?;
     let said = last_words(&status);
     match (said.split_last(), killed, ended) {

@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
-use super::flow::{Delivery, Flow};
+use super::flow::{Flow, Phase};
 use super::{Source, UserNet};
 use crate::reactor::Reactor;
 use crate::signals::{CPU_TIMER, Signals};
@@ -35,7 +35,7 @@ impl UserNet {
         }
         flows.retain_mut(|flow| self.is_waiting(flow));
         while !flows.is_empty()
-            && let Some(ready) = writable(&flows, signals, until)
+            && let Some(ready) = ready(&flows, signals, until)
         {
             let mut ready = ready.into_iter();
             flows.retain_mut(|flow| ready.next() == Some(false) || self.is_waiting(flow));
@@ -44,25 +44,40 @@ impl UserNet {
 
     /// Whether the host's side must take more first.
     fn is_waiting(&mut self, flow: &mut Flow) -> bool {
-        let delivery = flow.deliver(&mut self.stack, &mut self.scratch);
-        if delivery == Delivery::Done {
+        let waits = flow.deliver(&mut self.stack, &mut self.scratch);
+        if flow.is_delivered() {
             let _ = sockopt::set_socket_linger(&flow.socket, None);
         }
-        delivery == Delivery::Waits
+        waits
     }
 }
 
-/// Which of them take bytes; waits for one that does. `None` if it is time to give up. (The reactor would tell of the guest's end all the time.)
-fn writable(flows: &[Box<Flow>], signals: &Signals, until: Instant) -> Option<Vec<bool>> {
+/// Time between two looks at whether what the host has taken has arrived, which no event tells.
+const ARRIVING: Duration = Duration::from_millis(10);
+
+/// Which of them are to be looked at again; waits for one that is. `None` if it is time to give up. (The reactor would tell of the guest's end all the time.)
+fn ready(flows: &[Box<Flow>], signals: &Signals, until: Instant) -> Option<Vec<bool>> {
+    let lingers = |flow: &Flow| flow.phase == Phase::Lingers && !flow.wanted().write;
     loop {
         let left = until.checked_duration_since(Instant::now())?;
+        let left = if flows.iter().any(|flow| lingers(flow)) { left.min(ARRIVING) } else { left };
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let mut polled = vec![PollFd::new(signals, PollFlags::IN)];
-        polled.extend(flows.iter().map(|flow| PollFd::new(&flow.socket, PollFlags::OUT)));
+        polled.extend(flows.iter().map(|flow| {
+            let mut flags = PollFlags::OUT;
+            if lingers(flow) {
+                flags = PollFlags::empty();
+                flags.set(PollFlags::IN, flow.wanted().read);
+            }
+            PollFd::new(&flow.socket, flags)
+        }));
         match poll(&mut polled, Some(&left)) {
             Ok(_) if std::iter::from_fn(|| signals.next()).any(|signal| signal != CPU_TIMER) => return None,
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => return Some(polled[1..].iter().map(|p| !p.revents().is_empty()).collect()),
+            Err(Errno::INTR) => {}
+            Ok(_) => {
+                let ready = flows.iter().zip(&polled[1..]);
+                return Some(ready.map(|(flow, p)| lingers(flow) || !p.revents().is_empty()).collect());
+            }
             Err(_) => return None,
         }
     }

@@ -11,8 +11,9 @@ use std::rc::Rc;
 
 use donjon_net::{Error, Handle, KeepAlive, Pending, Ready, RecvMode, Shutdown, Stack, TcpOptions};
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, sockopt};
 
+use super::arrived;
 use crate::reactor::Interest;
 
 /// Bytes that all connections hold together at most, but for one more piece.
@@ -20,6 +21,15 @@ pub(super) const HELD_MAX: usize = 32 << 20;
 
 /// Pieces that are moved in one direction before other connections get their turn.
 const TURNS: usize = 8;
+
+/// How long to wait when the stack has no memory, ns.
+const STARVED: u64 = 5_000_000;
+
+/// Time between two looks at whether all has arrived, growing; ns.
+const ARRIVING: std::ops::Range<u64> = 1_000_000..256_000_000;
+
+/// How long a client may take nothing of what a guest has sent that is gone, ms.
+const PATIENCE: u32 = 60_000;
 
 /// How the guest's side is looked after when the guest has ended its direction, seconds.
 const AFTER_END: KeepAlive = if cfg!(test) {
@@ -44,6 +54,8 @@ pub(super) enum Phase {
     },
     /// Both sides are connected.
     Open,
+    /// The guest's side has failed. What it has sent before that is on its way to the client.
+    Lingers,
 }
 
 /// A connection.
@@ -72,6 +84,10 @@ pub(super) struct Flow {
     guest_shut: bool,
     /// The stack has refused bytes for want of memory.
     starved: bool,
+    /// The guest's side has failed before it ended its direction, and the host has got all that came before.
+    cut: bool,
+    /// Time to the next look at whether that has arrived, ns.
+    pause: u64,
     /// A side that has not taken all that it was offered while the bytes stayed with the other.
     host_full: bool,
     guest_full: bool,
@@ -85,23 +101,12 @@ pub(super) enum Verdict {
     Keep,
     /// It has more to do at once, after the others.
     More,
-    /// The stack has no memory for it now; no event will tell when it has.
-    Later,
+    /// It is to be looked at again after this time, ns: no event will tell when the stack has memory for it, or when what was sent has arrived.
+    Later(u64),
     /// Both directions have ended well.
     Done,
     /// One side has failed; the other is to know.
     Reset,
-}
-
-/// How far what an ended guest has sent is with the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Delivery {
-    /// All of it, the end too.
-    Done,
-    /// The host does not take more now.
-    Waits,
-    /// It will never be all: the guest has not ended its direction, or a side has failed.
-    Lost,
 }
 
 impl Flow {
@@ -123,6 +128,8 @@ impl Flow {
             host_shut: false,
             guest_shut: false,
             starved: false,
+            cut: false,
+            pause: ARRIVING.start,
             host_full: false,
             guest_full: false,
             total: total.clone(),
@@ -131,32 +138,85 @@ impl Flow {
 
     /// Moves bytes both ways. `readable`: the host's socket may have some.
     pub fn work(&mut self, stack: &mut Stack, scratch: &mut [u8], mut readable: bool) -> Verdict {
-        let Some(handle) = self.handle.filter(|_| self.phase == Phase::Open) else { return Verdict::Keep };
+        let Some(handle) = self.handle else { return Verdict::Keep };
+        match self.phase {
+            Phase::Open => {}
+            Phase::Lingers => return self.linger(stack, handle, scratch),
+            Phase::DialHost(_) | Phase::DialGuest { .. } => return Verdict::Keep,
+        }
         let moved = self
             .towards_host(stack, handle, scratch)
             .and_then(|a| Ok(a | self.towards_guest(stack, handle, scratch, &mut readable)?));
         match moved {
-            // Nothing is left to be said to the host: what its kernel still has for the client is to arrive.
-            Err(Failed::Guest) if self.host_shut => Verdict::Done,
             Err(_) => Verdict::Reset,
-            Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later,
+            Ok(_) if std::mem::take(&mut self.starved) => Verdict::Later(STARVED),
             Ok(_) if self.host_shut && self.guest_shut => Verdict::Done,
             Ok(true) => Verdict::More,
             Ok(false) => Verdict::Keep,
         }
     }
 
-    /// The guest has ended: gives the host what it takes.
-    pub fn deliver(&mut self, stack: &mut Stack, scratch: &mut [u8]) -> Delivery {
-        let Some(handle) = self.handle.filter(|_| self.phase == Phase::Open) else { return Delivery::Lost };
+    /// Whether the guest's side has failed just now; then it [lingers](Phase::Lingers).
+    pub fn has_failed(&mut self, stack: &Stack) -> bool {
+        let failed = self.phase == Phase::Open
+            && self.handle.is_some_and(|handle| stack.readiness(handle).contains(Ready::ERROR));
+        if failed {
+            self.phase = Phase::Lingers;
+            // The kernel ends the socket of a client that takes nothing for so long.
+            let _ = sockopt::set_tcp_user_timeout(&self.socket, PATIENCE);
+        }
+        failed
+    }
+
+    /// Brings what the guest has sent before it failed to the client. The host's socket cannot be closed before it has arrived: when the client says
+    /// something that nobody has read, or will read, the kernel resets the connection and throws away what it still has for it.
+    fn linger(&mut self, stack: &mut Stack, handle: Handle, scratch: &mut [u8]) -> Verdict {
+        if !self.host_shut && !self.cut {
+            match self.towards_host(stack, handle, scratch) {
+                Ok(true) => return Verdict::More,
+                Ok(false) if !self.host_shut => return Verdict::Keep,
+                Ok(false) => {}
+                Err(Failed::Guest) => self.cut = true,
+                Err(Failed::Host) => return Verdict::Reset,
+            }
+        }
+        // One that is to be reset need not be read.
+        for _ in 0..TURNS {
+            if self.cut || self.host_ended {
+                break;
+            }
+            match rustix::net::recv(&self.socket, &mut *scratch, RecvFlags::empty()) {
+                // It says nothing any more: the kernel does the rest.
+                Ok((_, 0)) => self.host_ended = true,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => return Verdict::Reset,
+            }
+        }
+        if (self.cut || !self.host_ended) && !arrived::all(&self.socket) {
+            let pause = self.pause;
+            self.pause = (2 * pause).min(ARRIVING.end);
+            return Verdict::Later(pause);
+        }
+        if self.cut { Verdict::Reset } else { Verdict::Done }
+    }
+
+    /// The guest has ended: whether the host must take more first of what it has sent. If not, [`Self::is_delivered`] says whether that was all.
+    pub fn deliver(&mut self, stack: &mut Stack, scratch: &mut [u8]) -> bool {
+        let Some(handle) = self.handle else { return false };
         loop {
+            if self.phase == Phase::Lingers {
+                match self.linger(stack, handle, scratch) {
+                    Verdict::More => continue,
+                    verdict => return matches!(verdict, Verdict::Keep | Verdict::Later(_)),
+                }
+            }
             match self.towards_host(stack, handle, scratch) {
                 Ok(true) => {}
-                Ok(false) if self.host_shut => return Delivery::Done,
-                Ok(false) if self.guest_ended || stack.readiness(handle).contains(Ready::READ_CLOSED) => {
-                    return Delivery::Waits;
-                }
-                _ => return Delivery::Lost,
+                Ok(false) if self.host_shut => self.phase = Phase::Lingers,
+                Ok(false) => return self.guest_ended || stack.readiness(handle).contains(Ready::READ_CLOSED),
+                Err(Failed::Guest) => (self.phase, self.cut) = (Phase::Lingers, true),
+                Err(Failed::Host) => return false,
             }
         }
     }
@@ -171,6 +231,10 @@ impl Flow {
         match self.phase {
             Phase::DialHost(_) => Interest { read: false, write: true },
             Phase::DialGuest { .. } => Interest::default(),
+            // Until all is with the host, the client is not listened to.
+            Phase::Lingers => {
+                Interest { read: self.host_shut && !self.host_ended, write: !self.to_host.is_empty() || self.host_full }
+            }
             Phase::Open => Interest {
                 read: !self.host_ended && self.to_guest.is_empty() && !self.guest_full,
                 write: !self.to_host.is_empty() || self.host_full,

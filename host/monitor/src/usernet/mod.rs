@@ -4,6 +4,7 @@
 //! reach, so no rights are needed on the host. The network is that of QEMU's user mode ([`policy`]): guest 10.0.2.15, gateway 10.0.2.2 (the
 //! host's loopback), resolver 10.0.2.3. Every queue is bounded, and one side is not read while the other does not take.
 
+mod arrived;
 pub(crate) mod device;
 mod ending;
 mod flow;
@@ -16,7 +17,7 @@ mod slab;
 mod tests;
 mod udp;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -51,15 +52,15 @@ const SCRATCH: usize = 128 * 1024;
 /// Frames that are taken from the guest before the host's sockets get their turn, and their bytes: super-frames would fill the queues of many connections.
 const FRAMES_PER_TURN: usize = 256;
 const BYTES_PER_TURN: usize = 256 * 1024;
+/// Connections that linger at most.
+const LINGERING_MAX: usize = 1024;
 /// Half-open attempts of the guest, and the host's backlog.
 const BACKLOG: u32 = 1024;
 /// A guest that refuses a published port in its first seconds may still be booting: it is asked again.
 const BOOTING: u64 = 10_000_000_000;
 /// Time between two such tries, growing; ns.
 const AGAIN: std::ops::Range<u64> = 1_000_000..50_000_000;
-/// How long to wait when the stack has no memory, ns.
-const STARVED: u64 = 5_000_000;
-/// The same when the host has no memory or no descriptor for one more connection.
+/// How long to wait when the host has no memory or no descriptor for one more connection.
 const PAUSE: u64 = 100_000_000;
 
 /// User-mode networking for a guest that has not started yet. The published ports are taken already.
@@ -199,6 +200,8 @@ pub(crate) struct UserNet {
     todo: Vec<u64>,
     /// Connections that are to be looked at again at a time.
     later: Vec<(u64, u64)>,
+    /// Those that [linger](Phase::Lingers), the oldest first.
+    lingering: VecDeque<u64>,
     /// Most entries of `sources`.
     sources_max: usize,
     /// Listeners are not watched while there are too many connections, and not before this time.
@@ -303,6 +306,7 @@ impl UserNet {
             pairs_check: 0,
             todo: Vec::new(),
             later: Vec::new(),
+            lingering: VecDeque::new(),
             sources_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
                 .current
                 .map_or(30_000, |n| n.saturating_sub(64).min(30_000) as usize),
@@ -640,17 +644,13 @@ impl UserNet {
             self.tcp_listeners[*listener].proven = true;
             flow.phase = Phase::Open;
         }
-        // The guest has forgotten the connection; that the client has not ended its side is no reason to keep it.
-        if bits.intersects(Bits::ERROR) && flow.is_delivered() {
-            return self.end_flow(number, Verdict::Done);
-        }
         self.flow_work(number, true, reactor);
     }
 
     fn flow_ready(&mut self, number: u64, ready: Ready, reactor: &Reactor) {
         let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
         match flow.phase {
-            Phase::Open => {
+            Phase::Open | Phase::Lingers => {
                 if ready.hangup && flow.interest == Interest::default() {
                     // Nobody would read it, nor learn that the client has given up.
                     if !matches!(sockopt::socket_error(&flow.socket), Ok(Ok(()))) {
@@ -685,9 +685,14 @@ impl UserNet {
 
     fn flow_work(&mut self, number: u64, readable: bool, reactor: &Reactor) {
         let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
+        if flow.has_failed(&self.stack) {
+            self.lingering.push_back(number);
+            self.bound_lingering();
+        }
+        let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
         let verdict = flow.work(&mut self.stack, &mut self.scratch, readable);
         match verdict {
-            Verdict::Keep | Verdict::More | Verdict::Later => {
+            Verdict::Keep | Verdict::More | Verdict::Later(_) => {
                 let wanted = flow.wanted();
                 if wanted != flow.interest {
                     let token = self.base + number;
@@ -711,8 +716,8 @@ impl UserNet {
         let Some(Source::Flow(flow)) = self.sources.get_mut(number) else { return };
         match verdict {
             Verdict::More if !std::mem::replace(&mut flow.in_todo, true) => self.todo.push(number),
-            Verdict::Later if !std::mem::replace(&mut flow.in_later, true) => {
-                let at = self.now() + STARVED;
+            Verdict::Later(pause) if !std::mem::replace(&mut flow.in_later, true) => {
+                let at = self.now() + pause;
                 self.later.push((at, number));
             }
             _ => {}
@@ -740,8 +745,23 @@ impl UserNet {
         }
     }
 
+    /// Clients that take nothing must not hold the places of others: the one that has lingered longest goes first.
+    fn bound_lingering(&mut self) {
+        if self.lingering.len() > (self.sources_max / 8).min(LINGERING_MAX)
+            && let Some(&oldest) = self.lingering.front()
+            && let Some(Source::Flow(flow)) = self.sources.get_mut(oldest)
+        {
+            // All that it waits for may be the kernel's to bring.
+            let verdict = if flow.is_delivered() { Verdict::Done } else { Verdict::Reset };
+            self.end_flow(oldest, verdict);
+        }
+    }
+
     fn end_flow(&mut self, number: u64, verdict: Verdict) {
         let Some(Source::Flow(flow)) = self.sources.remove(number) else { return };
+        if flow.phase == Phase::Lingers {
+            self.lingering.retain(|n| *n != number);
+        }
         if let Phase::DialHost(pending) = flow.phase {
             self.stack.refuse(pending);
         }

@@ -292,7 +292,10 @@ impl Wired {
             }
         };
         self.syn = (tcp(&syn).0, u16::from_be_bytes([syn[34], syn[35]]));
-        let number = self.net.sources.iter().find_map(|(n, s)| matches!(s, Source::Flow(_)).then_some(n));
+        let number = self.net.sources.iter().find_map(|(n, s)| match s {
+            Source::Flow(flow) if matches!(flow.phase, Phase::DialGuest { .. }) => Some(n),
+            _ => None,
+        });
         (client, number.unwrap())
     }
 }
@@ -316,7 +319,7 @@ fn a_connection_is_listed_once() {
     let Wired { net, reactor, .. } = &mut wired;
     for _ in 0..2 {
         for _ in 0..1000 {
-            net.list(number, Verdict::Later);
+            net.list(number, Verdict::Later(1));
             net.list(number, Verdict::More);
         }
         assert_eq!((net.later.len(), net.todo.len()), (1, 1));
@@ -419,6 +422,115 @@ fn carrying(mut frame: Vec<u8>, payload: &[u8]) -> Vec<u8> {
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+/// More than the client's kernel takes while nobody reads there, less than the host's holds.
+const UNREAD: u32 = 200_000;
+
+impl Wired {
+    /// A client that does not read, to whom the guest has sent [`UNREAD`] bytes: its next one has the number in the second place.
+    fn unread(&mut self) -> (Connection, u32) {
+        let c = self.connection();
+        sockopt::set_socket_send_buffer_size(&self.flow(c.number).socket, UNREAD as usize).unwrap();
+        let mut next = 1001;
+        while next < 1001 + UNREAD {
+            self.send(&carrying(c.segment(next, c.first, ACK), &[7; 1000]));
+            next += 1000;
+        }
+        assert!(!self.flow(c.number).wanted().write && !arrived::all(&self.flow(c.number).socket));
+        (c, next)
+    }
+
+    /// What the client reads from now on, and how that ends, while the net works until it has forgotten it.
+    fn read_all(&mut self, mut client: TcpStream, others: usize) -> (usize, Result<usize, std::io::ErrorKind>) {
+        let reader = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let end = client.read_to_end(&mut bytes).map_err(|e| e.kind());
+            (bytes.len(), end.map(|_| 0))
+        });
+        while self.net.sources.len() > others || !reader.is_finished() {
+            self.turn();
+        }
+        assert!(self.net.lingering.is_empty() && self.net.by_handle.is_empty());
+        reader.join().unwrap()
+    }
+}
+
+/// A client may say something that nobody hears any more, before it has read what the guest said.
+#[test]
+fn what_a_client_says_after_the_guests_end_takes_nothing_from_it() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let others = wired.net.sources.len();
+    let (mut c, next) = wired.unread();
+    wired.send(&c.segment(next, c.first, FIN | ACK));
+    wired.delivered(c.number);
+    c.client.write_all(b"x").unwrap();
+    while wired.receive().len() != 55 {}
+    wired.send(&c.segment(next + 1, 0, RST));
+    c.client.write_all(&[7; 300_000]).unwrap();
+    assert_eq!(wired.read_all(c.client, others), (UNREAD as usize, Ok(0)));
+}
+
+/// What came before a reset arrives before it; and an end is an end.
+#[test]
+fn a_reset_of_the_guest_takes_nothing_from_the_client() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let others = wired.net.sources.len();
+    for (fin, end) in [(0, Err(std::io::ErrorKind::ConnectionReset)), (1, Ok(0))] {
+        let (mut c, next) = wired.unread();
+        // All at once.
+        let header = NetHdr { flags: net_hdr::DATA_VALID, ..NetHdr::default() }.to_bytes();
+        let last = carrying(c.segment(next, c.first, ACK | fin), &[7; 1000]);
+        let reset = c.segment(next + 1000 + u32::from(fin), 0, RST);
+        for frame in [last, reset] {
+            rustix::net::send(&wired.guest, &[&header[..], &frame].concat(), rustix::net::SendFlags::NOSIGNAL).unwrap();
+        }
+        wired.turn();
+        assert_eq!(wired.flow(c.number).phase, Phase::Lingers);
+        c.client.write_all(b"x").unwrap();
+        assert_eq!(wired.read_all(c.client, others), (UNREAD as usize + 1000, end));
+    }
+}
+
+/// Clients that take nothing hold few places.
+#[test]
+fn the_oldest_connection_that_lingers_makes_room() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    wired.net.sources_max = 32;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let (c, next) = wired.unread();
+        wired.send(&c.segment(next, 0, RST));
+        clients.push(c);
+    }
+    assert_eq!(wired.net.lingering, clients[2..].iter().map(|c| c.number).collect::<Vec<_>>());
+    let mut ends = clients.into_iter().map(|mut c| c.client.read_to_end(&mut Vec::new()).map_err(|e| e.kind()));
+    assert_eq!(ends.next(), Some(Err(std::io::ErrorKind::ConnectionReset)));
+}
+
+/// The same if the guest has ended altogether.
+#[test]
+fn what_a_client_says_to_an_ended_guest_takes_nothing_from_it() {
+    let (options, manifest) = serving();
+    let mut wired = Wired::new(&options, &manifest);
+    let (mut c, next) = wired.unread();
+    wired.send(&c.segment(next, c.first, FIN | ACK));
+    let Wired { mut net, guest, reactor, .. } = wired;
+    drop(guest);
+    c.client.write_all(b"x").unwrap();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let reader = std::thread::spawn(move || {
+        // It is not over before all has been read; were it, that would be read too late.
+        let _ = is_over.recv_timeout(Duration::from_millis(300));
+        let _ = c.client.write_all(b"x");
+        c.client.read_to_end(&mut Vec::new()).map_err(|e| e.kind())
+    });
+    net.finish(&reactor, &Signals::take().unwrap(), Instant::now() + Duration::from_secs(60));
+    drop((net, over));
+    assert_eq!(reader.join().unwrap(), Ok(UNREAD as usize));
 }
 
 /// The guest has sent more than its client took so far, and ended: the client gets all of it, or an error, but never an end in the middle.
