@@ -166,6 +166,12 @@ impl State {
         self.done.store(self.now(), Relaxed);
     }
 
+    /// Bytes of a response whose connection is under way until they are dropped: HTTP/2 may keep them for a window after their body is complete.
+    pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        self.active.fetch_add(1, Relaxed);
+        Bytes::from_owner(Held(bytes, self.clone()))
+    }
+
     /// The connection's next deadline if nothing happens, and what it then comes to. `quiet` is for HTTP/1; see [`quiet`].
     pub fn due(&self, limits: &Limits, http2: bool, quiet: u64) -> (u64, End) {
         let millis = |seconds: u32| u64::from(seconds) * 1000;
@@ -246,6 +252,21 @@ impl State {
     #[cfg(feature = "proxy")]
     pub fn take_upstream(&self) -> Option<crate::proxy::Joined> {
         self.upstream.lock().ok()?.take()
+    }
+}
+
+/// See [`State::hold`].
+struct Held(Bytes, Arc<State>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.end();
     }
 }
 

@@ -11,7 +11,7 @@ impl Socket for tokio::io::DuplexStream {
     }
 }
 
-fn server(config: &Config) -> (Arc<Server>, watch::Sender<bool>) {
+fn server(config: &Config, files: &[(&str, &[u8])]) -> (Arc<Server>, watch::Sender<bool>) {
     let (stop, stopped) = watch::channel(false);
     let server = Server {
         #[cfg(feature = "tls")]
@@ -19,7 +19,7 @@ fn server(config: &Config) -> (Arc<Server>, watch::Sender<bool>) {
         #[cfg(feature = "auth")]
         gatekeeper: Default::default(),
         upstreams: Default::default(),
-        site: crate::site::tests::site(config, &[]),
+        site: crate::site::tests::site(config, files),
         budget: budget::Budget::unbounded(),
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
@@ -27,6 +27,96 @@ fn server(config: &Config) -> (Arc<Server>, watch::Sender<bool>) {
         stop: stopped,
     };
     (Arc::new(server), stop)
+}
+
+/// Serves a connection.
+fn talking(server: Arc<Server>, stream: tokio::io::DuplexStream) -> (tokio::task::JoinHandle<()>, Arc<State>) {
+    let state = Arc::new(State::new());
+    let client =
+        Client { peer: ([127, 0, 0, 1], 1).into(), purpose: Purpose::Site(Scheme::Http), state: state.clone() };
+    (tokio::spawn(async move { talk(&server, stream, &client).await }), state)
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u32).to_be_bytes();
+    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// An HTTP/2 client with little room for what a stream sends.
+struct Narrow(tokio::io::DuplexStream);
+
+impl Narrow {
+    const WINDOW: usize = 1000;
+
+    async fn new(mut stream: tokio::io::DuplexStream) -> Narrow {
+        let settings = [&[0, 4][..], &(Narrow::WINDOW as u32).to_be_bytes()].concat();
+        let start = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &settings)].concat();
+        stream.write_all(&start).await.unwrap();
+        Narrow(stream)
+    }
+
+    /// Asks for `/a`.
+    async fn ask(&mut self, stream: u32) {
+        let request = [0x82, 0x86, 0x04, 2, b'/', b'a', 0x01, 1, b'h'];
+        self.0.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &request)).await.unwrap();
+    }
+
+    /// The next frame: kind, flags and payload.
+    async fn read(&mut self) -> (u8, u8, Vec<u8>) {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload).await.unwrap();
+        (head[3], head[4], payload)
+    }
+
+    /// Reads until a stream that was asked for has sent so much.
+    async fn take(&mut self, len: usize) {
+        let (mut got, mut last) = (0, 0);
+        while got < len {
+            let (kind, flags, payload) = self.read().await;
+            if kind == DATA {
+                (got, last) = (got + payload.len(), flags);
+            }
+        }
+        assert_eq!((got, last & END_STREAM != 0), (len, len != Narrow::WINDOW));
+    }
+
+    /// Takes the answer, of which all but a window's worth waits for long.
+    async fn take_late(&mut self, stream: u32, meanwhile: impl FnOnce()) {
+        self.take(Narrow::WINDOW).await;
+        meanwhile();
+        tokio::time::sleep(LINGER * 5).await;
+        self.0.write_all(&frame(WINDOW_UPDATE, 0, stream, &100_000u32.to_be_bytes())).await.unwrap();
+        self.take(LARGE.len() - Narrow::WINDOW).await;
+    }
+}
+
+/// More than a window, and so little that HTTP/2 takes it at once.
+const LARGE: &[u8] = &[b'a'; 30_000];
+
+/// As many places as there are.
+fn places() -> Limits {
+    Limits { connections: 8, ..Limits::default() }
+}
+
+/// What HTTP/2 keeps for a window is under way, whether its body is complete or not.
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_what_waits_for_a_window() {
+    let (server, stop) = server(&Config { limits: places(), ..Config::default() }, &[("/a", LARGE)]);
+    let (theirs, ours) = tokio::io::duplex(64 * 1024);
+    let (talking, _) = talking(server, ours);
+    let mut client = Narrow::new(theirs).await;
+    client.ask(1).await;
+    client.take_late(1, || stop.send(true).unwrap()).await;
+    talking.await.unwrap();
 }
 
 /// A client that asks for a WebSocket and does not take the answer: nothing of it is left.
@@ -38,12 +128,9 @@ async fn an_upgrade_that_is_not_taken_ends() {
         limits: Limits { stall_seconds: 1, upstream_seconds: 1, ..Limits::default() },
         ..Config::default()
     };
-    let (server, _stop) = server(&config);
+    let (server, _stop) = server(&config, &[]);
     let (mut theirs, ours) = tokio::io::duplex(40);
-    let state = Arc::new(State::new());
-    let client =
-        Client { peer: ([127, 0, 0, 1], 1).into(), purpose: Purpose::Site(Scheme::Http), state: state.clone() };
-    let talking = tokio::spawn(async move { talk(&server, ours, &client).await });
+    let (talking, state) = talking(server, ours);
     let request = b"GET /api/x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     theirs.write_all(request).await.unwrap();
     let (mut far, _) = upstream.accept().await.unwrap();
