@@ -308,18 +308,19 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             .serve_connection(TokioIo::new(stream), service),
     );
     let mut stopped = std::pin::pin!(stopped(stop));
-    let (mut draining, mut grace) = (None, None);
+    // When GOAWAY was said.
+    let mut goodbye = None;
     let mut deadline = Deadline::default();
     let (mut held, mut look) = (None, Deadline::default());
-    poll_fn(|cx| {
-        if draining.is_none() && stopped.as_mut().poll(cx).is_ready() {
-            draining = Some(state.now());
+    let end = poll_fn(|cx| {
+        if goodbye.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            goodbye = Some(state.now());
             connection.as_mut().graceful_shutdown();
         }
         loop {
             // What fails here is the client's doing.
             if turn(connection.as_mut(), &gathered, cx) {
-                return Poll::Ready(());
+                return Poll::Ready(End::Done);
             }
             if !gathered.is_held() {
                 held = None;
@@ -330,7 +331,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             let now = state.now();
             let (since, next) = held.get_or_insert((now, now));
             if now >= *since + CROWDED.as_millis() as u64 {
-                return Poll::Ready(());
+                return Poll::Ready(End::Full);
             }
             if now >= *next {
                 *next = now + budget::LOOK_TO_READ.as_millis() as u64;
@@ -340,34 +341,33 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             }
         }
         let (at, end) = state.due(&limits, true, 0);
-        if let Some(until) = grace {
-            return deadline.poll(cx, &state, until);
-        }
         let slow = state.slow_since(&limits, (at, end));
-        // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting.
-        let at = match (draining, slow) {
-            (Some(since), Some(done)) if end == End::Idle => at.min(done.max(since) + LINGER.as_millis() as u64),
+        // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting. What it asked for meanwhile is answered.
+        let at = match (goodbye, slow) {
+            (Some(since), Some(done)) if end == End::Idle => done.max(since) + LINGER.as_millis() as u64,
             _ => at,
         };
         std::task::ready!(deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()));
-        if end != End::Idle || draining.is_some() || server.is_crowded() {
-            return Poll::Ready(());
+        if end != End::Idle || goodbye.is_some() {
+            return Poll::Ready(end);
         }
-        // GOAWAY, and a little time to read it.
+        goodbye = Some(state.now());
         connection.as_mut().graceful_shutdown();
-        if turn(connection.as_mut(), &gathered, cx) {
-            return Poll::Ready(());
-        }
-        let until = state.now() + LINGER.as_millis() as u64;
-        grace = Some(until);
-        deadline.poll(cx, &state, until)
+        // The next turn sends it; in a crowd it is the last.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
     drop(connection);
     drop(promise);
+    if end == End::Stalled {
+        return;
+    }
     gathered.forget();
     let most = if server.is_crowded() { CROWDED } else { Duration::from_secs(limits.stall_seconds.into()) };
     let mut gathered = gathered;
+    // HTTP/2 itself does this only when all has been said.
+    let _ = timeout(LINGER, gathered.shutdown()).await;
     linger(&mut gathered, most).await;
     sent(server, &mut gathered, fd).await;
 }

@@ -40,6 +40,7 @@ fn talking(server: Arc<Server>, stream: tokio::io::DuplexStream) -> (tokio::task
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -116,6 +117,35 @@ async fn a_stop_waits_for_what_waits_for_a_window() {
     let mut client = Narrow::new(theirs).await;
     client.ask(1).await;
     client.take_late(1, || stop.send(true).unwrap()).await;
+    talking.await.unwrap();
+}
+
+/// A request may be on its way when an idle connection gets its GOAWAY.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_meets_goaway_is_answered() {
+    let limits = Limits { idle_seconds: 1, ..places() };
+    let (server, _stop) = server(&Config { limits, ..Config::default() }, &[("/a", LARGE)]);
+    let (theirs, ours) = tokio::io::duplex(64 * 1024);
+    let (talking, _) = talking(server, ours);
+    let mut client = Narrow::new(theirs).await;
+    while client.read().await.0 != GOAWAY {}
+    client.ask(1).await;
+    client.take_late(1, || {}).await;
+    talking.await.unwrap();
+}
+
+/// Who has to go for others is told.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_says_goodbye() {
+    let limits = Limits { connections: 100, ..places() };
+    let (server, _stop) = server(&Config { limits, ..Config::default() }, &[]);
+    assert!(server.is_crowded());
+    let (theirs, ours) = tokio::io::duplex(64 * 1024);
+    let (talking, _) = talking(server, ours);
+    let mut client = Narrow::new(theirs).await;
+    while client.read().await.0 != GOAWAY {}
+    client.0.read_to_end(&mut vec![]).await.unwrap();
+    drop(client);
     talking.await.unwrap();
 }
 
