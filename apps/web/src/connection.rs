@@ -5,7 +5,7 @@
 
 use crate::budget::{self, CROWDED, For, Promise};
 use crate::gather::Gathered;
-use crate::progress::{End, State, Watched, quiet};
+use crate::progress::{End, PACE, State, Watched, quiet};
 use crate::serve::{Client, Server, answer, is_stopped, stopped};
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
@@ -30,8 +30,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LINGER: Duration = Duration::from_secs(2);
 /// How often is looked whether a client has left for which an upstream works, milliseconds.
 const LOOK_LEFT: u64 = 1000;
-/// How often is looked, at a stop, whether the client has all.
-const LOOK_SENT: Duration = Duration::from_millis(20);
+/// How often is looked whether the client has all, at a stop and else.
+const LOOK_SENT: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(200)];
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
@@ -364,7 +364,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
         return;
     }
     gathered.forget();
-    let most = if server.is_crowded() { CROWDED } else { Duration::from_secs(limits.stall_seconds.into()) };
+    let most = pause(server);
     let mut gathered = gathered;
     // HTTP/2 itself does this only when all has been said.
     let _ = timeout(LINGER, gathered.shutdown()).await;
@@ -416,15 +416,28 @@ pub async fn close<S: Socket>(server: &Server, mut stream: S, state: &State) {
     sent(server, &mut stream, fd).await;
 }
 
-/// While the server stops, waits until the client has all that was written: at the end of a guest, what its stack still holds is lost. How long that may
-/// take is the drain's to say.
-async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option<RawFd>) {
+/// Longest wait for a client that takes nothing.
+fn pause(server: &Server) -> Duration {
+    if server.is_crowded() { CROWDED } else { Duration::from_secs(server.site.config.limits.stall_seconds.into()) }
+}
+
+/// Waits until the client has all that was written: a stop may come, and at the end of a guest, what its stack still holds is lost. How long that may take is
+/// the drain's to say then; before, the client has to take some of it now and then.
+pub async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option<RawFd>) {
     let Some(fd) = fd else { return };
     let (mut buffer, mut open) = ([0; 256], true);
-    while is_stopped(&server.stop) && unsent(fd) {
+    let (mut left, mut since) = (i64::MAX, Instant::now());
+    loop {
+        let (now, stops) = (unsent(fd), is_stopped(&server.stop));
+        if now <= left - PACE {
+            (left, since) = (now, Instant::now());
+        }
+        if now == 0 || !stops && since.elapsed() >= pause(server) {
+            return;
+        }
         // Closing with something unread would reset the connection.
         let word = async { if open { stream.read(&mut buffer).await } else { std::future::pending().await } };
-        match timeout(LOOK_SENT, word).await {
+        match timeout(LOOK_SENT[usize::from(!stops)], word).await {
             Ok(Ok(0)) => open = false,
             Ok(Err(_)) => return,
             _ => {}
@@ -432,13 +445,13 @@ async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option
     }
 }
 
-/// Whether a socket has something that the other side does not have yet.
+/// How many bytes a socket has that the other side does not have yet.
 #[expect(unsafe_code, reason = "UNSAFETY: a call into libc with a pointer to a local")]
-fn unsent(fd: RawFd) -> bool {
+fn unsent(fd: RawFd) -> i64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is the same number, puts an `int` where it is told to.
     let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &mut bytes) };
-    result == 0 && bytes > 0
+    if result == 0 { bytes.into() } else { 0 }
 }
 
 /// A timer that is moved only when it has to be: most deadlines are put off again and again.

@@ -18,7 +18,7 @@ const QUIET: u64 = 1000;
 const MANY: u64 = 256;
 
 /// Bytes that a client takes of an answer, more than it sends meanwhile, so that it counts as taking it.
-const PACE: i64 = 1024;
+pub const PACE: i64 = 1024;
 
 /// How long an HTTP/1 connection keeps its buffers without a request, in milliseconds, among so many connections.
 pub fn quiet(connections: u64) -> u64 {

@@ -149,6 +149,27 @@ async fn a_crowd_says_goodbye() {
     talking.await.unwrap();
 }
 
+/// What the system has for a client is waited for while he takes some of it; at a stop in any case.
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_is_waited_for() {
+    let (server, stop) = server(&Config { limits: places(), ..Config::default() }, &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut ours, _) = listener.accept().await.unwrap();
+    let (fd, mut len) = (Some(ours.as_raw_fd()), 0);
+    ours.writable().await.unwrap();
+    while let Ok(n) = ours.try_write(&[b'a'; 100_000]) {
+        len += n;
+    }
+    let start = Instant::now();
+    sent(&server, &mut ours, fd).await;
+    assert!(start.elapsed() >= pause(&server), "{:?}", start.elapsed());
+    stop.send(true).unwrap();
+    assert!(timeout(pause(&server) * 10, sent(&server, &mut ours, fd)).await.is_err());
+    let take = async { theirs.read_exact(&mut vec![0; len]).await.unwrap() };
+    tokio::join!(sent(&server, &mut ours, fd), take);
+}
+
 /// A client that asks for a WebSocket and does not take the answer: nothing of it is left.
 #[tokio::test]
 async fn an_upgrade_that_is_not_taken_ends() {
