@@ -6,6 +6,8 @@ use crate::connection::talk;
 use crate::log::{End, Line};
 use crate::metrics::{Held, Metrics};
 use crate::progress::State;
+#[cfg(feature = "auth")]
+use crate::progress::Waits;
 use crate::respond::{self, Origin, Scheme};
 use crate::site::Site;
 #[cfg(feature = "tls")]
@@ -319,7 +321,12 @@ async fn site(
         }
     };
     #[cfg(feature = "auth")]
-    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await {
+    let checked = {
+        let _waits = Waits::new(&client.state);
+        server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await
+    };
+    #[cfg(feature = "auth")]
+    if let Err(mut response) = checked {
         respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
         return *response;
     }

@@ -149,6 +149,38 @@ async fn a_crowd_says_goodbye() {
     talking.await.unwrap();
 }
 
+/// Who waits for a password to be checked is not slow.
+#[cfg(feature = "auth")]
+#[tokio::test(start_paused = true)]
+async fn a_crowd_leaves_time_for_passwords() {
+    let mut key = [0; 32];
+    let rounds = 20_000;
+    pbkdf2::pbkdf2_hmac::<sha2::Sha256>(b"c", b"\x01", rounds, &mut key);
+    let area = donjon_web_format::Auth {
+        pattern: "*".into(),
+        realm: "R".into(),
+        user: "ab".into(),
+        rounds,
+        salt: "01".into(),
+        key: key.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let limits = Limits { connections: 100, ..places() };
+    let (server, _stop) = server(&Config { limits, auth: vec![area], ..Config::default() }, &[("/a", b"")]);
+    let (mut theirs, ours) = tokio::io::duplex(64 * 1024);
+    let (talking, _) = talking(server.clone(), ours);
+    theirs.write_all(b"GET /a HTTP/1.0\r\nAuthorization: Basic YWI6Yw==\r\n\r\n").await.unwrap();
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(server.is_crowded() && server.metrics.active.load(Relaxed) == 1);
+    tokio::time::advance(CROWDED * 2).await;
+    let mut said = String::new();
+    theirs.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.0 200"), "{said}");
+    drop(theirs);
+    talking.await.unwrap();
+}
+
 /// What the system has for a client is waited for while he takes some of it; at a stop in any case.
 #[tokio::test(start_paused = true)]
 async fn what_was_sent_is_waited_for() {
