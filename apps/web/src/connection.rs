@@ -417,7 +417,7 @@ pub async fn close<S: Socket>(server: &Server, mut stream: S, state: &State) {
 }
 
 /// Longest wait for a client that takes nothing.
-fn pause(server: &Server) -> Duration {
+pub fn pause(server: &Server) -> Duration {
     if server.is_crowded() { CROWDED } else { Duration::from_secs(server.site.config.limits.stall_seconds.into()) }
 }
 

@@ -227,3 +227,39 @@ async fn an_upgrade_that_is_not_taken_ends() {
     let end = timeout(Duration::from_secs(10), far.read(&mut buffer)).await;
     assert_eq!(end.expect("the upstream's connection ends").unwrap(), 0);
 }
+
+/// An upstream that answers early and takes no more, and a client that goes: neither holds memory.
+#[tokio::test]
+async fn an_early_answer_gives_memory_back() {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.set_recv_buffer_size(4096).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(1).unwrap();
+    let upstream = TcpListener::from_std(listener.into()).unwrap();
+    let config = Config {
+        proxies: vec![Proxy { prefix: "/api".into(), upstream: upstream.local_addr().unwrap().to_string() }],
+        limits: Limits { stall_seconds: 1, upstream_seconds: 1, ..places() },
+        ..Config::default()
+    };
+    let (server, _stop) = server(&config, &[]);
+    let (mut theirs, ours) = tokio::io::duplex(64 * 1024);
+    let (talking, _) = talking(server.clone(), ours);
+    theirs.write_all(b"POST /api/x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n").await.unwrap();
+    let (mut far, _) = upstream.accept().await.unwrap();
+    assert!(far.read(&mut [0; 1000]).await.unwrap() > 0);
+    // As much as is taken.
+    while timeout(LOOK_SENT[1], theirs.write_all(&[b'a'; 1000])).await.is_ok() {}
+    assert!(server.budget.promised() > 0);
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    let mut said = [0; 15];
+    theirs.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"HTTP/1.1 200 OK");
+    talking.await.unwrap();
+    let released = async {
+        while server.budget.promised() > 0 {
+            tokio::time::sleep(LOOK_SENT[0]).await;
+        }
+    };
+    timeout(Duration::from_secs(20), released).await.expect("memory is given back");
+}
