@@ -104,12 +104,14 @@ impl Body for Content {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = self.next(cx);
+        let mut polled = self.next(cx);
         // A body of known length is not asked for its end.
         let complete = matches!(polled, Poll::Ready(None)) || self.is_end_stream();
         if let Some(busy) = &mut self.busy {
-            if let Poll::Ready(Some(Ok(frame))) = &polled {
-                busy.pass(frame.data_ref().map_or(0, Bytes::len));
+            if let Poll::Ready(Some(Ok(frame))) = &mut polled
+                && let Some(piece) = frame.data_mut()
+            {
+                *piece = busy.pass(std::mem::take(piece));
             }
             if complete {
                 busy.complete();

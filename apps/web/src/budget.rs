@@ -163,6 +163,12 @@ impl Budget {
         has
     }
 
+    /// Bytes that are promised.
+    #[cfg(all(test, feature = "proxy"))]
+    pub fn promised(&self) -> u64 {
+        self.promised.load(Relaxed)
+    }
+
     /// Resolves when those that are idle are called after this: somebody waits for memory, or [`Budget::call`].
     pub fn called(&self) -> Notified<'_> {
         self.idle.notified()

@@ -5,7 +5,7 @@
 
 use crate::budget::{self, CROWDED, For, Promise};
 use crate::gather::Gathered;
-use crate::progress::{End, State, Watched, quiet};
+use crate::progress::{End, PACE, State, Watched, quiet};
 use crate::serve::{Client, Server, answer, is_stopped, stopped};
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
@@ -30,8 +30,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LINGER: Duration = Duration::from_secs(2);
 /// How often is looked whether a client has left for which an upstream works, milliseconds.
 const LOOK_LEFT: u64 = 1000;
-/// How often is looked, at a stop, whether the client has all.
-const LOOK_SENT: Duration = Duration::from_millis(20);
+/// How often is looked whether the client has all, at a stop and else.
+const LOOK_SENT: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(200)];
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
@@ -308,18 +308,19 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             .serve_connection(TokioIo::new(stream), service),
     );
     let mut stopped = std::pin::pin!(stopped(stop));
-    let (mut draining, mut grace) = (None, None);
+    // When GOAWAY was said.
+    let mut goodbye = None;
     let mut deadline = Deadline::default();
     let (mut held, mut look) = (None, Deadline::default());
-    poll_fn(|cx| {
-        if draining.is_none() && stopped.as_mut().poll(cx).is_ready() {
-            draining = Some(state.now());
+    let end = poll_fn(|cx| {
+        if goodbye.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            goodbye = Some(state.now());
             connection.as_mut().graceful_shutdown();
         }
         loop {
             // What fails here is the client's doing.
             if turn(connection.as_mut(), &gathered, cx) {
-                return Poll::Ready(());
+                return Poll::Ready(End::Done);
             }
             if !gathered.is_held() {
                 held = None;
@@ -330,7 +331,7 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             let now = state.now();
             let (since, next) = held.get_or_insert((now, now));
             if now >= *since + CROWDED.as_millis() as u64 {
-                return Poll::Ready(());
+                return Poll::Ready(End::Full);
             }
             if now >= *next {
                 *next = now + budget::LOOK_TO_READ.as_millis() as u64;
@@ -340,34 +341,33 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
             }
         }
         let (at, end) = state.due(&limits, true, 0);
-        if let Some(until) = grace {
-            return deadline.poll(cx, &state, until);
-        }
         let slow = state.slow_since(&limits, (at, end));
-        // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting.
-        let at = match (draining, slow) {
-            (Some(since), Some(done)) if end == End::Idle => at.min(done.max(since) + LINGER.as_millis() as u64),
+        // A client that does not answer the PING that goes with GOAWAY keeps nobody waiting. What it asked for meanwhile is answered.
+        let at = match (goodbye, slow) {
+            (Some(since), Some(done)) if end == End::Idle => done.max(since) + LINGER.as_millis() as u64,
             _ => at,
         };
         std::task::ready!(deadline.poll_crowded(cx, &state, at, slow, || server.is_crowded()));
-        if end != End::Idle || draining.is_some() || server.is_crowded() {
-            return Poll::Ready(());
+        if end != End::Idle || goodbye.is_some() {
+            return Poll::Ready(end);
         }
-        // GOAWAY, and a little time to read it.
+        goodbye = Some(state.now());
         connection.as_mut().graceful_shutdown();
-        if turn(connection.as_mut(), &gathered, cx) {
-            return Poll::Ready(());
-        }
-        let until = state.now() + LINGER.as_millis() as u64;
-        grace = Some(until);
-        deadline.poll(cx, &state, until)
+        // The next turn sends it; in a crowd it is the last.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
     drop(connection);
     drop(promise);
+    if end == End::Stalled {
+        return;
+    }
     gathered.forget();
-    let most = if server.is_crowded() { CROWDED } else { Duration::from_secs(limits.stall_seconds.into()) };
+    let most = pause(server);
     let mut gathered = gathered;
+    // HTTP/2 itself does this only when all has been said.
+    let _ = timeout(LINGER, gathered.shutdown()).await;
     linger(&mut gathered, most).await;
     sent(server, &mut gathered, fd).await;
 }
@@ -416,15 +416,28 @@ pub async fn close<S: Socket>(server: &Server, mut stream: S, state: &State) {
     sent(server, &mut stream, fd).await;
 }
 
-/// While the server stops, waits until the client has all that was written: at the end of a guest, what its stack still holds is lost. How long that may
-/// take is the drain's to say.
-async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option<RawFd>) {
+/// Longest wait for a client that takes nothing.
+pub fn pause(server: &Server) -> Duration {
+    if server.is_crowded() { CROWDED } else { Duration::from_secs(server.site.config.limits.stall_seconds.into()) }
+}
+
+/// Waits until the client has all that was written: a stop may come, and at the end of a guest, what its stack still holds is lost. How long that may take is
+/// the drain's to say then; before, the client has to take some of it now and then.
+pub async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option<RawFd>) {
     let Some(fd) = fd else { return };
     let (mut buffer, mut open) = ([0; 256], true);
-    while is_stopped(&server.stop) && unsent(fd) {
+    let (mut left, mut since) = (i64::MAX, Instant::now());
+    loop {
+        let (now, stops) = (unsent(fd), is_stopped(&server.stop));
+        if now <= left - PACE {
+            (left, since) = (now, Instant::now());
+        }
+        if now == 0 || !stops && since.elapsed() >= pause(server) {
+            return;
+        }
         // Closing with something unread would reset the connection.
         let word = async { if open { stream.read(&mut buffer).await } else { std::future::pending().await } };
-        match timeout(LOOK_SENT, word).await {
+        match timeout(LOOK_SENT[usize::from(!stops)], word).await {
             Ok(Ok(0)) => open = false,
             Ok(Err(_)) => return,
             _ => {}
@@ -432,13 +445,13 @@ async fn sent(server: &Server, stream: &mut (impl AsyncRead + Unpin), fd: Option
     }
 }
 
-/// Whether a socket has something that the other side does not have yet.
+/// How many bytes a socket has that the other side does not have yet.
 #[expect(unsafe_code, reason = "UNSAFETY: a call into libc with a pointer to a local")]
-fn unsent(fd: RawFd) -> bool {
+fn unsent(fd: RawFd) -> i64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is the same number, puts an `int` where it is told to.
     let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &mut bytes) };
-    result == 0 && bytes > 0
+    if result == 0 { bytes.into() } else { 0 }
 }
 
 /// A timer that is moved only when it has to be: most deadlines are put off again and again.

@@ -18,7 +18,7 @@ const QUIET: u64 = 1000;
 const MANY: u64 = 256;
 
 /// Bytes that a client takes of an answer, more than it sends meanwhile, so that it counts as taking it.
-const PACE: i64 = 1024;
+pub const PACE: i64 = 1024;
 
 /// How long an HTTP/1 connection keeps its buffers without a request, in milliseconds, among so many connections.
 pub fn quiet(connections: u64) -> u64 {
@@ -66,7 +66,7 @@ pub struct State {
     gain: AtomicI64,
     /// When the client last asked for something or took some of it, and `gain` then.
     pace: (AtomicU64, AtomicI64),
-    /// Requests that an upstream may keep waiting.
+    /// Requests that an upstream may keep waiting, or a password that is being checked.
     forwarded: AtomicU32,
     ended: AtomicBool,
     /// The next write is the beginning of the last response, all of which is there.
@@ -166,6 +166,12 @@ impl State {
         self.done.store(self.now(), Relaxed);
     }
 
+    /// Bytes of a response whose connection is under way until they are dropped: HTTP/2 may keep them for a window after their body is complete.
+    pub fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        self.active.fetch_add(1, Relaxed);
+        Bytes::from_owner(Held(bytes, self.clone()))
+    }
+
     /// The connection's next deadline if nothing happens, and what it then comes to. `quiet` is for HTTP/1; see [`quiet`].
     pub fn due(&self, limits: &Limits, http2: bool, quiet: u64) -> (u64, End) {
         let millis = |seconds: u32| u64::from(seconds) * 1000;
@@ -189,7 +195,7 @@ impl State {
     }
 
     /// Since when a client that is waited for does too little, with this deadline from [`State::due`]: what others need it may not have for long.
-    /// `None` if it is an upstream that is waited for.
+    /// `None` if it is not the client that is waited for.
     pub fn slow_since(&self, limits: &Limits, (at, end): (u64, End)) -> Option<u64> {
         let before = |seconds: u32| at.saturating_sub(u64::from(seconds) * 1000);
         let forwarded = self.is_forwarded();
@@ -214,17 +220,19 @@ impl State {
         self.pace.1.store(gain, Relaxed);
     }
 
-    /// Counts a request that an upstream may keep waiting, up or down.
-    #[cfg(feature = "proxy")]
+    /// Counts a request that an upstream may keep waiting, or a password, up or down.
+    #[cfg(any(feature = "auth", feature = "proxy"))]
     pub fn forwarded(&self, up: bool) {
         if up {
-            self.forwarded.fetch_add(1, Relaxed)
+            self.forwarded.fetch_add(1, Relaxed);
         } else {
-            self.forwarded.fetch_sub(1, Relaxed)
-        };
+            self.forwarded.fetch_sub(1, Relaxed);
+            // The client's time begins.
+            self.paced(self.gain.load(Relaxed));
+        }
     }
 
-    /// Whether it is an upstream that is waited for.
+    /// Whether it is not the client that is waited for.
     pub fn is_forwarded(&self) -> bool {
         self.forwarded.load(Relaxed) > 0
     }
@@ -246,6 +254,40 @@ impl State {
     #[cfg(feature = "proxy")]
     pub fn take_upstream(&self) -> Option<crate::proxy::Joined> {
         self.upstream.lock().ok()?.take()
+    }
+}
+
+/// A request that waits for us, until dropped.
+#[cfg(feature = "auth")]
+pub struct Waits<'a>(&'a State);
+
+#[cfg(feature = "auth")]
+impl Waits<'_> {
+    pub fn new(state: &State) -> Waits<'_> {
+        state.forwarded(true);
+        Waits(state)
+    }
+}
+
+#[cfg(feature = "auth")]
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.forwarded(false);
+    }
+}
+
+/// See [`State::hold`].
+struct Held(Bytes, Arc<State>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.1.end();
     }
 }
 
@@ -488,6 +530,7 @@ mod tests {
             state.blocked.store(THEN, Relaxed);
             assert_eq!(slow_since(), Some(THEN));
             state.forwarded(false);
+            assert!(slow_since().is_some_and(|since| since < THEN));
         }
     }
 

@@ -103,7 +103,7 @@ impl Upstreams {
                 Ok(switch(client, response, promise))
             }
             (StatusCode::SWITCHING_PROTOCOLS, None) => Err(StatusCode::BAD_GATEWAY),
-            _ => Ok(incoming(server, upstream.clone(), response, link, promise)),
+            _ => Ok(incoming(server, upstream.clone(), response, link, promise, moved)),
         }
     }
 }

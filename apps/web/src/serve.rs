@@ -6,11 +6,14 @@ use crate::connection::talk;
 use crate::log::{End, Line};
 use crate::metrics::{Held, Metrics};
 use crate::progress::State;
+#[cfg(feature = "auth")]
+use crate::progress::Waits;
 use crate::respond::{self, Origin, Scheme};
 use crate::site::Site;
 #[cfg(feature = "tls")]
 use crate::tls::Link;
 use crate::upload::Upload;
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, Version, header};
@@ -173,6 +176,7 @@ pub struct Busy {
     state: Arc<State>,
     server: Arc<Server>,
     promises: [Option<Promise>; 2],
+    http2: bool,
     /// Whether it is counted.
     counts: bool,
     start: Instant,
@@ -184,7 +188,7 @@ pub struct Busy {
 }
 
 impl Busy {
-    fn new(server: &Arc<Server>, client: &Client) -> Busy {
+    fn new(server: &Arc<Server>, client: &Client, version: Version) -> Busy {
         client.state.begin();
         let counts = client.purpose != Purpose::Metrics;
         server.metrics.active.fetch_add(counts.into(), Relaxed);
@@ -192,6 +196,7 @@ impl Busy {
             state: client.state.clone(),
             server: server.clone(),
             promises: [None, None],
+            http2: version == Version::HTTP_2,
             counts,
             start: Instant::now(),
             head: None,
@@ -209,9 +214,10 @@ impl Busy {
         }
     }
 
-    /// So much of the response's body is passed on.
-    pub fn pass(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
+    /// A piece of the response's body, which is passed on.
+    pub fn pass(&mut self, piece: Bytes) -> Bytes {
+        self.bytes += piece.len() as u64;
+        if self.http2 { self.state.hold(piece) } else { piece }
     }
 
     /// All of it is.
@@ -220,11 +226,11 @@ impl Busy {
     }
 
     /// Whether there is memory for a request over HTTP/2, which may wait for as long as its client wants; over HTTP/1 its connection has it.
-    fn fits(&mut self, version: Version) -> bool {
-        if version == Version::HTTP_2 {
+    fn fits(&mut self) -> bool {
+        if self.http2 {
             self.promises[0] = Promise::now(&self.server, For::Request, budget::STREAM);
         }
-        version != Version::HTTP_2 || self.promises[0].is_some()
+        !self.http2 || self.promises[0].is_some()
     }
 
     /// Whether there is memory for a body that is made while it is sent.
@@ -253,11 +259,11 @@ impl Drop for Busy {
 
 /// Answers one request. Status and length are counted and, if asked for, logged.
 pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Client) -> Response<Content> {
-    let mut busy = Busy::new(&server, &client);
     let (parts, body) = request.into_parts();
+    let mut busy = Busy::new(&server, &client, parts.version);
     busy.line = server.logs(&client).then(|| Line::new(client.peer, Some(&parts)));
     let body = Upload::new(body, parts.version, &client.state);
-    let fits = busy.fits(parts.version);
+    let fits = busy.fits();
     let mut response = match client.purpose {
         _ if !fits => respond::unavailable(),
         // As many as hyper allows in HTTP/1.
@@ -315,7 +321,12 @@ async fn site(
         }
     };
     #[cfg(feature = "auth")]
-    if let Err(mut response) = server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await {
+    let checked = {
+        let _waits = Waits::new(&client.state);
+        server.gatekeeper.check(&site.config, parts, &target.path, client.peer.ip()).await
+    };
+    #[cfg(feature = "auth")]
+    if let Err(mut response) = checked {
         respond::dress(site, scheme, Origin::Site, &target.path, &mut response);
         return *response;
     }

@@ -2,7 +2,7 @@
 
 use super::Exchange;
 use super::pool::{Link, Upstream, keep};
-use super::stream::{Back, Stream};
+use super::stream::{Back, Moved, Stream};
 use crate::body::Content;
 use crate::respond::{Scheme, host};
 use crate::serve::{Client, Server};
@@ -136,6 +136,7 @@ pub(super) fn incoming(
     response: Response<Incoming>,
     link: Link,
     promise: Arc<Exchange>,
+    moved: Arc<Moved>,
 ) -> Response<Content> {
     let (mut head, body) = response.into_parts();
     // From here on, it may be the client.
@@ -147,7 +148,7 @@ pub(super) fn incoming(
         head.headers.remove(header::CONTENT_LENGTH);
     }
     head.version = Version::default();
-    let back = Back { upstream, link, keep };
+    let back = Back { server: server.clone(), upstream, link, keep, moved };
     let stream = Stream {
         body: Some(Upload::response(body)),
         left: u64::MAX,

@@ -108,12 +108,8 @@ impl Upstream {
         idle.links.pop().map(|(link, _)| link)
     }
 
-    /// Keeps a connection whose exchange is over in both directions. After an early answer the request may still be on its way, as slowly as its
-    /// client likes: such a connection ends with it.
-    pub(super) fn put(self: &Arc<Self>, mut link: Link, keep: Duration) {
-        if !link.sender.is_ready() {
-            return link.detach();
-        }
+    /// Keeps a connection whose exchange is over in both directions.
+    pub(super) fn put(self: &Arc<Self>, link: Link, keep: Duration) {
         let mut idle = lock(&self.idle);
         let until = (Instant::now() + keep).min(link.born + LIFE);
         idle.links.push((link, until));

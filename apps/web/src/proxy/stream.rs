@@ -2,6 +2,9 @@
 
 use super::Exchange;
 use super::pool::{Link, Upstream};
+use crate::budget::CROWDED;
+use crate::connection::pause;
+use crate::serve::Server;
 use crate::upload::Upload;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -11,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 /// Fewest bytes a second that a client must send of a body, on average after a first pause.
 const BODY_RATE: u64 = 128;
@@ -91,8 +95,11 @@ pub struct Stream {
 impl Stream {
     /// The connection is free for another request.
     fn give_back(&mut self) {
-        if let Some(Back { upstream, link, keep }) = self.back.take() {
-            upstream.put(link, keep);
+        let Some(back) = self.back.take() else { return };
+        if back.link.sender.is_ready() {
+            back.upstream.put(back.link, back.keep);
+        } else if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(back.finish());
         }
     }
 
@@ -106,9 +113,24 @@ impl Stream {
 }
 
 pub(super) struct Back {
+    pub(super) server: Arc<Server>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) link: Link,
     pub(super) keep: Duration,
+    /// What has come of the request.
+    pub(super) moved: Arc<Moved>,
+}
+
+impl Back {
+    /// After an early answer, the request goes on while some of it comes: whoever waits, client or upstream, has memory that others need.
+    async fn finish(mut self) {
+        let start = Instant::now();
+        while self.moved.last().max(start).elapsed() < pause(&self.server) {
+            if timeout(CROWDED, self.link.sender.ready()).await.is_ok() {
+                return self.upstream.put(self.link, self.keep);
+            }
+        }
+    }
 }
 
 /// A body of known length is not asked for its end.

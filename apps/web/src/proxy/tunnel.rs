@@ -4,6 +4,7 @@ use super::Exchange;
 use super::head::strip;
 use crate::body::Content;
 use crate::budget;
+use crate::connection::sent;
 use crate::progress::Watched;
 use crate::serve::{Client, Server};
 use hyper::Response;
@@ -11,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -32,7 +34,7 @@ pub(super) fn switch(client: &Client, mut response: Response<Incoming>, promise:
 pub type Joined = (OnUpgrade, Arc<Exchange>);
 
 /// Joins client and upstream. Ends when both have ended, or nothing has come from either for too long. A stop leaves it until the drain ends.
-pub async fn tunnel<S>(server: &Server, client: Watched<S>, (upstream, promise): Joined)
+pub async fn tunnel<S>(server: &Server, mut client: Watched<S>, (upstream, promise): Joined)
 where
     S: crate::connection::Socket,
 {
@@ -43,7 +45,9 @@ where
         if let Some(exchange) = &mut exchange {
             exchange.promise.shrink(budget::TUNNEL);
         }
-        splice(client, TokioIo::new(upstream), idle).await;
+        let fd = client.tcp().map(AsRawFd::as_raw_fd);
+        splice(&mut client, TokioIo::new(upstream), idle).await;
+        sent(server, &mut client, fd).await;
     }
 }
 

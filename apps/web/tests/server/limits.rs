@@ -1,7 +1,7 @@
 //! Clients that are slow, greedy or many.
 
 use crate::harness::Server;
-use crate::http2::{END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE};
+use crate::http2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, SETTINGS, WINDOW_UPDATE};
 use donjon_web_format::{Config, Limits};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -124,31 +124,44 @@ fn a_stop_drains() {
     assert_eq!(server.wait(), 0);
 }
 
-/// What the system still has to send would end with a guest: its program waits for the client.
+/// What the system still has to send would end with a guest: its program waits for the client, also if it was through with it long before the stop.
 #[test]
 fn a_stop_waits_for_what_is_on_its_way() {
-    let some = vec![1; 1 << 20];
-    for http2 in [false, true] {
-        let limits = Limits { drain_seconds: 60, ..Limits::default() };
-        let mut server =
-            Server::start(Config { limits, ..Config::default() }, &[("/index.html", b"home"), ("/some", &some)]);
-        let mut client = server.connect_small();
-        if http2 {
-            let frame = crate::http2::frame;
-            client.send(crate::http2::PREFACE);
-            // Windows for all of it at once.
-            client.send(frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]));
-            client.send(frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]));
-            client.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &crate::http2::request("/some")));
-        } else {
-            client.send("GET /some HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    std::thread::scope(|scope| {
+        for (http2, late) in [(false, false), (false, true), (true, false), (true, true)] {
+            scope.spawn(move || stop_on_the_way(http2, late));
         }
-        let begun = client.exactly(1000).len();
-        server.terminate();
-        // Longer than a client is listened to.
-        std::thread::sleep(Duration::from_millis(3500));
-        assert!(server.is_running(), "{http2}");
-        assert!(begun + client.rest().len() > 1 << 20, "{http2}");
-        assert_eq!(server.wait(), 0);
+    });
+}
+
+fn stop_on_the_way(http2: bool, late: bool) {
+    let limits = Limits { drain_seconds: 60, ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let mut server = Server::start(config, &[("/index.html", b"home"), ("/some", &vec![1; 1 << 20])]);
+    let mut client = server.connect_small();
+    if http2 {
+        let frame = crate::http2::frame;
+        client.send(crate::http2::PREFACE);
+        // Windows for all of it at once.
+        client.send(frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]));
+        client.send(frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]));
+        client.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &crate::http2::request("/some")));
+        if late {
+            // The end of the connection, which is what the server is through with.
+            client.send(frame(GOAWAY, 0, 0, &[0; 8]));
+        }
+    } else {
+        client.send("GET /some HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     }
+    let begun = client.exactly(1000).len();
+    // Longer than a client is listened to.
+    let long = || std::thread::sleep(Duration::from_millis(3500));
+    if late {
+        long();
+    }
+    server.terminate();
+    long();
+    assert!(server.is_running(), "{http2}, {late}");
+    assert!(begun + client.rest().len() > 1 << 20, "{http2}, {late}");
+    assert_eq!(server.wait(), 0);
 }
