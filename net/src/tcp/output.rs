@@ -388,7 +388,9 @@ impl Conn {
             self.flags &= !is::ACK_NOW;
             self.ack_at = NEVER;
         }
-        self.sent_at = cx.now;
+        if len > 0 {
+            self.sent_at = cx.now;
+        }
         self.last_len = len as u32;
         sent
     }
