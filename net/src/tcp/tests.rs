@@ -179,3 +179,17 @@ fn timestamps_become_old() {
         assert_eq!(lone.conn.ts_recent, (1 << 31) - 1);
     }
 }
+
+/// Under memory pressure an update of the window that cannot tell of anything is none; two that have the same trouble would exchange them for ever.
+#[test]
+fn a_window_that_cannot_grow_is_not_told() {
+    let mut lone = Lone::established(7);
+    lone.conn.rcv_scale = WINDOW_SCALE;
+    lone.conn.rcv_adv = lone.conn.rcv_nxt;
+    lone.conn.recv.push(&[1]);
+    for (spare, due) in [(0, false), (100, false), (3000, true)] {
+        let memory_free = lone.limits.memory / 16 + spare;
+        let cx = Cx { now: lone.now, memory_free, limits: &lone.limits, lasting: &[] };
+        assert_eq!(lone.conn.window_update_due(&cx), due, "{spare}");
+    }
+}
