@@ -62,7 +62,8 @@ impl Conn {
             return Verdict::Done;
         }
         if seg.has(flag::RST) {
-            if seg.seq == self.rcv_nxt {
+            // Exactly there, not only when it is cut to the window: whoever guesses may send data with it.
+            if seq == self.rcv_nxt {
                 self.die(Some(match self.state {
                     TcpState::CloseWait => Error::BrokenPipe,
                     TcpState::SynReceived if self.error.is_none() => Error::ConnectionRefused,

@@ -51,10 +51,10 @@ impl Lone {
     }
 
     fn receive(&mut self, seq: u32, ack: u32, flags: u8) {
-        self.receive_stamped(seq, ack, flags, None);
+        self.receive_with(seq, ack, flags, None, &[]);
     }
 
-    fn receive_stamped(&mut self, seq: u32, ack: u32, flags: u8, ts: Option<(u32, u32)>) {
+    fn receive_with(&mut self, seq: u32, ack: u32, flags: u8, ts: Option<(u32, u32)>, payload: &[u8]) {
         let segment = Segment {
             src_port: 80,
             dst_port: 80,
@@ -67,7 +67,7 @@ impl Lone {
             mss: None,
             scale: None,
             sack_permitted: false,
-            payload: &[],
+            payload,
         };
         let cx = Cx { now: self.now, memory_free: 32 << 20, limits: &self.limits, lasting: &[] };
         self.conn.on_segment(&cx, segment, 1460);
@@ -167,15 +167,15 @@ fn timestamps_become_old() {
         let mut lone = Lone::established(7);
         lone.conn.flags |= is::TS;
         let una = lone.conn.snd_una;
-        lone.receive_stamped(5001, una, flag::ACK, Some((1 << 31, 0)));
+        lone.receive_with(5001, una, flag::ACK, Some((1 << 31, 0)), &[]);
         lone.now += days * 86_400 * SECOND;
         lone.queue(&[1; 10]);
         lone.sent();
         let end = lone.conn.snd_max;
-        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 1, 0)));
+        lone.receive_with(5001, end, flag::ACK, Some(((1 << 31) - 1, 0)), &[]);
         assert_eq!((lone.conn.snd_una, lone.conn.ts_recent), (end, (1 << 31) - 1), "{days}");
         // From then on it counts again.
-        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 2, 0)));
+        lone.receive_with(5001, end, flag::ACK, Some(((1 << 31) - 2, 0)), &[]);
         assert_eq!(lone.conn.ts_recent, (1 << 31) - 1);
     }
 }
@@ -191,5 +191,16 @@ fn a_window_that_cannot_grow_is_not_told() {
         let memory_free = lone.limits.memory / 16 + spare;
         let cx = Cx { now: lone.now, memory_free, limits: &lone.limits, lasting: &[] };
         assert_eq!(lone.conn.window_update_due(&cx), due, "{spare}");
+    }
+}
+
+/// RST counts only exactly at the next byte (RFC 5961 §3.2), whatever data it has: else whoever guesses hits with each segment a range as long as that.
+#[test]
+fn a_reset_with_data_is_not_cut_to_the_window() {
+    for (seq, payload, dead) in [(4901, &[0; 200][..], false), (5000, &[0; 2], false), (5001, &[0; 200], true)] {
+        let mut lone = Lone::established(7);
+        lone.receive_with(seq, 8, flag::RST | flag::ACK, None, payload);
+        assert_eq!(lone.conn.state == TcpState::Closed, dead, "{seq}");
+        assert!(dead || lone.sent().len() == 1, "challenge ACK");
     }
 }
