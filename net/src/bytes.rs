@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 const CHUNK_MAX: usize = 64 << 10;
 /// Largest chunk that is allocated in the hope that more data follows.
 const AHEAD_MAX: usize = 16 << 10;
+/// Smallest chunk that is taken as it is, bytes.
+const OWNED_MIN: usize = 2048;
 
 enum Chunk {
     Owned(Vec<u8>),
@@ -129,10 +131,14 @@ impl ByteQueue {
         true
     }
 
-    /// Appends a whole buffer without copying it.
+    /// Appends a buffer without copying it, unless it is small: a peer that sends single bytes out of order could have a chunk for each. Returns how many bytes
+    /// were taken, fewer only if there is no memory.
     pub fn push_owned(&mut self, chunk: Vec<u8>) -> usize {
         let len = chunk.len();
-        if len == 0 || !self.append(Chunk::Owned(chunk)) {
+        if len < OWNED_MIN {
+            return self.push(&chunk);
+        }
+        if !self.append(Chunk::Owned(chunk)) {
             return 0;
         }
         self.len += len as u32;

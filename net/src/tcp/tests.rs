@@ -5,7 +5,7 @@ use super::head::Path;
 use super::segment::Segment;
 use super::*;
 use crate::addr::{End, Ip, Tuple};
-use crate::types::{FrameSink, Sent, TcpOptions, TcpState};
+use crate::types::{FrameSink, RecvMode, Sent, TcpOptions, TcpState};
 use crate::{Limits, Offload};
 use std::vec::Vec;
 
@@ -203,4 +203,20 @@ fn a_reset_with_data_is_not_cut_to_the_window() {
         assert_eq!(lone.conn.state == TcpState::Closed, dead, "{seq}");
         assert!(dead || lone.sent().len() == 1, "challenge ACK");
     }
+}
+
+/// Every other byte, and then those between: what is ready to be read takes no more memory than if it had come in order.
+#[test]
+fn single_bytes_out_of_order_stay_small() {
+    let mut lone = Lone::established(7);
+    for first in [1, 0] {
+        for i in 0..1000 {
+            lone.receive_with(5001 + first + 2 * i, 8, flag::ACK, None, &[(first + 2 * i) as u8]);
+        }
+    }
+    let mut got = [0; 3000];
+    let held = lone.conn.held() - size_of::<Conn>();
+    assert_eq!(lone.conn.recv(&mut [&mut got], RecvMode::Take), Ok(2000));
+    assert!(got[..2000].iter().enumerate().all(|(i, b)| *b == i as u8));
+    assert!(held < 4 * 2000, "{held}");
 }
