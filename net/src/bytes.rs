@@ -85,6 +85,7 @@ impl ByteQueue {
     pub fn push(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         let tail = self.rest.as_mut().and_then(|r| r.back_mut()).unwrap_or(&mut self.first);
+        let growing = matches!(tail, Chunk::Owned(_));
         if let Some((tail, room)) = tail.room() {
             let (now, later) = rest.split_at(room.min(rest.len()));
             tail.extend_from_slice(now);
@@ -92,9 +93,14 @@ impl ByteQueue {
         }
         while !rest.is_empty() {
             let want = rest.len().min(CHUNK_MAX);
-            // Alone, a chunk is exact; behind others it grows with them, so that many small pieces end in few chunks.
+            // Alone, a chunk is exact; behind others it grows with them, so that many small pieces end in few chunks. But not behind what lasts: there it
+            // may be a head, and what lasts comes again.
             let queued = self.len() + (data.len() - rest.len());
-            let capacity = if queued == 0 { want } else { want.max(self.held().clamp(512, AHEAD_MAX)) };
+            let capacity = match queued {
+                0 => want,
+                _ if growing => want.max(self.held().clamp(512, AHEAD_MAX)),
+                _ => want.max(512),
+            };
             let mut chunk = Vec::new();
             let mut now = rest.get(..want).unwrap_or(rest);
             if chunk.try_reserve_exact(capacity).is_err() {
@@ -329,5 +335,15 @@ mod tests {
         }
         q.consume(usize::MAX);
         assert_eq!(q.held(), 0);
+    }
+
+    #[test]
+    fn small_heads_between_what_lasts_stay_small() {
+        let mut q = ByteQueue::new();
+        for _ in 0..100 {
+            q.push(&[1; 200]);
+            q.push_lasting(&LASTING[..5000]);
+        }
+        assert!(q.held() <= 100 * 512, "{}", q.held());
     }
 }
