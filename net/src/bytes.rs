@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 const CHUNK_MAX: usize = 64 << 10;
 /// Largest chunk that is allocated in the hope that more data follows.
 const AHEAD_MAX: usize = 16 << 10;
+/// Smallest chunk that is taken as it is, bytes.
+const OWNED_MIN: usize = 2048;
 
 enum Chunk {
     Owned(Vec<u8>),
@@ -83,6 +85,7 @@ impl ByteQueue {
     pub fn push(&mut self, data: &[u8]) -> usize {
         let mut rest = data;
         let tail = self.rest.as_mut().and_then(|r| r.back_mut()).unwrap_or(&mut self.first);
+        let growing = matches!(tail, Chunk::Owned(_));
         if let Some((tail, room)) = tail.room() {
             let (now, later) = rest.split_at(room.min(rest.len()));
             tail.extend_from_slice(now);
@@ -90,9 +93,14 @@ impl ByteQueue {
         }
         while !rest.is_empty() {
             let want = rest.len().min(CHUNK_MAX);
-            // Alone, a chunk is exact; behind others it grows with them, so that many small pieces end in few chunks.
+            // Alone, a chunk is exact; behind others it grows with them, so that many small pieces end in few chunks. But not behind what lasts: there it
+            // may be a head, and what lasts comes again.
             let queued = self.len() + (data.len() - rest.len());
-            let capacity = if queued == 0 { want } else { want.max(self.held().clamp(512, AHEAD_MAX)) };
+            let capacity = match queued {
+                0 => want,
+                _ if growing => want.max(self.held().clamp(512, AHEAD_MAX)),
+                _ => want.max(512),
+            };
             let mut chunk = Vec::new();
             let mut now = rest.get(..want).unwrap_or(rest);
             if chunk.try_reserve_exact(capacity).is_err() {
@@ -129,10 +137,14 @@ impl ByteQueue {
         true
     }
 
-    /// Appends a whole buffer without copying it.
+    /// Appends a buffer without copying it, unless it is small: a peer that sends single bytes out of order could have a chunk for each. Returns how many bytes
+    /// were taken, fewer only if there is no memory.
     pub fn push_owned(&mut self, chunk: Vec<u8>) -> usize {
         let len = chunk.len();
-        if len == 0 || !self.append(Chunk::Owned(chunk)) {
+        if len < OWNED_MIN {
+            return self.push(&chunk);
+        }
+        if !self.append(Chunk::Owned(chunk)) {
             return 0;
         }
         self.len += len as u32;
@@ -323,5 +335,15 @@ mod tests {
         }
         q.consume(usize::MAX);
         assert_eq!(q.held(), 0);
+    }
+
+    #[test]
+    fn small_heads_between_what_lasts_stay_small() {
+        let mut q = ByteQueue::new();
+        for _ in 0..100 {
+            q.push(&[1; 200]);
+            q.push_lasting(&LASTING[..5000]);
+        }
+        assert!(q.held() <= 100 * 512, "{}", q.held());
     }
 }

@@ -16,6 +16,8 @@ const RETRY: u64 = 1000 * MS;
 /// Questions to the neighbour itself, if it is known, and then to all, without an answer; after that it is unreachable. Until then, what is known
 /// is used.
 const TRIES: u8 = 3;
+/// Time between looks at all entries for one that makes room.
+const LOOK: u64 = 10 * MS;
 /// Bytes of packets that wait for one answer: as many as the largest datagram has in fragments.
 const WAITING_BYTES: usize = 72 << 10;
 /// Bytes of packets that wait for all answers. Who waits for one may have no more than what then is left to the others.
@@ -67,6 +69,8 @@ pub(crate) struct Neighbours {
     max: u32,
     /// The last answer: most traffic goes to one neighbour.
     last: Option<(Ip, [u8; 6], u64)>,
+    /// Nobody made room when that was last looked for.
+    full_until: u64,
     /// Bytes that waiting packets take, and those that wait no more because their entry had to make room.
     parked: usize,
     lost: Vec<Frame>,
@@ -113,6 +117,7 @@ impl Neighbours {
             key,
             max,
             last: None,
+            full_until: 0,
             parked: 0,
             lost: Vec::new(),
         }
@@ -134,10 +139,15 @@ impl Neighbours {
     /// A new entry. `wanted`: not only some packet has said that there is somebody.
     fn add(&mut self, now: u64, ip: Ip, wanted: bool) -> Option<u32> {
         if self.slab.len() >= self.max {
+            if now < self.full_until && !wanted {
+                return None;
+            }
             let slots = (0..self.slab.slots()).filter_map(|s| self.slab.get(s).map(|n| (n.worth(now), n.confirmed, s)));
             let (worth, _, slot) = slots.min()?;
             if worth == Worth::Asked && !wanted {
-                // Strangers' packets must neither put out each other's questions nor make us ask for as many as they please.
+                // Strangers' packets must neither put out each other's questions nor make us ask for as many as they please; nor look through all
+                // entries for each of them.
+                self.full_until = now + LOOK;
                 return None;
             }
             self.lost.try_reserve(self.slab.get(slot)?.packets.len()).ok()?;

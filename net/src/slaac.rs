@@ -98,9 +98,10 @@ impl Stack {
         }
         let Some((head, options)) = data.split_first_chunk::<16>() else { return };
         let now = self.now;
-        self.slaac.solicit_at = None;
         let lifetime = u16::from_be_bytes([head[6], head[7]]);
         if lifetime > 0 {
+            // Only a router ends the search for one (RFC 4861 §6.3.7).
+            self.slaac.solicit_at = None;
             if self.iface.router6 != Some(meta.src) {
                 self.iface.router6 = Some(meta.src);
                 self.iface.generation = self.iface.generation.wrapping_add(1);

@@ -241,8 +241,8 @@ fn a_crowd_that_does_not_read_leaves_room_for_those_who_do() {
     // As a guest with 64 MB has it.
     let limits = Limits::for_memory(64 << 20);
     let mut sim = Sim::with(32, Config { limits, ..config(1) }, config(2));
-    let sleepers: Vec<_> = (0..60).map(|i| sim.pair(100 + i)).collect();
-    let mut sent = [0; 60];
+    let sleepers: Vec<_> = (0..140).map(|i| sim.pair(100 + i)).collect();
+    let mut sent = [0; 140];
     let end = sim.now + 20 * SECOND;
     sim.run_until(30 * SECOND, |sim| {
         for (i, p) in sleepers.iter().enumerate() {

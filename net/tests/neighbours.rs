@@ -319,7 +319,10 @@ fn another_router_is_looked_for() {
     }));
     sim.run(50 * SECOND);
     assert_eq!(*asked.borrow(), 0);
-    sim.run(50 * SECOND);
+    // What is none does not end the search.
+    sim.run(11 * SECOND);
+    sim.stacks[0].input(sim.now, TRUSTED, &advertisement(0, &[]));
+    sim.run(39 * SECOND);
     assert_eq!(*asked.borrow(), 3);
 }
 

@@ -586,3 +586,19 @@ fn a_lost_answer_to_a_syn_does_not_lengthen_the_timeout() {
     let info = sim.stacks[0].tcp_info(c).unwrap();
     assert!((20_000..50_000).contains(&info.rtt_us), "{info:?}");
 }
+
+/// After a pause nothing is known of the path, also if there was something to acknowledge meanwhile (RFC 5681 §4.1).
+#[test]
+fn a_window_is_not_used_whole_after_a_pause() {
+    let (mut sim, c, s) = settled(59, 10);
+    assert!(sim.stacks[0].tcp_info(c).unwrap().congestion_window > 100 * 1448);
+    for _ in 0..50 {
+        sim.stacks[1].send(s, &[b"hello"]).unwrap();
+        sim.run(100 * MS);
+        drain_all(&mut sim.stacks[0], c);
+    }
+    let before = sim.frames[0];
+    assert_eq!(sim.stacks[0].send(c, &[&pattern(0, 100_000)]), Ok(100_000));
+    sim.flush();
+    assert_eq!(sim.frames[0] - before, 10);
+}

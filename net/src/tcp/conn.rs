@@ -160,6 +160,7 @@ pub(crate) struct Conn {
     /// Last progress of what is outstanding.
     pub progress_at: u64,
     pub heard_at: u64,
+    /// When data last went out.
     pub sent_at: u64,
     pub challenged_at: u64,
     pub keep_alive: Option<KeepAlive>,
@@ -563,17 +564,13 @@ impl Conn {
         self.schedule_misc();
     }
 
-    /// Sets the timer for the next keep-alive probe.
+    /// Sets the timer for the first keep-alive probe.
     pub fn schedule_misc(&mut self) {
         if self.has(is::ORPHAN) {
             return;
         }
         self.misc_at = match self.keep_alive {
-            Some(k) if self.synchronized() => {
-                let wait = if self.probes == 0 { k.idle } else { k.interval };
-                let from = if self.probes == 0 { self.heard_at } else { self.sent_at.max(self.heard_at) };
-                from + u64::from(wait.max(1)) * SECOND
-            }
+            Some(k) if self.synchronized() => self.heard_at + u64::from(k.idle.max(1)) * SECOND,
             _ => NEVER,
         };
     }

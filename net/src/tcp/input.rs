@@ -62,7 +62,8 @@ impl Conn {
             return Verdict::Done;
         }
         if seg.has(flag::RST) {
-            if seg.seq == self.rcv_nxt {
+            // Exactly there, not only when it is cut to the window: whoever guesses may send data with it.
+            if seq == self.rcv_nxt {
                 self.die(Some(match self.state {
                     TcpState::CloseWait => Error::BrokenPipe,
                     TcpState::SynReceived if self.error.is_none() => Error::ConnectionRefused,
@@ -420,11 +421,12 @@ impl Conn {
                 continue;
             }
             piece.drain(..old);
-            let fresh = piece.len() as u32;
-            if !self.has(is::READ_SHUT) && self.recv.push_owned(piece) == 0 {
+            let fresh = piece.len();
+            let taken = if self.has(is::READ_SHUT) { fresh } else { self.recv.push_owned(piece) };
+            self.rcv_nxt = self.rcv_nxt.wrapping_add(taken as u32);
+            if taken < fresh {
                 break;
             }
-            self.rcv_nxt = self.rcv_nxt.wrapping_add(fresh);
         }
         let fin = fin || (self.has(is::FIN_AHEAD) && self.rcv_nxt == self.fin_seq);
         if fin {

@@ -281,13 +281,14 @@ impl Conn {
         if !self.synchronized() || self.has(is::FIN_RECEIVED) {
             return false;
         }
-        // No field can tell of more.
+        // No field can tell of more, nor of what its scale cuts off.
         let limit = self.window_limit(cx).min(65_535 << self.rcv_scale);
-        let free = limit.saturating_sub(self.recv.len() as u32);
+        let free = limit.saturating_sub(self.recv.len() as u32) >> self.rcv_scale << self.rcv_scale;
         let now = self.window();
         let more = free.saturating_sub(now);
         let mss = u32::from(self.rcv_mss);
-        more >= limit / 2 || (more >= 2 * mss && (more >= limit / 4 || now <= limit / 8 || limit <= 8 * mss))
+        let much = more >= 2 * mss && (more >= limit / 4 || now <= limit / 8 || limit <= 8 * mss);
+        more > 0 && (more >= limit / 2 || much)
     }
 
     /// The owner took data: maybe grow the window, maybe send an update. Whether something is to be sent.
@@ -388,7 +389,9 @@ impl Conn {
             self.flags &= !is::ACK_NOW;
             self.ack_at = NEVER;
         }
-        self.sent_at = cx.now;
+        if len > 0 {
+            self.sent_at = cx.now;
+        }
         self.last_len = len as u32;
         sent
     }

@@ -5,7 +5,7 @@ use super::head::Path;
 use super::segment::Segment;
 use super::*;
 use crate::addr::{End, Ip, Tuple};
-use crate::types::{FrameSink, Sent, TcpOptions, TcpState};
+use crate::types::{FrameSink, RecvMode, Sent, TcpOptions, TcpState};
 use crate::{Limits, Offload};
 use std::vec::Vec;
 
@@ -51,10 +51,10 @@ impl Lone {
     }
 
     fn receive(&mut self, seq: u32, ack: u32, flags: u8) {
-        self.receive_stamped(seq, ack, flags, None);
+        self.receive_with(seq, ack, flags, None, &[]);
     }
 
-    fn receive_stamped(&mut self, seq: u32, ack: u32, flags: u8, ts: Option<(u32, u32)>) {
+    fn receive_with(&mut self, seq: u32, ack: u32, flags: u8, ts: Option<(u32, u32)>, payload: &[u8]) {
         let segment = Segment {
             src_port: 80,
             dst_port: 80,
@@ -67,7 +67,7 @@ impl Lone {
             mss: None,
             scale: None,
             sack_permitted: false,
-            payload: &[],
+            payload,
         };
         let cx = Cx { now: self.now, memory_free: 32 << 20, limits: &self.limits, lasting: &[] };
         self.conn.on_segment(&cx, segment, 1460);
@@ -167,15 +167,56 @@ fn timestamps_become_old() {
         let mut lone = Lone::established(7);
         lone.conn.flags |= is::TS;
         let una = lone.conn.snd_una;
-        lone.receive_stamped(5001, una, flag::ACK, Some((1 << 31, 0)));
+        lone.receive_with(5001, una, flag::ACK, Some((1 << 31, 0)), &[]);
         lone.now += days * 86_400 * SECOND;
         lone.queue(&[1; 10]);
         lone.sent();
         let end = lone.conn.snd_max;
-        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 1, 0)));
+        lone.receive_with(5001, end, flag::ACK, Some(((1 << 31) - 1, 0)), &[]);
         assert_eq!((lone.conn.snd_una, lone.conn.ts_recent), (end, (1 << 31) - 1), "{days}");
         // From then on it counts again.
-        lone.receive_stamped(5001, end, flag::ACK, Some(((1 << 31) - 2, 0)));
+        lone.receive_with(5001, end, flag::ACK, Some(((1 << 31) - 2, 0)), &[]);
         assert_eq!(lone.conn.ts_recent, (1 << 31) - 1);
     }
+}
+
+/// Under memory pressure an update of the window that cannot tell of anything is none; two that have the same trouble would exchange them for ever.
+#[test]
+fn a_window_that_cannot_grow_is_not_told() {
+    let mut lone = Lone::established(7);
+    lone.conn.rcv_scale = WINDOW_SCALE;
+    lone.conn.rcv_adv = lone.conn.rcv_nxt;
+    lone.conn.recv.push(&[1]);
+    for (spare, due) in [(0, false), (100, false), (3000, true)] {
+        let memory_free = lone.limits.memory / 16 + spare;
+        let cx = Cx { now: lone.now, memory_free, limits: &lone.limits, lasting: &[] };
+        assert_eq!(lone.conn.window_update_due(&cx), due, "{spare}");
+    }
+}
+
+/// RST counts only exactly at the next byte (RFC 5961 §3.2), whatever data it has: else whoever guesses hits with each segment a range as long as that.
+#[test]
+fn a_reset_with_data_is_not_cut_to_the_window() {
+    for (seq, payload, dead) in [(4901, &[0; 200][..], false), (5000, &[0; 2], false), (5001, &[0; 200], true)] {
+        let mut lone = Lone::established(7);
+        lone.receive_with(seq, 8, flag::RST | flag::ACK, None, payload);
+        assert_eq!(lone.conn.state == TcpState::Closed, dead, "{seq}");
+        assert!(dead || lone.sent().len() == 1, "challenge ACK");
+    }
+}
+
+/// Every other byte, and then those between: what is ready to be read takes no more memory than if it had come in order.
+#[test]
+fn single_bytes_out_of_order_stay_small() {
+    let mut lone = Lone::established(7);
+    for first in [1, 0] {
+        for i in 0..1000 {
+            lone.receive_with(5001 + first + 2 * i, 8, flag::ACK, None, &[(first + 2 * i) as u8]);
+        }
+    }
+    let mut got = [0; 3000];
+    let held = lone.conn.held() - size_of::<Conn>();
+    assert_eq!(lone.conn.recv(&mut [&mut got], RecvMode::Take), Ok(2000));
+    assert!(got[..2000].iter().enumerate().all(|(i, b)| *b == i as u8));
+    assert!(held < 4 * 2000, "{held}");
 }
