@@ -15,7 +15,8 @@ Exit codes:
     1   the project does not compile
   101   donjon test: a test failed, or the project does not compile (as cargo test says)
     2   the command line makes no sense
-   65   an image is damaged, a program does not link, or Donjon.toml is wrong
+   65   an image is damaged, a program does not link, or Donjon.toml or an option of a
+        web site is wrong
    66   a file is missing
    69   this host lacks something that is needed (a tool, an engine)
    70   the guest crashed without an exit code of its own
@@ -114,10 +115,6 @@ pub struct BuildArgs {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub program: ProgramArgs,
-    /// Compress the program in the image, or with --compress=false do not, whatever Donjon.toml says: half the size as a file, unpacked into memory at every start
-    /// [default: with --web only].
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub compress: Option<bool>,
     /// Print what was made as JSON.
     #[arg(long)]
     pub json: bool,
@@ -142,12 +139,16 @@ pub struct ProgramArgs {
     /// As it always is.
     #[arg(long, hide = true)]
     pub release: bool,
+    /// Compress the program in the image, or with --compress=false do not, whatever Donjon.toml says: half the size as a file, unpacked into memory at every start
+    /// [default: for web sites only].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub compress: Option<bool>,
 }
 
 impl ProgramArgs {
     /// Whether one of them was given.
     pub fn any(&self) -> bool {
-        !self.compile.cargo().is_empty() || self.bin.is_some() || self.speed || self.release
+        !self.compile.cargo().is_empty() || self.bin.is_some() || self.speed || self.release || self.compress.is_some()
     }
 
     /// As options for a build, the others as they are by default.
@@ -155,6 +156,7 @@ impl ProgramArgs {
         Options {
             bin: self.bin.clone(),
             optimize: self.speed.then_some(Optimize::Speed),
+            compress: self.compress,
             cargo: self.compile.cargo(),
             plain: !ui::colour(),
             ..Options::default()
@@ -418,6 +420,7 @@ pub struct SiteArgs {
 /// Works like `cargo test` for any crate: each test program becomes an image and runs as a guest; its output and its
 /// verdict are passed on. Documentation tests are left out.
 #[derive(Debug, Args)]
+#[command(mut_arg("net", |net| net.help("The network: user or none")))]
 #[command(after_help = "\
 Examples:
   donjon test                                 all tests of the crate here
@@ -513,7 +516,7 @@ mod tests {
             "donjon run a.img",
             "donjon run dir -p 8080:80 -p 127.0.0.1:1:2/udp -e A=b --verbose -- run --help",
             "donjon run --engine qemu --machine q35 --memory 32M --explain-jail --json a.img",
-            "donjon run dir --bin b -F x --no-default-features --offline --locked --speed --release",
+            "donjon run dir --bin b -F x --no-default-features --offline --locked --speed --release --compress=false",
             "donjon run a.img --net tap:tap0,ip=10.0.0.2/24,gw=10.0.0.1 --secret k=f --limit-send 10M",
         ] {
             let alone = Command::run_alone(words(line).into_iter()).map(Command::Run);

@@ -22,7 +22,7 @@ pub fn build(args: &BuildArgs) -> Result<u8, Failure> {
         let hint = "add --web: `donjon build --web DIR`".to_owned();
         return Err(Failure::new(code::USAGE, "options of a web site are for --web only", hint));
     }
-    let options = Options { compress: args.compress, allow_undefined: args.allow_undefined, ..args.program.options() };
+    let options = Options { allow_undefined: args.allow_undefined, ..args.program.options() };
     let built = project(args.dir.as_deref().unwrap_or(Path::new(".")), &options, args.output.as_deref())?;
     if args.json {
         donjon_monitor::out!(
@@ -51,7 +51,7 @@ fn web(args: &BuildArgs) -> Result<u8, Failure> {
         Ok(image)
     };
     let mut site = Site::load(args.dir.as_deref(), &args.site, None, beside, output)?;
-    site.compress = args.compress.unwrap_or(site.compress);
+    site.compress = args.program.compress.unwrap_or(site.compress);
     let made = site.write(&image(&site.name))?;
     if args.json {
         donjon_monitor::out!("{}", made.json(&site));

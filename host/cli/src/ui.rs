@@ -57,7 +57,18 @@ struct Plain;
 
 impl Plain {
     fn control(n: usize, letter: char) -> io::Result<()> {
-        if n > 0 { write!(io::stderr(), "\x1b[{n}{letter}") } else { Ok(()) }
+        if n > 0 { Self::put(&format!("\x1b[{n}{letter}")) } else { Ok(()) }
+    }
+
+    /// Nothing if the terminal has no room (Ctrl-S): the machine, which has started meanwhile, would wait.
+    fn put(s: &str) -> io::Result<()> {
+        let errors = io::stderr();
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut polled = [rustix::event::PollFd::new(&errors, rustix::event::PollFlags::OUT)];
+        match rustix::event::poll(&mut polled, Some(&now)) {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(_) => (&errors).write_all(s.as_bytes()),
+        }
     }
 }
 
@@ -84,11 +95,11 @@ impl TermLike for Plain {
     }
 
     fn write_line(&self, s: &str) -> io::Result<()> {
-        writeln!(io::stderr(), "{s}")
+        Self::put(&format!("{s}\n"))
     }
 
     fn write_str(&self, s: &str) -> io::Result<()> {
-        write!(io::stderr(), "{s}")
+        Self::put(s)
     }
 
     fn clear_line(&self) -> io::Result<()> {

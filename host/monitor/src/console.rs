@@ -19,6 +19,9 @@ const HELD_MAX: usize = 64 * 1024;
 /// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
 const WRITE_MAX: usize = 4096;
 
+/// Ends colours, and what else a colour sequence may say: there is one that hides text.
+const RESET: &[u8] = b"\x1b[0m";
+
 /// Parts that are read from a pipe before something else gets its turn.
 const PARTS_PER_TURN: usize = 8;
 
@@ -120,6 +123,11 @@ impl Relay {
     /// After the guest's end: moves everything that is left, waiting for the stream if it must, but not beyond `until`. What was lost is among what is to be said.
     pub fn finish(&mut self, until: Option<Instant>, said: &mut Vec<String>) {
         self.drain(until);
+        if self.filter.as_ref().is_some_and(|filter| filter.coloured) && !self.broken {
+            // What others say after it is to be seen.
+            self.held.extend_from_slice(RESET);
+            self.drain(until);
+        }
         if let Some((bytes, why)) = self.lost {
             let what = if self.stream == Stream::Output { "output" } else { "errors" };
             said.push(format!("{bytes} bytes of the guest's {what} are lost: {why}"));
@@ -135,6 +143,9 @@ impl Relay {
 
     fn add(&mut self, line: &str) {
         if !self.broken {
+            if self.filter.as_ref().is_some_and(|filter| filter.coloured) {
+                self.held.extend_from_slice(RESET);
+            }
             self.held.extend_from_slice(format!("donjon: {line}\n").as_bytes());
         }
     }
@@ -299,6 +310,8 @@ pub(crate) struct Filter {
     state: FilterState,
     /// A colour sequence so far, without its ESC.
     sequence: Vec<u8>,
+    /// One has passed.
+    coloured: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -349,6 +362,7 @@ impl Filter {
                 self.state = FilterState::Text;
                 let sequence = std::mem::take(&mut self.sequence);
                 let colour = !first && b == b'm';
+                self.coloured |= colour;
                 out.extend_from_slice(if colour { b"\x1b" } else { b"^[" });
                 out.extend_from_slice(&sequence);
                 if colour { out.push(b) } else { self.byte(b, out) }

@@ -74,7 +74,7 @@ impl Error {
             Error::Publish { addr, protocol, source } => match source.kind() {
                 io::ErrorKind::AddrInUse => {
                     format!(
-                        "something listens there already (`ss -ln | grep :{}` names it); choose another port with -p",
+                        "something listens there already (`sudo ss -lnp | grep :{}` names it); choose another port with -p",
                         addr.port()
                     )
                 }

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -63,7 +64,12 @@ pub(crate) fn check<'a>(manifest: &Manifest, options: &'a RunOptions) -> Result<
 }
 
 fn open(secret: &Secret) -> Result<File, Error> {
-    File::open(&secret.file).map_err(|e| unreadable(&secret.file, &e))
+    let open = || {
+        // A pipe would have us wait for whoever writes to it.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&secret.file)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
+    };
+    open().map_err(|e| unreadable(&secret.file, &e))
 }
 
 fn unreadable(file: &Path, e: &io::Error) -> Error {
@@ -107,11 +113,8 @@ impl Region {
         let mut files = Vec::new();
         for s in secrets {
             let file = open(s)?;
-            let meta = file.metadata().map_err(|e| unreadable(&s.file, &e))?;
-            if !meta.is_file() {
-                return Err(unreadable(&s.file, &io::Error::other("it is not a regular file")));
-            }
-            files.push((file, meta.len() as usize));
+            let len = file.metadata().map_err(|e| unreadable(&s.file, &e))?.len();
+            files.push((file, len as usize));
         }
         let list: Vec<(&[u8], usize)> =
             secrets.iter().zip(&files).map(|(s, (_, len))| (s.name.as_bytes(), *len)).collect();
@@ -217,6 +220,16 @@ mod tests {
         assert!(Region::new(&[&s]).unwrap_err().to_string().contains("too large"));
         std::fs::remove_file(&file).unwrap();
         assert!(Region::new(&[&s]).unwrap_err().to_string().contains("cannot read the secret"));
+    }
+
+    #[test]
+    fn nobody_waits_for_who_writes_to_a_pipe() {
+        let pipe = std::env::temp_dir().join(format!("donjon-secret-pipe-{}", std::process::id()));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let s = secret("db", &pipe);
+        let refused = [Region::new(&[&s]).unwrap_err(), copies(&[&s]).unwrap_err()];
+        std::fs::remove_file(&pipe).unwrap();
+        assert!(refused.iter().all(|e| e.to_string().ends_with("it is not a regular file")), "{refused:?}");
     }
 
     #[test]

@@ -80,6 +80,24 @@ fn a_terminal_that_nobody_reads_holds_nothing_up() {
     }
 }
 
+/// A guest's colours, of which one hides text, end with it.
+#[test]
+fn a_guest_hides_nothing_that_is_said_after_it() {
+    let (mut master, slave) = terminal();
+    let mut command = launcher(image(), &["--net", "none"], &["args", "\x1b[8mhidden"]);
+    command.stdout(slave.try_clone().unwrap()).stderr(slave);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut shown = vec![];
+    // It ends with EIO when nobody has the terminal any more.
+    let _ = master.read_to_end(&mut shown);
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(
+        child.wait().unwrap().success() && shown.contains("\x1b[8mhidden") && shown.ends_with("\x1b[0m"),
+        "{shown:?}"
+    );
+}
+
 /// What the monitor has to say of a guest that has ended finds no room: whoever ends the monitor then succeeds.
 #[test]
 fn a_report_that_nobody_reads_holds_nothing_up() {

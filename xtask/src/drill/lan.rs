@@ -43,8 +43,8 @@ pub const STRANGER: [u8; 4] = [10, 66, 0, 77];
 /// Who nobody is, and the last bytes of the addresses that it looks for.
 pub const NOBODY: [u8; 4] = [10, 66, 0, 99];
 pub const SEARCHED: [u8; 4] = [100, 101, 102, 103];
-/// The source port of the segments that it forges.
-pub const MARK: [u8; 2] = [0xd0, 0x0d];
+/// The source port of the segments that it forges: none that a kernel chooses for a connection of its own (32768 to 60999).
+pub const MARK: [u8; 2] = [0x70, 0x0d];
 
 /// What [`Lan::take_frames`] calls a connection that goes out from the victim's address.
 pub const OPENED: &str = "a connection that the victim opened";
@@ -139,8 +139,13 @@ impl Lan {
         self.victim.ip(&["link", "set", "eth0", "down"]);
         self.bridge.ip(&["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"]);
         self.bridge.ip(&["link", "set", TAP, "master", "br0", "up"]);
-        // Who has spoken with the host of that address asks anew.
-        self.attacker.ip(&["neigh", "flush", "all"]);
+    }
+
+    /// Has every machine ask for the others' Ethernet addresses anew: there may be another host at the victim's, and an attempt may have claimed it for nobody.
+    pub fn forget_neighbours(&self) {
+        for ns in [&self.bridge, &self.attacker, &self.database] {
+            ns.ip(&["neigh", "flush", "all"]);
+        }
     }
 
     /// Makes the bridge forward to a TAP that a guest has just opened. Linux tells it once a second at most that somebody is there again; but whoever asks for the state of
@@ -160,7 +165,6 @@ impl Lan {
     pub fn unplug_tap(&self) {
         self.bridge.ip(&["link", "del", TAP]);
         self.victim.ip(&["link", "set", "eth0", "up"]);
-        self.attacker.ip(&["neigh", "flush", "all"]);
     }
 
     /// Serves on a thread of its own until the drill's process ends.
@@ -251,6 +255,9 @@ fn classify(frame: &[u8]) -> Option<&'static str> {
         [8, 0] if frame.get(23) == Some(&6) && frame.get(26..30)? == VICTIM && frame.get(34..36)? != MARK => {
             (frame.get(47)? & 0x12 == 2).then_some(OPENED)
         }
+        // The victim resets what answers a forged segment, which is no attempt. It may do so half a minute later, during another one: an attempt that claims the victim's
+        // address for nobody's Ethernet address has the answers sent there, again and again, until the machine asks anew.
+        [8, 0] if frame.get(34..36)? == MARK && frame.get(23) == Some(&6) && frame.get(47)? & 4 != 0 => None,
         // The port is the mark: nobody else sends from there.
         [8, 0] if frame.get(34..36)? == MARK => {
             Some(match (frame.get(26..30)?, frame.get(30..34)?, frame.get(36..38)?) {
@@ -267,5 +274,23 @@ fn classify(frame: &[u8]) -> Option<&'static str> {
 impl Drop for Lan {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::raw::{frame, syn};
+
+    #[test]
+    fn what_answers_an_answer_is_no_attempt() {
+        let mut segment = frame(BRIDGE_MAC, VICTIM_MAC, &syn(VICTIM, METADATA, 80));
+        assert_eq!(classify(&segment), Some("a connection attempt to the metadata address"));
+        segment[47] = 4;
+        assert_eq!(classify(&segment), None);
+        segment[34..36].copy_from_slice(&[0x90, 0]);
+        assert_eq!(classify(&segment), None);
+        segment[47] = 2;
+        assert_eq!(classify(&segment), Some(OPENED));
     }
 }

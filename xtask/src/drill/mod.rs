@@ -138,6 +138,7 @@ fn drill(kinds: &[Kind], form: Form, word: &str) -> Result<Vec<Cell>> {
         if kind.is_on_tap() {
             lan.plug_tap();
         }
+        lan.forget_neighbours();
         let mut victim = Victim::new(*kind, &lan, &made);
         // Under QEMU the two networks are all that differs.
         let frames_only = form == Form::Short && *kind == Kind::QemuTap;

@@ -71,6 +71,12 @@ impl Policy {
         };
         (!nowhere && !on_link(ip)).then_some(SocketAddr::new(ip, to.port()))
     }
+
+    /// Where a datagram to `to` goes by a rule that says the port. One for all ports would leave no address for those who send to the guest.
+    pub fn declared(&self, to: SocketAddr) -> Option<SocketAddr> {
+        let says = self.rules.egress.iter().any(|e| e.port != 0 && e.reaches(UDP, mapped(to.ip()), to.port()));
+        if says { self.translate(UDP, to) } else { None }
+    }
 }
 
 /// Whether the guest takes that address for one beside it, which it reaches without the gateway.
@@ -131,6 +137,11 @@ mod tests {
         assert_eq!(to(&wide, "[fd00::2]:80").as_deref(), Some("[::1]:80"));
         assert_eq!(to(&wide, "10.0.2.2:8080"), None, "two addresses are meant, not the gateway");
         assert_eq!(p.translate(UDP, "1.2.3.9:443".parse().unwrap()), None);
+        let declared = |to: &str| p.declared(to.parse().unwrap()).map(|a| a.to_string());
+        assert_eq!(declared("10.0.2.2:8080").as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!((declared("10.0.2.2:8081"), declared("1.2.3.9:443")), (None, None));
+        let all = policy(&[rule(UDP, "10.0.2.2", 128, 0)], true);
+        assert_eq!(all.declared("10.0.2.2:8080".parse().unwrap()), None);
     }
 
     #[test]

@@ -152,7 +152,8 @@ impl UserNet {
             let (guest, gateway): (IpAddr, IpAddr) =
                 if address.is_ipv4() { (GUEST4.into(), GATEWAY4.into()) } else { (GUEST6.into(), GATEWAY6.into()) };
             let like = SocketAddr::new(presented(address.ip(), gateway), address.port());
-            let shown = self.peers.present(Peer { address, local, listener: index, port: listener.port }, like);
+            let peer = Peer { address, local, listener: index, port: listener.port };
+            let Some(shown) = self.peers.present(peer, like, |to| self.policy.declared(to)) else { continue };
             let to = SocketAddr::new(guest, listener.port);
             let _ = self.stack.send_to(self.any_udp, &[&self.scratch[..n]], Some(to), Some(shown));
         }
