@@ -44,7 +44,7 @@ pub struct Action {
     pub handler: usize,
     /// `sa_flags`, kept for the caller.
     pub flags: u32,
-    /// `sa_mask`, kept for the caller.
+    /// `sa_mask`: what waits while the handler runs.
     pub mask: u64,
 }
 
@@ -225,9 +225,15 @@ fn deliver(signal: i32) {
             if action.flags & SA_RESETHAND != 0 {
                 SIGNALS.lock().actions[signal as usize - 1] = Action::default();
             }
+            // While it runs, the signal waits, as do those of its `sa_mask`.
+            const SA_NODEFER: u32 = 0x4000_0000;
+            let before = mask();
+            let own = if action.flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
+            sched::with_thread(sched::current(), |t| t.c.mask = before | own | action.mask);
             f(signal, action);
             HANDLED.fetch_add(1, Relaxed);
             PAUSED.lock().wake_all();
+            set_mask(before);
         }
         (Disposition::Ignore, _) => {}
         // SIGCHLD, SIGCONT, SIGURG, SIGWINCH: ignored by default.

@@ -387,6 +387,36 @@ fn a_signal_reaches_a_thread_that_runs_when_it_lets_it() {
 }
 
 #[test]
+fn a_signal_waits_while_its_handler_runs() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    log();
+    signal::init(
+        |number, _| {
+            LOG.lock().push(number as usize);
+            if log_len() < 3 {
+                signal::raise(10).expect("valid");
+                signal::raise(12).expect("valid");
+            }
+            LOG.lock().push(0);
+        },
+        || (),
+    );
+    fn log_len() -> usize {
+        LOG.lock().len()
+    }
+    let action = Action { disposition: Disposition::Handler, mask: 1 << 11, ..Action::default() };
+    for n in [10, 12] {
+        signal::set_action(n, action).expect("allowed");
+    }
+    signal::raise(10).expect("valid");
+    assert_eq!((log(), signal::mask()), (std::vec![10, 0, 10, 0, 12, 0], 0));
+    for n in [10, 12] {
+        signal::set_action(n, Action::default()).expect("allowed");
+    }
+}
+
+#[test]
 fn pause_ends_when_a_handler_has_run() {
     use crate::signal;
     let _s = start();
