@@ -18,6 +18,7 @@ crate::under_engines! {
     an_exit_does_not_wait_for_readers: ProcessUser QemuMicrovm;
     ordinary_calls_without_memory: ProcessUser QemuMicrovm QemuQ35;
     full_tables_without_memory: ProcessUser QemuMicrovm;
+    signals_between_threads: ProcessUser QemuMicrovm;
     a_request_to_stop_is_heard_once: ProcessUser QemuMicrovm QemuQ35;
 }
 
@@ -101,6 +102,10 @@ fn ordinary_calls_without_memory(engine: Engine) {
 
 fn full_tables_without_memory(engine: Engine) {
     run(engine, "full-tables").expect_code(0).expect_text("PASS full-tables");
+}
+
+fn signals_between_threads(engine: Engine) {
+    run(engine, "signals").expect_code(0).expect_text("PASS signals");
 }
 
 fn a_request_to_stop_is_heard_once(engine: Engine) {

@@ -58,6 +58,15 @@ pub fn count() -> u32 {
     OFF.load(Relaxed)
 }
 
+/// Runs `f`, which is the program's code, with preemption on, and with it off again afterwards if it was. The caller could be switched away from.
+pub fn on<R>(f: impl FnOnce() -> R) -> R {
+    let before = count();
+    set_count(0);
+    let result = f();
+    set_count(before);
+    result
+}
+
 /// Sets the running thread's counter. For the scheduler, which saves and restores it around a switch, and for
 /// the entry code.
 #[inline]

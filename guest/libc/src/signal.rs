@@ -5,7 +5,6 @@
 
 use crate::errno::{ret_errno, ret_int, set};
 use core::ffi::{c_int, c_void};
-use donjon_base::tls;
 use donjon_os::{
     errno::{Errno, Result},
     signal::{self, Action, Disposition},
@@ -138,7 +137,7 @@ pub extern "C" fn kill(pid: c_int, number: c_int) -> c_int {
     })
 }
 
-/// `pthread_kill`: the calling thread only (others cannot be interrupted: ENOSYS); signal 0 asks whether the thread exists.
+/// `pthread_kill`; signal 0 asks whether the thread exists.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn pthread_kill(thread: usize, number: c_int) -> c_int {
     let id = donjon_os::sched::ThreadId::from_number(thread as u32);
@@ -146,10 +145,8 @@ pub extern "C" fn pthread_kill(thread: usize, number: c_int) -> c_int {
         Err(Errno::ESRCH)
     } else if number == 0 {
         Ok(())
-    } else if thread == tls::tcb().thread as usize {
-        signal::raise(number)
     } else {
-        Err(Errno::ENOSYS)
+        signal::send(id, number)
     })
 }
 

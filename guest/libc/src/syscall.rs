@@ -23,6 +23,12 @@ pub unsafe extern "C" fn syscall(number: c_long, a: usize, b: usize, c: usize, d
         // SAFETY: the caller's contract.
         libc::SYS_getrandom => return unsafe { process::getrandom(a as *mut u8, b, c as u32) as c_long },
         libc::SYS_gettid => return c_long::from(crate::thread::gettid()),
+        libc::SYS_tgkill if a == 1 => {
+            return match crate::signal::pthread_kill(b, c as c_int) {
+                0 => 0,
+                e => c_long::from(crate::errno::ret_int(Err(Errno(e)))),
+            };
+        }
         libc::SYS_getpid => return c_long::from(process::getpid()),
         libc::SYS_sched_yield => return c_long::from(crate::thread::sched_yield()),
         // SAFETY: the caller's contract.

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "C functions")]
 // UNSAFETY: callers' pointers.
 
-use crate::errno::{ret_int, set};
+use crate::errno::{ret_errno, ret_int, set};
 use core::ffi::{c_int, c_uint, c_void};
 use donjon_base::clock;
 use donjon_os::{
@@ -135,17 +135,27 @@ pub extern "C" fn clock() -> i64 {
     (sched::busy() / 1000) as i64
 }
 
-/// `nanosleep`. Nothing interrupts it.
+/// Sleeps; on EINTR it says what is left.
+///
+/// # Safety
+/// `left` is null or writable.
+unsafe fn nap(deadline: u64, left: *mut timespec) -> Result<()> {
+    sched::nap_until(deadline).inspect_err(|_| {
+        if !left.is_null() {
+            // SAFETY: by contract.
+            unsafe { left.write(split(deadline.saturating_sub(clock::monotonic()))) };
+        }
+    })
+}
+
+/// `nanosleep`.
 ///
 /// # Safety
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn nanosleep(t: *const timespec, _left: *mut timespec) -> c_int {
-    // SAFETY: the caller's time.
-    ret_int(unsafe { nanoseconds(t) }.map(|ns| {
-        sched::sleep_until(clock::monotonic().saturating_add(ns));
-        0
-    }))
+pub unsafe extern "C" fn nanosleep(t: *const timespec, left: *mut timespec) -> c_int {
+    // SAFETY: the caller's times.
+    ret_int(unsafe { nanoseconds(t).and_then(|ns| nap(clock::monotonic().saturating_add(ns), left)) }.map(|()| 0))
 }
 
 /// `clock_nanosleep`: returns the error itself.
@@ -153,7 +163,8 @@ pub unsafe extern "C" fn nanosleep(t: *const timespec, _left: *mut timespec) -> 
 /// # Safety
 /// As in C.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
-pub unsafe extern "C" fn clock_nanosleep(id: c_int, flags: c_int, t: *const timespec, _left: *mut timespec) -> c_int {
+pub unsafe extern "C" fn clock_nanosleep(id: c_int, flags: c_int, t: *const timespec, left: *mut timespec) -> c_int {
+    let left = if flags & libc::TIMER_ABSTIME != 0 { core::ptr::null_mut() } else { left };
     let deadline = (|| {
         now(id)?;
         if flags & libc::TIMER_ABSTIME != 0 {
@@ -164,35 +175,31 @@ pub unsafe extern "C" fn clock_nanosleep(id: c_int, flags: c_int, t: *const time
             Ok(clock::monotonic().saturating_add(unsafe { nanoseconds(t) }?))
         }
     })();
-    match deadline {
-        Ok(d) => {
-            sched::sleep_until(d);
-            0
-        }
-        Err(e) => e.0,
-    }
+    // SAFETY: the caller's place for what is left.
+    ret_errno(deadline.and_then(|d| unsafe { nap(d, left) }))
 }
 
 /// `usleep`.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn usleep(us: c_uint) -> c_int {
-    sched::sleep_until(clock::monotonic().saturating_add(u64::from(us) * 1000));
-    0
+    ret_int(sched::nap_until(clock::monotonic().saturating_add(u64::from(us) * 1000)).map(|()| 0))
 }
 
-/// `sleep`.
+/// `sleep`: returns the seconds that are left when a handler has run.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn sleep(seconds: c_uint) -> c_uint {
-    sched::sleep_until(clock::monotonic().saturating_add(u64::from(seconds) * SECOND));
-    0
+    let end = clock::monotonic().saturating_add(u64::from(seconds) * SECOND);
+    match sched::nap_until(end) {
+        Ok(()) => 0,
+        Err(_) => end.saturating_sub(clock::monotonic()).div_ceil(SECOND) as c_uint,
+    }
 }
 
-/// `pause`: signal handlers interrupt nothing here, so this sleeps for ever.
+/// `pause`: until a handler has run, also the one for the host's request, which has a thread of its own.
 #[cfg_attr(donjon_guest, unsafe(no_mangle))]
 pub extern "C" fn pause() -> c_int {
-    loop {
-        sched::park(None);
-    }
+    donjon_os::signal::pause();
+    ret_int(Err(Errno::EINTR))
 }
 
 /// `times`: not kept.

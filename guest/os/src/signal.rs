@@ -2,15 +2,17 @@
 //!
 //! What can be sent: "please stop" by the host (`Ready::stop`), and whatever the program sends itself. The host's request is SIGTERM, or
 //! SIGINT for a program that handles only that; with neither handled the guest ends with status 143. A handler runs on an ordinary thread:
-//! on the sender's for `raise`, on a new one for the host's request. Nothing interrupts a blocked call, so EINTR does not exist.
+//! on the sender's for `raise`, on the one that is named for `pthread_kill`, on a new one for the host's request. A handler that runs while its
+//! thread waits interrupts the call (EINTR), or lets it go on, as in Linux; one on another thread interrupts nothing but `pause`.
 
 use crate::{
     errno::{Errno, Result},
     exit,
-    sched::{self, ThreadId},
+    sched::{self, ThreadId, WaitQueue},
     thread,
 };
-use donjon_base::Lock;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use donjon_base::{Lock, preempt};
 
 /// Broken pipe.
 pub const SIGPIPE: i32 = 13;
@@ -42,7 +44,7 @@ pub struct Action {
     pub handler: usize,
     /// `sa_flags`, kept for the caller.
     pub flags: u32,
-    /// `sa_mask`, kept for the caller.
+    /// `sa_mask`: what waits while the handler runs.
     pub mask: u64,
 }
 
@@ -64,6 +66,21 @@ static SIGNALS: Lock<Signals> = Lock::new(Signals {
     doors: None,
     stopper: None,
 });
+
+/// Handlers that have run, and who waits for one.
+static HANDLED: AtomicU32 = AtomicU32::new(0);
+static PAUSED: Lock<WaitQueue> = Lock::new(WaitQueue::new());
+
+/// What a handler means to a call that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Calls {
+    /// It ends.
+    End,
+    /// It ends unless the handler was set with `SA_RESTART`.
+    Restart,
+    /// Nothing.
+    GoOn,
+}
 
 /// Says who calls handlers, and who ends the thread that ran one for the host.
 pub fn init(deliver: Deliver, end: fn()) {
@@ -108,6 +125,7 @@ pub fn set_mask(mask: u64) {
     // SIGKILL and SIGSTOP cannot be blocked.
     let mask = mask & !(1 << 8 | 1 << 18);
     sched::with_thread(sched::current(), |t| t.c.mask = mask);
+    let _ = interrupted(Calls::GoOn);
     loop {
         let signal = {
             let mut s = SIGNALS.lock();
@@ -125,7 +143,64 @@ pub fn set_mask(mask: u64) {
 
 /// Signals that wait until they are unblocked.
 pub fn pending() -> u64 {
-    SIGNALS.lock().pending
+    let own = sched::with_thread(sched::current(), |t| t.c.sent).unwrap_or(0);
+    SIGNALS.lock().pending | own
+}
+
+/// Sends a signal to a thread. Another one runs the handler when a wait of it ends, which this does, or when it goes on.
+pub fn send(id: ThreadId, signal: i32) -> Result<()> {
+    let i = index(signal)?;
+    let _off = preempt::off();
+    if id == sched::current() {
+        return preempt::on(|| raise(signal));
+    }
+    let blocked = sched::with_thread(id, |t| t.c.mask >> i & 1 == 1).ok_or(Errno::ESRCH)?;
+    if !blocked && action(signal)?.disposition != Disposition::Handler {
+        deliver(signal);
+        return Ok(());
+    }
+    sched::with_thread(id, |t| t.c.sent |= 1 << i);
+    sched::unpark(id);
+    Ok(())
+}
+
+/// Whether [`interrupted`] has something to do.
+pub(crate) fn any_sent() -> bool {
+    sched::with_thread(sched::current(), |t| t.c.deliverable() != 0).unwrap_or(false)
+}
+
+/// Runs the handlers of what was sent to the running thread; EINTR if the call that it waits in is to end. Called where it could be switched away
+/// from, with nothing borrowed.
+pub(crate) fn interrupted(calls: Calls) -> Result<()> {
+    const SA_RESTART: u32 = 0x1000_0000;
+    let mut result = Ok(());
+    while any_sent() {
+        let bit = sched::with_thread(sched::current(), |t| {
+            let bit = t.c.deliverable().trailing_zeros();
+            t.c.sent &= !(1 << bit);
+            bit
+        });
+        let Some(signal) = bit.map(|b| b as i32 + 1) else { break };
+        let action = action(signal)?;
+        let ends = calls == Calls::End || (calls == Calls::Restart && action.flags & SA_RESTART == 0);
+        if ends && action.disposition == Disposition::Handler {
+            result = Err(Errno::EINTR);
+        }
+        preempt::on(|| deliver(signal));
+    }
+    result
+}
+
+/// Waits until a handler has run, on whichever thread.
+pub fn pause() {
+    let _off = preempt::off();
+    let before = HANDLED.load(Relaxed);
+    while HANDLED.load(Relaxed) == before {
+        PAUSED.lock().enqueue_current();
+        sched::park(None);
+        PAUSED.lock().remove(sched::current());
+        let _ = interrupted(Calls::GoOn);
+    }
 }
 
 /// Sends a signal to the running thread: its handler has run when this returns, unless it is blocked.
@@ -150,7 +225,15 @@ fn deliver(signal: i32) {
             if action.flags & SA_RESETHAND != 0 {
                 SIGNALS.lock().actions[signal as usize - 1] = Action::default();
             }
+            // While it runs, the signal waits, as do those of its `sa_mask`.
+            const SA_NODEFER: u32 = 0x4000_0000;
+            let before = mask();
+            let own = if action.flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
+            sched::with_thread(sched::current(), |t| t.c.mask = before | own | action.mask);
             f(signal, action);
+            HANDLED.fetch_add(1, Relaxed);
+            PAUSED.lock().wake_all();
+            set_mask(before);
         }
         (Disposition::Ignore, _) => {}
         // SIGCHLD, SIGCONT, SIGURG, SIGWINCH: ignored by default.
@@ -161,7 +244,7 @@ fn deliver(signal: i32) {
 
 /// Makes the thread for the host's next request. Without memory that request finds none, and tries again.
 fn prepare_stop() {
-    let _off = donjon_base::preempt::off();
+    let _off = preempt::off();
     if SIGNALS.lock().stopper.is_none() {
         let made = thread::prepare(stop_thread, 0, 0, thread::STACK_MIN, true);
         SIGNALS.lock().stopper = made.ok();

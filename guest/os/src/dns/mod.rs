@@ -180,7 +180,11 @@ fn wait(fd: i32, event: u32, deadline: u64) -> Result<bool> {
         return Ok(false);
     }
     let mut fds = [PollFd { fd, events: event as i16, revents: 0 }];
-    Ok(poll(&mut fds, Some(deadline))? > 0)
+    match poll(&mut fds, Some(deadline)) {
+        // As in glibc, a signal does not end the search.
+        Err(Errno::EINTR) => wait(fd, event, deadline),
+        done => Ok(done? > 0),
+    }
 }
 
 fn open(server: IpAddr, kind: i32) -> Result<Owned> {

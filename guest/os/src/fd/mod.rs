@@ -16,6 +16,7 @@ pub use table::{close, close_range, dup, dup_at, flags, get, has_room, init, ins
 use crate::errno::{Errno, Result};
 use crate::fs::Stat;
 use crate::sched::Wake;
+use crate::signal::{self, Calls};
 use alloc::rc::{Rc, Weak};
 use core::any::Any;
 use core::cell::Cell;
@@ -233,8 +234,14 @@ pub enum Woken {
     TimedOut,
 }
 
-/// Parks the calling thread until `watch` hears of one of `mask` or the deadline (monotonic ns) passes.
+/// Parks the calling thread until `watch` hears of one of `mask` or the deadline (monotonic ns) passes. EINTR if a handler ran meanwhile that does
+/// not let calls go on (`SA_RESTART`).
 pub fn wait_on(watch: &Watch, mask: u32, deadline: Option<u64>) -> Result<Woken> {
+    wait_as(Calls::Restart, watch, mask, deadline)
+}
+
+/// As [`wait_on`], for a call that handlers end in its own way.
+pub fn wait_as(calls: Calls, watch: &Watch, mask: u32, deadline: Option<u64>) -> Result<Woken> {
     if deadline.is_some_and(|d| d <= donjon_base::clock::monotonic()) {
         return Ok(Woken::TimedOut);
     }
@@ -242,6 +249,7 @@ pub fn wait_on(watch: &Watch, mask: u32, deadline: Option<u64>) -> Result<Woken>
     watch.add_thread(me, mask)?;
     let woken = crate::sched::park(deadline);
     watch.remove_thread(me);
+    signal::interrupted(calls)?;
     Ok(if woken == Wake::Unparked { Woken::Event } else { Woken::TimedOut })
 }
 
@@ -278,9 +286,11 @@ pub fn blocking<T>(
             done => return done,
         };
         let watch = file.obj.watch().ok_or(Errno::EAGAIN)?;
-        let woken = wait_on(watch, mask, until)?;
-        if woken == Woken::TimedOut && until == deadline {
-            return attempt();
+        match wait_on(watch, mask, until) {
+            Ok(Woken::TimedOut) if until == deadline => return attempt(),
+            Ok(_) => {}
+            // What has come meanwhile is more than that.
+            Err(e) => return attempt().map_err(|again| if again == Errno::EAGAIN { e } else { again }),
         }
     }
 }

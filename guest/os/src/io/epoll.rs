@@ -3,6 +3,7 @@
 use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fd::{self, Anon, FileRef, Object, WeakFile};
+use crate::signal::Calls;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -410,8 +411,10 @@ pub fn wait(epfd: i32, out: &mut [Event], deadline: Option<u64>) -> Result<usize
         if n > 0 {
             return Ok(n);
         }
-        if fd::wait_on(&set.interest.watch, events::READ, deadline)? == fd::Woken::TimedOut {
-            return Ok(set.interest.collect(out));
+        let woken = fd::wait_as(Calls::End, &set.interest.watch, events::READ, deadline);
+        if woken != Ok(fd::Woken::Event) {
+            n = set.interest.collect(out);
+            return if n > 0 { Ok(n) } else { woken.map(|_| 0) };
         }
     }
 }

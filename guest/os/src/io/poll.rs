@@ -4,6 +4,7 @@ use crate::errno::Result;
 use crate::fd::watch::events;
 use crate::fd::{self, FileRef};
 use crate::sched::Wake;
+use crate::signal::{self, Calls};
 use alloc::vec::Vec;
 
 /// `struct pollfd`.
@@ -72,6 +73,7 @@ fn wait(fds: &mut [PollFd], always: u32, deadline: Option<u64>) -> Result<usize>
         if n > 0 || !woken {
             return Ok(n);
         }
+        signal::interrupted(Calls::End)?;
     }
 }
 

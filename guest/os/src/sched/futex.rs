@@ -5,6 +5,7 @@
 
 use super::{Wake, park};
 use crate::errno::{Errno, Result};
+use crate::signal::{self, Calls};
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use donjon_base::{Lock, preempt};
 
@@ -45,7 +46,7 @@ pub unsafe fn wait(address: usize, expected: u32, bits: u32, deadline: Option<u6
     if word.load(SeqCst) != expected {
         return Err(Errno::EAGAIN);
     }
-    let me = insert(address, bits);
+    let mut me = insert(address, bits);
     loop {
         let wake = park(deadline);
         // Whoever wakes this thread takes it out first.
@@ -56,6 +57,18 @@ pub unsafe fn wait(address: usize, expected: u32, bits: u32, deadline: Option<u6
             let mut s = super::SCHED.lock();
             remove(&mut BUCKETS_LOCK.lock(), &mut s, me);
             return Err(Errno::ETIMEDOUT);
+        }
+        if signal::any_sent() {
+            // A handler may wait for a futex, too, so that this wait begins anew.
+            {
+                let mut s = super::SCHED.lock();
+                remove(&mut BUCKETS_LOCK.lock(), &mut s, me);
+            }
+            signal::interrupted(Calls::Restart)?;
+            if word.load(SeqCst) != expected {
+                return Err(Errno::EAGAIN);
+            }
+            me = insert(address, bits);
         }
         // Something else unparked it. That may be a token from long ago, so it goes on waiting.
     }

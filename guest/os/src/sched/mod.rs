@@ -25,7 +25,10 @@ mod tests;
 mod thread;
 mod waitqueue;
 
-use crate::{errno::Result, signal};
+use crate::{
+    errno::Result,
+    signal::{self, Calls},
+};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use donjon_base::{Lock, clock, context, gate, preempt, tls};
@@ -228,6 +231,16 @@ pub fn waits() -> u32 {
 /// Whether another thread is ready to run, so that parking would not look after the pollers.
 pub fn others_ready() -> bool {
     SCHED.lock().threads.any_ready()
+}
+
+/// Sleeps until `deadline` (monotonic, ns); EINTR if a handler ran before.
+pub fn nap_until(deadline: u64) -> Result<()> {
+    let _off = preempt::off();
+    while clock::monotonic() < deadline {
+        park(Some(deadline));
+        signal::interrupted(Calls::End)?;
+    }
+    Ok(())
 }
 
 /// Sleeps until `deadline` (monotonic, ns).
@@ -456,6 +469,10 @@ fn reschedule() {
 pub(crate) fn reap() {
     let stack = {
         let mut s = SCHED.lock();
+        let me = s.current;
+        if s.threads.get(me).c.deliverable() != 0 {
+            preempt::request();
+        }
         let Some(slot) = s.zombie.take() else { return };
         let t = s.threads.get_mut(slot);
         let stack = t.stack.take();
@@ -520,6 +537,13 @@ fn idle() {
 /// The tick: the running thread has had its share. Or it has not, and the thread that it has woken goes first.
 #[cfg(any(donjon_guest, test))]
 fn tick(ticked: bool) {
+    take_turns(ticked);
+    // What came for this thread while it did not wait for anything.
+    let _ = signal::interrupted(Calls::GoOn);
+}
+
+#[cfg(any(donjon_guest, test))]
+fn take_turns(ticked: bool) {
     if !ticked {
         let mut s = SCHED.lock();
         // A switch that came before has done what the request was for.

@@ -284,6 +284,154 @@ fn signals_wait_while_blocked_and_faults_cannot_be_handled() {
     signal::set_action(10, Action::default()).expect("allowed");
 }
 
+/// Sets SIGUSR1's handler, which logs 100 and the thread's number.
+fn log_signals(flags: u32) {
+    use crate::signal::{self, Action, Disposition};
+    signal::init(|_, _| LOG.lock().push(100 + current().number() as usize), || ());
+    signal::set_action(10, Action { disposition: Disposition::Handler, flags, ..Action::default() }).expect("allowed");
+}
+
+#[test]
+fn a_signal_interrupts_what_its_thread_waits_for() {
+    use crate::{
+        errno::Errno,
+        io::{epoll, pipe, poll},
+        signal,
+    };
+    const SA_RESTART: u32 = 0x1000_0000;
+    static WORD: AtomicU32 = AtomicU32::new(0);
+    static PIPE: AtomicU32 = AtomicU32::new(0);
+    static SET: AtomicU32 = AtomicU32::new(0);
+    let calls: [fn() -> Result<()>; 5] = [
+        || {
+            // SAFETY: a static.
+            unsafe { futex::wait(WORD.as_ptr() as usize, 0, !0, None) }
+        },
+        || crate::fd::read(PIPE.load(SeqCst) as i32, &mut [&mut [0]]).map(|_| ()),
+        || nap_until(u64::MAX / 2),
+        || {
+            let fd = PIPE.load(SeqCst) as i32;
+            poll::poll(&mut [poll::PollFd { fd, events: 1, revents: 0 }], None).map(|_| ())
+        },
+        || epoll::wait(SET.load(SeqCst) as i32, &mut [epoll::Event::default()], None).map(|_| ()),
+    ];
+    let _s = crate::fd::tests::start();
+    log();
+    fn caller(call: usize) {
+        // SAFETY: what was cast below.
+        let call: fn() -> Result<()> = unsafe { core::mem::transmute(call) };
+        let result = call();
+        LOG.lock().push(result.map_or_else(|e| e.0 as usize, |()| 0));
+    }
+    let (r, w) = pipe::create(0).expect("memory");
+    PIPE.store(r as u32, SeqCst);
+    SET.store(epoll::create(false).expect("memory") as u32, SeqCst);
+    for flags in [0, SA_RESTART] {
+        for (i, call) in calls.into_iter().enumerate() {
+            log_signals(flags);
+            let t = spawn(caller, call as usize, 64 << 10).expect("memory");
+            yield_now();
+            signal::send(t, 10).expect("it is there");
+            yield_now();
+            let handled = 100 + t.number() as usize;
+            if flags == SA_RESTART && i < 2 {
+                // It waits on.
+                assert_eq!(log(), [handled], "{i}");
+                WORD.store(1, SeqCst);
+                futex::wake(WORD.as_ptr() as usize, 1, !0);
+                crate::fd::write(w, &[b"x"]).expect("room");
+                yield_now();
+                assert_eq!(log(), [0], "{i}");
+                if i == 0 {
+                    crate::fd::read(r, &mut [&mut [0]]).expect("it is there");
+                }
+                WORD.store(0, SeqCst);
+            } else {
+                assert_eq!(log(), [handled, Errno::EINTR.0 as usize], "{i}");
+            }
+            assert_eq!(signal::send(t, 10), Err(Errno::ESRCH));
+        }
+    }
+    signal::set_action(10, signal::Action::default()).expect("allowed");
+}
+
+#[test]
+fn a_signal_reaches_a_thread_that_runs_when_it_lets_it() {
+    use crate::signal;
+    let _s = start();
+    log();
+    log_signals(0);
+    fn running(_: usize) {
+        let me = current().number() as usize;
+        come_tick();
+        // It has run when the thread goes on.
+        assert_eq!(log(), [100 + me]);
+        signal::set_mask(1 << 9);
+        yield_now();
+        assert_eq!((log(), signal::pending()), (std::vec![], 1 << 9));
+        signal::set_mask(0);
+        assert_eq!((log(), signal::pending()), (std::vec![100 + me], 0));
+    }
+    let t = spawn(running, 0, 64 << 10).expect("memory");
+    yield_now();
+    signal::send(t, 10).expect("it is there");
+    yield_now();
+    signal::send(t, 10).expect("it is there");
+    while thread_count() > 1 {
+        yield_now();
+    }
+    // To oneself, at once.
+    signal::send(current(), 10).expect("valid");
+    assert_eq!(log(), [101]);
+    signal::set_action(10, signal::Action::default()).expect("allowed");
+}
+
+#[test]
+fn a_signal_waits_while_its_handler_runs() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    log();
+    signal::init(
+        |number, _| {
+            LOG.lock().push(number as usize);
+            if log_len() < 3 {
+                signal::raise(10).expect("valid");
+                signal::raise(12).expect("valid");
+            }
+            LOG.lock().push(0);
+        },
+        || (),
+    );
+    fn log_len() -> usize {
+        LOG.lock().len()
+    }
+    let action = Action { disposition: Disposition::Handler, mask: 1 << 11, ..Action::default() };
+    for n in [10, 12] {
+        signal::set_action(n, action).expect("allowed");
+    }
+    signal::raise(10).expect("valid");
+    assert_eq!((log(), signal::mask()), (std::vec![10, 0, 10, 0, 12, 0], 0));
+    for n in [10, 12] {
+        signal::set_action(n, Action::default()).expect("allowed");
+    }
+}
+
+#[test]
+fn pause_ends_when_a_handler_has_run() {
+    use crate::signal;
+    let _s = start();
+    log();
+    log_signals(0);
+    signal::set_action(signal::SIGTERM, signal::action(10).expect("valid")).expect("allowed");
+    host::machine(|m| m.stop = true);
+    spawn(|_| sleep_until(clock::monotonic() + 1_000_000), 0, 16 << 10).expect("memory");
+    signal::pause();
+    assert_eq!(log().len(), 1);
+    for n in [10, signal::SIGTERM] {
+        signal::set_action(n, signal::Action::default()).expect("allowed");
+    }
+}
+
 /// A mutex as std has it: 0 free, 1 taken, 2 taken and somebody waits.
 static MUTEX: AtomicU32 = AtomicU32::new(0);
 

@@ -301,7 +301,8 @@ pub fn connect(fd: i32, addr: &Addr) -> Result<()> {
         other => other,
     };
     match started {
-        Err(Errno::EINPROGRESS) if !nonblocking => {}
+        // The second one: it was started before, and a signal has ended the wait, or it did not wait.
+        Err(Errno::EINPROGRESS | Errno::EALREADY) if !nonblocking => {}
         other => return other,
     }
     let deadline = socket.common().send_timeout.get().map(|t| donjon_base::clock::monotonic().saturating_add(t));

@@ -321,20 +321,23 @@ impl Peer {
         self.0.output(now, &mut ToGuest);
         !sent.is_empty()
     }
+
+    /// A connection of the guest's: its socket, and the peer's.
+    fn connection(&mut self, listener: Handle) -> (i32, Handle) {
+        let c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0).unwrap();
+        assert_eq!(connect(c, &at("10.0.0.2:80")), Err(Errno::EINPROGRESS));
+        while self.turn() {
+            crate::sched::poll_now();
+        }
+        (c, self.0.accept(listener).unwrap().0)
+    }
 }
 
 #[test]
 fn at_the_end_connections_are_reset_or_finished_as_they_say() {
     let _s = start();
     let (mut peer, l) = Peer::new();
-    let mut connection = || {
-        let c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0).unwrap();
-        assert_eq!(connect(c, &at("10.0.0.2:80")), Err(Errno::EINPROGRESS));
-        while peer.turn() {
-            crate::sched::poll_now();
-        }
-        (c, peer.0.accept(l).unwrap().0)
-    };
+    let mut connection = || peer.connection(l);
     let (plain, reset, left) = (connection(), connection(), connection());
     crate::fd::write(plain.0, &[b"the end"]).unwrap();
     set_option(reset.0, SOL_SOCKET, so::LINGER, &[1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
@@ -350,4 +353,18 @@ fn at_the_end_connections_are_reset_or_finished_as_they_say() {
     };
     assert_eq!(end(plain.1), Some(Ok(0)));
     assert_eq!([end(reset.1), end(left.1)], [Some(Err(Error::ConnectionReset)); 2]);
+}
+
+#[test]
+fn a_second_connect_waits_for_what_the_first_one_began() {
+    let _s = start();
+    let (mut peer, l) = Peer::new();
+    // They know each other's Ethernet addresses then.
+    peer.connection(l);
+    let c = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0).unwrap();
+    let addr = at("10.0.0.2:80");
+    assert_eq!([connect(c, &addr), connect(c, &addr)], [Err(Errno::EINPROGRESS), Err(Errno::EALREADY)]);
+    peer.turn();
+    crate::fd::set_nonblocking(c, false).unwrap();
+    assert_eq!([connect(c, &addr), connect(c, &addr)], [Ok(()), Err(Errno::EISCONN)]);
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod stack;
 
+use crate::signal::Calls;
 use crate::{
     errno::{Errno, Result},
     sched::{self, ThreadId, WaitQueue},
@@ -23,6 +24,15 @@ pub(crate) struct CThread {
     joining: bool,
     /// Blocked signals, bit n-1 for signal n.
     pub mask: u64,
+    /// Signals for this thread alone that wait until it can run their handlers.
+    pub sent: u64,
+}
+
+impl CThread {
+    /// Signals whose handlers this thread is to run.
+    pub fn deliverable(&self) -> u64 {
+        self.sent & !self.mask
+    }
 }
 
 /// Starts a thread that runs `run(a, b)`. EAGAIN without memory or when there are too many.
@@ -92,6 +102,8 @@ pub fn join(id: ThreadId) -> Result<usize> {
         queue.enqueue_current();
         sched::with_thread(id, |t| t.c.joiner = queue);
         sched::park(None);
+        // As in POSIX, a handler runs, and the wait goes on.
+        let _ = crate::signal::interrupted(Calls::GoOn);
     }
 }
 

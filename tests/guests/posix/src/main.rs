@@ -6,6 +6,7 @@ mod ends;
 mod files;
 mod linger;
 mod short;
+mod signals;
 mod stop;
 mod threads;
 
@@ -29,6 +30,7 @@ fn main() {
         "exit-while-others-read" => ends::while_others_read(),
         "short-of-memory" => short::ordinary_calls(),
         "full-tables" => short::full_tables(),
+        "signals" => signals::between_threads(),
         "stop" => stop::is_heard_once(),
         other => Err(format!("no such case: {other}")),
     };
