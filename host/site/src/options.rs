@@ -26,7 +26,7 @@ pub struct Options {
     pub tls: Vec<Tls>,
     /// Redirect plain HTTP to HTTPS.
     pub redirect: bool,
-    /// The port that clients know for HTTPS, if it is published under another than `https`.
+    /// The port that clients know for HTTPS, if it is not 443: `https` is the guest's.
     pub redirect_port: Option<u16>,
     /// Seconds for Strict-Transport-Security.
     pub hsts: Option<u32>,
@@ -201,7 +201,7 @@ impl Options {
         Ok(format::Config {
             http,
             https,
-            redirect: self.redirect.then(|| self.redirect_port.or(self.https).unwrap_or(443)),
+            redirect: self.redirect.then(|| self.redirect_port.unwrap_or(443)),
             metrics: self.metrics,
             hsts: self.hsts,
             listing: self.listing,
@@ -407,6 +407,18 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_lead_to_the_port_that_clients_know() {
+        let tls = Tls { cert: "c".into(), key: None, secret: None, names: vec![], embed_key: false };
+        for (https, redirect_port, port) in [(None, None, 443), (Some(9443), None, 443), (Some(9443), Some(8443), 8443)]
+        {
+            let tls = vec![tls.clone()];
+            let options = Options { redirect: true, https, redirect_port, tls, ..Options::default() };
+            let config = options.config(Path::new("/"), vec![]).unwrap();
+            assert_eq!((config.redirect, config.https), (Some(port), https.or(Some(443))));
+        }
+    }
 
     #[test]
     fn names_of_upstreams_can_be_pinned() {
