@@ -110,7 +110,7 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
 impl Server {
     /// Whether places or memory are short.
     pub fn is_crowded(&self) -> bool {
-        let few = self.site.config.limits.connections as usize / 8;
+        let few = (self.site.config.limits.connections as usize / 8).max(1);
         // At a stop nobody new comes, and whoever waits for the last of the places holds those that are free.
         let full = || self.places.available_permits() < few && !is_stopped(&self.stop);
         full() || self.budget.is_short()

@@ -149,6 +149,17 @@ async fn a_crowd_says_goodbye() {
     talking.await.unwrap();
 }
 
+/// However few places there are, who is slow goes when none is left.
+#[tokio::test]
+async fn few_places_can_be_crowded() {
+    let limits = Limits { connections: 4, ..places() };
+    let (server, _stop) = server(&Config { limits, ..Config::default() }, &[]);
+    let all = server.places.clone().try_acquire_many_owned(8).unwrap();
+    assert!(server.is_crowded());
+    drop(all);
+    assert!(!server.is_crowded());
+}
+
 /// Who waits for a password to be checked is not slow.
 #[cfg(feature = "auth")]
 #[tokio::test(start_paused = true)]
