@@ -381,6 +381,9 @@ pub struct SiteArgs {
     /// Look the names of upstreams up now: the image may then connect to the addresses that were found, instead of to that port of any address.
     #[arg(long, requires = "proxy")]
     pub pin: bool,
+    /// Believe X-Forwarded-For and X-Forwarded-Proto of proxies in this network, such as 10.0.0.0/8.
+    #[arg(long, value_name = "NETWORK")]
+    pub trusted_proxy: Vec<String>,
     /// Access log on standard output, one line of JSON for each request.
     #[arg(long)]
     pub log: bool,

@@ -307,6 +307,7 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
     let proxy = |(path, to): &(String, String)| Proxy { path: path.clone(), to: to.clone(), pin: args.pin };
     to.proxy.extend(args.proxy.iter().map(proxy));
     to.cache.extend(args.cache.iter().cloned());
+    to.trusted_proxy.extend(args.trusted_proxy.iter().cloned());
     to.redirect |= args.redirect;
     to.listing |= args.listing;
     to.log |= args.log;

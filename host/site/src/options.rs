@@ -47,6 +47,8 @@ pub struct Options {
     pub hosts: BTreeMap<String, PathBuf>,
     /// Paths that are forwarded.
     pub proxy: Vec<Proxy>,
+    /// Networks of proxies in front, whose word on their clients (X-Forwarded-For, X-Forwarded-Proto) is believed.
+    pub trusted_proxy: Vec<String>,
     /// Access log as JSON lines on the console.
     pub log: bool,
     /// Port for Prometheus metrics.
@@ -217,6 +219,7 @@ impl Options {
             auth: self.auth.iter().map(|a| auth(base, a)).collect::<Result<_, _>>()?,
             hosts,
             proxies: self.proxy.iter().map(|p| proxy(p, &look_up)).collect::<Result<_, _>>()?,
+            trusted: self.trusted_proxy.iter().map(|n| network(n)).collect::<Result<_, _>>()?,
             certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
             limits: format::Limits {
                 connections: self.connections.unwrap_or(limits.connections),
@@ -260,7 +263,12 @@ fn certificate((index, tls): (usize, &Tls)) -> Result<format::Certificate, Error
         return Err(Error::Option { option: "tls.secret", problem });
     }
     let key = if tls.embed_key { Tls::key_path(index) } else { format!("secret:{secret}") };
-    Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(",") })
+    Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(","), expires: 0 })
+}
+
+fn network(text: &str) -> Result<format::Network, Error> {
+    let problem = || format!("`{text}` is no network: it is ADDRESS/BITS, without a bit behind those, or ADDRESS");
+    format::Network::parse(text).ok_or_else(|| Error::Option { option: "trusted_proxy", problem: problem() })
 }
 
 fn page(option: &'static str, path: &Option<String>) -> Result<Option<String>, Error> {
