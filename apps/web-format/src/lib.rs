@@ -156,6 +156,8 @@ pub struct Certificate {
 pub struct Limits {
     /// Open connections; more wait in the backlog.
     pub connections: u32,
+    /// Those of one address, or one /64 of IPv6; more are refused. 0 is no bound.
+    pub connections_per_address: u32,
     /// Request line and headers, bytes.
     pub header_bytes: u32,
     /// Time for request line and headers, seconds.
@@ -176,6 +178,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 10_000,
+            connections_per_address: 0,
             header_bytes: 16 * 1024,
             header_seconds: 10,
             body_bytes: 16 << 20,
@@ -281,6 +284,7 @@ impl Config {
         let l = self.limits;
         for (name, value) in [
             ("connections", u64::from(l.connections)),
+            ("connections_per_address", u64::from(l.connections_per_address)),
             ("header_bytes", u64::from(l.header_bytes)),
             ("header_seconds", u64::from(l.header_seconds)),
             ("body_bytes", l.body_bytes),
@@ -342,6 +346,7 @@ impl Config {
                 } else {
                     let limit = match name.as_str() {
                         "connections" => &mut limits.connections,
+                        "connections_per_address" => &mut limits.connections_per_address,
                         "header_bytes" => &mut limits.header_bytes,
                         "header_seconds" => &mut limits.header_seconds,
                         "stall_seconds" => &mut limits.stall_seconds,
@@ -494,7 +499,7 @@ mod tests {
                 names: "a.example".into(),
                 expires: 1_800_000_000,
             }],
-            limits: Limits { connections: 5, ..Limits::default() },
+            limits: Limits { connections: 5, connections_per_address: 3, ..Limits::default() },
         };
         assert_eq!(Config::parse(&config.to_text().unwrap()), Ok(config));
     }

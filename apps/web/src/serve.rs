@@ -1,5 +1,6 @@
 //! Listening, connections and their limits.
 
+use crate::addresses::Addresses;
 use crate::body::Content;
 use crate::budget::{self, Budget, For, Promise};
 use crate::connection::talk;
@@ -47,6 +48,8 @@ pub struct Server {
     pub places: Arc<Semaphore>,
     /// The same for those who ask for metrics.
     pub metrics_places: Arc<Semaphore>,
+    /// Who has how many connections.
+    pub addresses: Addresses,
     /// Turns true when the server is asked to stop.
     pub stop: watch::Receiver<bool>,
 }
@@ -144,6 +147,12 @@ fn connection(
         let _place = &place;
         let _open = Held::new(&server.metrics.open);
         server.metrics.accepted.fetch_add(1, Relaxed);
+        let most = server.site.config.limits.connections_per_address;
+        let bounded = most > 0 && client.purpose != Purpose::Metrics && !client.is_trusted(&server.site.config.trusted);
+        let counted = bounded.then(|| server.addresses.count(client.peer.ip(), most));
+        if matches!(counted, Some(None)) {
+            return;
+        }
         let _ = stream.set_nodelay(true);
         #[cfg(feature = "tls")]
         if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
@@ -173,10 +182,13 @@ pub struct Client {
 }
 
 impl Client {
+    fn is_trusted(&self, trusted: &[Network]) -> bool {
+        trusted.iter().any(|network| network.contains(self.peer.ip()))
+    }
+
     /// Whoever asks by way of trusted proxies: each adds the address of the one that has asked it to the end. The first that is not trusted is the client.
     fn behind(mut self, trusted: &[Network], headers: &HeaderMap) -> Client {
-        let is_trusted = |client: &Client| trusted.iter().any(|network| network.contains(client.peer.ip()));
-        if !is_trusted(&self) {
+        if !self.is_trusted(trusted) {
             return self;
         }
         let said = |name: &str| headers.get_all(name).iter().rev().flat_map(|v| v.to_str().unwrap_or("").rsplit(','));
@@ -185,7 +197,7 @@ impl Client {
             let ip = address.parse().or_else(|_| address.parse().map(|address: SocketAddr| address.ip()));
             let Ok(ip) = ip else { break };
             self.peer = SocketAddr::new(ip, 0);
-            if !is_trusted(&self) {
+            if !self.is_trusted(trusted) {
                 break;
             }
         }

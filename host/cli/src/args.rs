@@ -393,6 +393,9 @@ pub struct SiteArgs {
     /// Most open connections [default: 10000].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
+    /// Most open connections of one address, or of one /64 with IPv6; more are refused [default: no bound].
+    #[arg(long, value_name = "N")]
+    pub connections_per_address: Option<u32>,
     /// Largest request line and headers, bytes [default: 16384].
     #[arg(long, value_name = "BYTES")]
     pub header_bytes: Option<u32>,

@@ -325,6 +325,7 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
     for (to, from) in [
         (&mut to.hsts, args.hsts),
         (&mut to.connections, args.connections),
+        (&mut to.connections_per_address, args.connections_per_address),
         (&mut to.header_bytes, args.header_bytes),
         (&mut to.header_seconds, args.header_seconds),
         (&mut to.stall_seconds, args.stall_seconds),

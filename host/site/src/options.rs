@@ -55,6 +55,8 @@ pub struct Options {
     pub metrics: Option<u16>,
     /// Most open connections.
     pub connections: Option<u32>,
+    /// Most of one client: of an IPv4 address, or a /64 of IPv6; 0 is no bound.
+    pub connections_per_address: Option<u32>,
     /// Largest request head, bytes.
     pub header_bytes: Option<u32>,
     /// Longest time for a request head, seconds.
@@ -223,6 +225,7 @@ impl Options {
             certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
             limits: format::Limits {
                 connections: self.connections.unwrap_or(limits.connections),
+                connections_per_address: self.connections_per_address.unwrap_or(limits.connections_per_address),
                 header_bytes: self.header_bytes.unwrap_or(limits.header_bytes),
                 header_seconds: self.header_seconds.unwrap_or(limits.header_seconds),
                 body_bytes: self.body_bytes.unwrap_or(limits.body_bytes),

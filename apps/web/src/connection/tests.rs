@@ -24,6 +24,7 @@ fn server(config: &Config, files: &[(&str, &[u8])]) -> (Arc<Server>, watch::Send
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
         metrics_places: Arc::new(Semaphore::new(8)),
+        addresses: Default::default(),
         stop: stopped,
     };
     (Arc::new(server), stop)
