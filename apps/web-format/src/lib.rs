@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::{IpAddr, Ipv6Addr};
+
 /// Path of the configuration in the bundle.
 pub const CONFIG_PATH: &str = "/.donjon/web.conf";
 /// Path of the content index in the bundle.
@@ -43,6 +45,8 @@ pub struct Config {
     pub hosts: Vec<Host>,
     /// Paths that are forwarded to an upstream.
     pub proxies: Vec<Proxy>,
+    /// Proxies in front, whose word on their clients is believed.
+    pub trusted: Vec<Network>,
     /// Certificates, chosen by SNI; the first is the default.
     pub certificates: Vec<Certificate>,
     /// Limits.
@@ -95,6 +99,45 @@ pub struct Proxy {
     pub upstream: String,
 }
 
+/// A network, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// IPv4 as IPv6 (RFC 4291 §2.5.5.2).
+    address: u128,
+    bits: u32,
+}
+
+impl Network {
+    /// `ADDRESS` or `ADDRESS/BITS`, without a bit behind those.
+    pub fn parse(text: &str) -> Option<Network> {
+        let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let address: IpAddr = address.parse().ok()?;
+        let (before, most) = if address.is_ipv4() { (96, 32) } else { (0, 128) };
+        let bits = bits.map_or(Some(most), |bits| bits.parse().ok().filter(|bits| *bits <= most))? + before;
+        let address = mapped(address);
+        (address.checked_shl(bits).unwrap_or(0) == 0).then_some(Network { address, bits })
+    }
+
+    /// Whether this address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        (self.address ^ mapped(address)).checked_shr(128 - self.bits).unwrap_or(0) == 0
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv6Addr::from_bits(self.address), self.bits)
+    }
+}
+
+fn mapped(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+    .to_bits()
+}
+
 /// A certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
@@ -104,6 +147,8 @@ pub struct Certificate {
     pub key: String,
     /// Server names, comma-separated.
     pub names: String,
+    /// Until when it is valid, seconds since 1970.
+    pub expires: i64,
 }
 
 /// Limits; every one is answered with the right status or a close.
@@ -111,6 +156,8 @@ pub struct Certificate {
 pub struct Limits {
     /// Open connections; more wait in the backlog.
     pub connections: u32,
+    /// Those of one address, or one /64 of IPv6; more are refused. 0 is no bound.
+    pub connections_per_address: u32,
     /// Request line and headers, bytes.
     pub header_bytes: u32,
     /// Time for request line and headers, seconds.
@@ -131,6 +178,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 10_000,
+            connections_per_address: 0,
             header_bytes: 16 * 1024,
             header_seconds: 10,
             body_bytes: 16 << 20,
@@ -159,6 +207,7 @@ impl Default for Config {
             auth: vec![],
             hosts: vec![],
             proxies: vec![],
+            trusted: vec![],
             certificates: vec![],
             limits: Limits::default(),
         }
@@ -226,12 +275,16 @@ impl Config {
         for p in &self.proxies {
             line(&["proxy", &p.prefix, &p.upstream])?;
         }
+        for network in &self.trusted {
+            line(&["trusted", &network.to_string()])?;
+        }
         for c in &self.certificates {
-            line(&["certificate", &c.chain, &c.key, &c.names])?;
+            line(&["certificate", &c.chain, &c.key, &c.names, &c.expires.to_string()])?;
         }
         let l = self.limits;
         for (name, value) in [
             ("connections", u64::from(l.connections)),
+            ("connections_per_address", u64::from(l.connections_per_address)),
             ("header_bytes", u64::from(l.header_bytes)),
             ("header_seconds", u64::from(l.header_seconds)),
             ("body_bytes", l.body_bytes),
@@ -280,8 +333,10 @@ impl Config {
             }),
             "host" => self.hosts.push(Host { name: next()?, root: next()?.parse().ok()? }),
             "proxy" => self.proxies.push(Proxy { prefix: next()?, upstream: next()? }),
+            "trusted" => self.trusted.push(Network::parse(&next()?)?),
             "certificate" => {
-                self.certificates.push(Certificate { chain: next()?, key: next()?, names: next()? });
+                let (chain, key, names) = (next()?, next()?, next()?);
+                self.certificates.push(Certificate { chain, key, names, expires: next()?.parse().ok()? });
             }
             "limit" => {
                 let (name, value) = (next()?, next()?.parse::<u64>().ok()?);
@@ -291,6 +346,7 @@ impl Config {
                 } else {
                     let limit = match name.as_str() {
                         "connections" => &mut limits.connections,
+                        "connections_per_address" => &mut limits.connections_per_address,
                         "header_bytes" => &mut limits.header_bytes,
                         "header_seconds" => &mut limits.header_seconds,
                         "stall_seconds" => &mut limits.stall_seconds,
@@ -436,14 +492,40 @@ mod tests {
             }],
             hosts: vec![Host { name: "a.example".into(), root: 1 }],
             proxies: vec![Proxy { prefix: "/api".into(), upstream: "10.0.0.5:8080".into() }],
+            trusted: ["10.0.0.0/8", "fd00::1"].iter().filter_map(|n| Network::parse(n)).collect(),
             certificates: vec![Certificate {
                 chain: "/c.pem".into(),
                 key: "secret:k".into(),
                 names: "a.example".into(),
+                expires: 1_800_000_000,
             }],
-            limits: Limits { connections: 5, ..Limits::default() },
+            limits: Limits { connections: 5, connections_per_address: 3, ..Limits::default() },
         };
         assert_eq!(Config::parse(&config.to_text().unwrap()), Ok(config));
+    }
+
+    #[test]
+    fn networks() {
+        for (network, address, yes) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "::ffff:10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.0", false),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+            ("0.0.0.0/0", "1.2.3.4", true),
+            ("0.0.0.0/0", "fd00::1", false),
+            ("::/0", "fd00::1", true),
+            ("fd00::/8", "fd01::1", true),
+            ("fd00::1/128", "fd00::1", true),
+            ("fd00::1/128", "fd00::2", false),
+        ] {
+            let parsed = Network::parse(network).unwrap();
+            assert_eq!(parsed.contains(address.parse().unwrap()), yes, "{network} {address}");
+            assert_eq!(Network::parse(&parsed.to_string()), Some(parsed), "{parsed}");
+        }
+        for bad in ["", "10.0.0.0/33", "10.0.0.1/8", "fd00::/129", "10.0.0.0/", "10.0.0.0/x", "10.0.0.0/-1", "a"] {
+            assert_eq!(Network::parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Areas with a password (RFC 7617).
 
+use crate::addresses::network;
 use crate::body::Content;
 use crate::path::bare;
 use crate::respond::{status, with};
@@ -138,14 +139,6 @@ impl Gatekeeper {
 
 fn same(a: &Claim, b: &Claim) -> bool {
     a.0 == b.0 && bool::from(a.1.ct_eq(&b.1))
-}
-
-/// What stands for one client: with IPv6, everybody has a /64.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => std::net::Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
-    }
 }
 
 /// Whether an area has this path: that of its directory with and without the `/` at the end, for an upstream may take one for the other.

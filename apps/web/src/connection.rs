@@ -53,6 +53,11 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn buffered(&self) -> bool {
         false
     }
+
+    /// Whether it has something for us that was left unread.
+    fn unread(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(any(not(feature = "tls"), test))]
@@ -105,7 +110,7 @@ pub fn talk<S: Socket>(server: &Arc<Server>, mut stream: S, client: &Client) -> 
                 let (end, back, unread) = Box::pin(speaking).await;
                 (stream, rest) = (back, unread);
                 match end {
-                    End::Idle if rest.is_empty() => break,
+                    End::Idle if rest.is_empty() && !stream.unread() => break,
                     // The beginning of a request came with the one before.
                     End::Idle => {}
                     End::Http2 => {

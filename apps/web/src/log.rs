@@ -38,7 +38,8 @@ impl Line {
             string(&mut out, value);
         };
         // A dual-stack listener's IPv4 clients have IPv6 addresses.
-        field("client", &SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string());
+        let ip = peer.ip().to_canonical();
+        field("client", &if peer.port() == 0 { ip.to_string() } else { SocketAddr::new(ip, peer.port()).to_string() });
         if let Some(r) = request {
             let value = |name: HeaderName| String::from_utf8_lossy(r.headers.get(name).map_or(b"", |v| v.as_bytes()));
             field("method", r.method.as_str());
@@ -106,7 +107,8 @@ impl<W: Write> Log<W> {
     }
 }
 
-fn string(out: &mut String, text: &str) {
+/// A string as JSON has it.
+pub fn string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
         match c {

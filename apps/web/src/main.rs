@@ -4,6 +4,7 @@
 //! packer has prepared. See `docs/web.md`.
 #![cfg_attr(fuzzing, expect(dead_code, reason = "there it is a library, whose `main` nobody calls"))]
 
+mod addresses;
 #[cfg(feature = "auth")]
 mod auth;
 mod body;
@@ -78,6 +79,7 @@ async fn run(site: site::Site, budget: Budget) -> Result<(), String> {
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(connections as usize)),
         metrics_places: Arc::new(Semaphore::new(16)),
+        addresses: Default::default(),
         stop: stopped,
     });
     let mut listeners = vec![];

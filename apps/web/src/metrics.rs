@@ -1,5 +1,6 @@
 //! Counters in Prometheus' text format.
 
+use donjon_web_format::Certificate;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -26,7 +27,7 @@ impl Metrics {
     }
 
     /// The text that a scraper gets.
-    pub fn text(&self) -> String {
+    pub fn text(&self, certificates: &[Certificate]) -> String {
         let mut out = String::from("# TYPE donjon_web_responses_total counter\n");
         for (i, class) in self.responses.iter().enumerate() {
             let _ = writeln!(out, "donjon_web_responses_total{{class=\"{}xx\"}} {}", i + 1, class.load(Relaxed));
@@ -38,6 +39,15 @@ impl Metrics {
             ("requests_active", "gauge", &self.active),
         ] {
             let _ = writeln!(out, "# TYPE donjon_web_{name} {kind}\ndonjon_web_{name} {}", value.load(Relaxed));
+        }
+        for (i, c) in certificates.iter().enumerate() {
+            const NAME: &str = "donjon_web_certificate_expiry_timestamp_seconds";
+            if i == 0 {
+                let _ = writeln!(out, "# TYPE {NAME} gauge");
+            }
+            let _ = write!(out, "{NAME}{{certificate=\"{}\",names=", i + 1);
+            crate::log::string(&mut out, &c.names);
+            let _ = writeln!(out, "}} {}", c.expires);
         }
         out
     }
@@ -57,5 +67,28 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_have_an_end() {
+        let certificate =
+            |names: &str, expires| Certificate { chain: "c".into(), key: "k".into(), names: names.into(), expires };
+        let text =
+            Metrics::default().text(&[certificate("a.example,*.b.example", 1_800_000_000), certificate("\"", -1)]);
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("certificate")).collect();
+        let name = "donjon_web_certificate_expiry_timestamp_seconds";
+        assert_eq!(
+            lines,
+            [
+                format!("# TYPE {name} gauge"),
+                format!("{name}{{certificate=\"1\",names=\"a.example,*.b.example\"}} 1800000000"),
+                format!("{name}{{certificate=\"2\",names=\"\\\"\"}} -1"),
+            ]
+        );
     }
 }

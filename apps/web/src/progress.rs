@@ -198,7 +198,8 @@ impl State {
     /// `None` if it is not the client that is waited for.
     pub fn slow_since(&self, limits: &Limits, (at, end): (u64, End)) -> Option<u64> {
         let before = |seconds: u32| at.saturating_sub(u64::from(seconds) * 1000);
-        let forwarded = self.is_forwarded();
+        // Of all that is under way: one does not excuse the others.
+        let forwarded = self.is_forwarded() && self.forwarded.load(Relaxed) >= self.active.load(Relaxed);
         Some(match end {
             End::Idle => before(limits.idle_seconds),
             End::Late => before(limits.header_seconds),
@@ -526,6 +527,8 @@ mod tests {
         {
             then();
             state.forwarded(true);
+            assert_eq!(slow_since(), Some(THEN), "the other of two is its client's to take");
+            state.end();
             assert_eq!(slow_since(), None);
             state.blocked.store(THEN, Relaxed);
             assert_eq!(slow_since(), Some(THEN));

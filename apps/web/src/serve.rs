@@ -1,5 +1,6 @@
 //! Listening, connections and their limits.
 
+use crate::addresses::Addresses;
 use crate::body::Content;
 use crate::budget::{self, Budget, For, Promise};
 use crate::connection::talk;
@@ -14,8 +15,9 @@ use crate::site::Site;
 use crate::tls::Link;
 use crate::upload::Upload;
 use bytes::Bytes;
+use donjon_web_format::Network;
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version, header};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -46,6 +48,8 @@ pub struct Server {
     pub places: Arc<Semaphore>,
     /// The same for those who ask for metrics.
     pub metrics_places: Arc<Semaphore>,
+    /// Who has how many connections.
+    pub addresses: Addresses,
     /// Turns true when the server is asked to stop.
     pub stop: watch::Receiver<bool>,
 }
@@ -110,7 +114,7 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, purpose: Purpose
 impl Server {
     /// Whether places or memory are short.
     pub fn is_crowded(&self) -> bool {
-        let few = self.site.config.limits.connections as usize / 8;
+        let few = (self.site.config.limits.connections as usize / 8).max(1);
         // At a stop nobody new comes, and whoever waits for the last of the places holds those that are free.
         let full = || self.places.available_permits() < few && !is_stopped(&self.stop);
         full() || self.budget.is_short()
@@ -143,6 +147,12 @@ fn connection(
         let _place = &place;
         let _open = Held::new(&server.metrics.open);
         server.metrics.accepted.fetch_add(1, Relaxed);
+        let most = server.site.config.limits.connections_per_address;
+        let bounded = most > 0 && client.purpose != Purpose::Metrics && !client.is_trusted(&server.site.config.trusted);
+        let counted = bounded.then(|| server.addresses.count(client.peer.ip(), most));
+        if matches!(counted, Some(None)) {
+            return;
+        }
         let _ = stream.set_nodelay(true);
         #[cfg(feature = "tls")]
         if let (Purpose::Site(Scheme::Https), Some(tls)) = (client.purpose, &server.tls) {
@@ -163,12 +173,45 @@ fn connection(
 /// Who asks, over which connection.
 #[derive(Clone)]
 pub struct Client {
-    /// The other side's address.
+    /// The other side's address; of a trusted proxy's client it has no port.
     pub peer: SocketAddr,
     /// Which of our ports it came to.
     pub purpose: Purpose,
     /// The connection's progress.
     pub state: Arc<State>,
+}
+
+impl Client {
+    fn is_trusted(&self, trusted: &[Network]) -> bool {
+        trusted.iter().any(|network| network.contains(self.peer.ip()))
+    }
+
+    /// Whoever asks by way of trusted proxies: each adds the address of the one that has asked it to the end. The first that is not trusted is the client.
+    fn behind(mut self, trusted: &[Network], headers: &HeaderMap) -> Client {
+        if !self.is_trusted(trusted) {
+            return self;
+        }
+        let said = |name: &str| headers.get_all(name).iter().rev().flat_map(|v| v.to_str().unwrap_or("").rsplit(','));
+        for address in said("x-forwarded-for") {
+            let address = address.trim();
+            let ip = address.parse().or_else(|_| address.parse().map(|address: SocketAddr| address.ip()));
+            let Ok(ip) = ip else { break };
+            self.peer = SocketAddr::new(ip, 0);
+            if !self.is_trusted(trusted) {
+                break;
+            }
+        }
+        if let Purpose::Site(scheme) = &mut self.purpose
+            && let Some(said) = said("x-forwarded-proto").next()
+        {
+            *scheme = match said.trim() {
+                "https" => Scheme::Https,
+                "http" => Scheme::Http,
+                _ => *scheme,
+            };
+        }
+        self
+    }
 }
 
 /// A request in progress: from its head to the end of its response's body.
@@ -260,6 +303,7 @@ impl Drop for Busy {
 /// Answers one request. Status and length are counted and, if asked for, logged.
 pub async fn answer(server: Arc<Server>, request: Request<Incoming>, client: Client) -> Response<Content> {
     let (parts, body) = request.into_parts();
+    let client = client.behind(&server.site.config.trusted, &parts.headers);
     let mut busy = Busy::new(&server, &client, parts.version);
     busy.line = server.logs(&client).then(|| Line::new(client.peer, Some(&parts)));
     let body = Upload::new(body, parts.version, &client.state);
@@ -299,7 +343,7 @@ fn metrics(server: &Server, path: &str) -> Response<Content> {
     if path != "/metrics" {
         return respond::status(StatusCode::NOT_FOUND);
     }
-    let response = Response::new(Content::new([server.metrics.text().into()]));
+    let response = Response::new(Content::new([server.metrics.text(&server.site.config.certificates).into()]));
     respond::with(response, header::CONTENT_TYPE, "text/plain; version=0.0.4")
 }
 
@@ -361,6 +405,38 @@ async fn site(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trusted_proxies_say_who_asks() {
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| Network::parse(network).unwrap());
+        let ask = |peer: &str, headers: &[(&'static str, &'static str)]| {
+            let peer = SocketAddr::new(peer.parse().unwrap(), 5);
+            let client = Client { peer, purpose: Purpose::Site(Scheme::Http), state: Arc::new(State::new()) };
+            let mut all = HeaderMap::new();
+            for (name, value) in headers {
+                all.append(*name, HeaderValue::from_static(value));
+            }
+            let client = client.behind(&trusted, &all);
+            (client.peer.to_string(), client.purpose == Purpose::Site(Scheme::Https))
+        };
+        let (of, proto) = ("x-forwarded-for", "x-forwarded-proto");
+        for (peer, headers, who, https) in [
+            // A stranger's word is nothing.
+            ("192.0.2.1", &[(of, "192.0.2.9"), (proto, "https")][..], "192.0.2.1:5", false),
+            ("10.0.0.1", &[], "10.0.0.1:5", false),
+            ("10.0.0.1", &[(of, "192.0.2.9"), (proto, "https")], "192.0.2.9:0", true),
+            ("::ffff:10.0.0.1", &[(of, "192.0.2.9"), (proto, "ftp")], "192.0.2.9:0", false),
+            // Nor is what it has said to the first that is trusted.
+            ("10.0.0.1", &[(of, "8.8.8.8, 192.0.2.9, 10.0.0.2")], "192.0.2.9:0", false),
+            ("10.0.0.1", &[(of, "8.8.8.8"), (of, "192.0.2.9:77"), (of, "fd00::2,10.1.1.1")], "192.0.2.9:0", false),
+            ("fd00::1", &[(of, "[2001:db8::1]:80")], "[2001:db8::1]:0", false),
+            ("10.0.0.1", &[(of, "192.0.2.9, unknown, 10.0.0.2")], "10.0.0.2:0", false),
+            ("10.0.0.1", &[(of, "10.0.0.3")], "10.0.0.3:0", false),
+            ("10.0.0.1", &[(proto, "http, https")], "10.0.0.1:5", true),
+        ] {
+            assert_eq!(ask(peer, headers), (who.into(), https), "{peer} {headers:?}");
+        }
+    }
 
     /// What an idle connection costs on the heap, besides the socket, its progress and TLS. A task is some 90 bytes more, up to a multiple of 128; this
     /// makes 768, which is a size of the guest's allocator.

@@ -93,7 +93,8 @@ impl Site {
             files.push(((r.root, String::from(r.path)), page));
         }
         let mut rules = vec![];
-        for (list, success) in [(&config.headers, false), (&config.cache, true)] {
+        // In this order: who names a header has the last word.
+        for (list, success) in [(&config.cache, true), (&config.headers, false)] {
             for r in list {
                 let name = HeaderName::try_from(&r.name).map_err(|_| format!("{}: not a header's name", r.name))?;
                 rules.push(Rule { pattern: r.pattern.clone(), header: (name, value(&r.value)?), success });

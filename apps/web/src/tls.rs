@@ -50,6 +50,10 @@ impl crate::connection::Socket for Link {
     fn buffered(&self) -> bool {
         matches!(self, Link::Tls(_))
     }
+
+    fn unread(&self) -> bool {
+        matches!(self, Link::Tls(stream) if stream.unread())
+    }
 }
 
 impl AsyncRead for Link {

@@ -383,6 +383,9 @@ pub struct SiteArgs {
     /// Look the names of upstreams up now: the image may then connect to the addresses that were found, instead of to that port of any address.
     #[arg(long, requires = "proxy")]
     pub pin: bool,
+    /// Believe X-Forwarded-For and X-Forwarded-Proto of proxies in this network, such as 10.0.0.0/8.
+    #[arg(long, value_name = "NETWORK")]
+    pub trusted_proxy: Vec<String>,
     /// Access log on standard output, one line of JSON for each request.
     #[arg(long)]
     pub log: bool,
@@ -392,6 +395,9 @@ pub struct SiteArgs {
     /// Most open connections [default: 10000].
     #[arg(long, value_name = "N")]
     pub connections: Option<u32>,
+    /// Most open connections of one address, or of one /64 with IPv6; more are refused [default: no bound].
+    #[arg(long, value_name = "N")]
+    pub connections_per_address: Option<u32>,
     /// Largest request line and headers, bytes [default: 16384].
     #[arg(long, value_name = "BYTES")]
     pub header_bytes: Option<u32>,

@@ -307,6 +307,7 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
     let proxy = |(path, to): &(String, String)| Proxy { path: path.clone(), to: to.clone(), pin: args.pin };
     to.proxy.extend(args.proxy.iter().map(proxy));
     to.cache.extend(args.cache.iter().cloned());
+    to.trusted_proxy.extend(args.trusted_proxy.iter().cloned());
     to.redirect |= args.redirect;
     to.listing |= args.listing;
     to.log |= args.log;
@@ -324,6 +325,7 @@ fn add(args: &SiteArgs, to: &mut Options) -> Result<(), Failure> {
     for (to, from) in [
         (&mut to.hsts, args.hsts),
         (&mut to.connections, args.connections),
+        (&mut to.connections_per_address, args.connections_per_address),
         (&mut to.header_bytes, args.header_bytes),
         (&mut to.header_seconds, args.header_seconds),
         (&mut to.stall_seconds, args.stall_seconds),

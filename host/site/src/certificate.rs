@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(crate) struct Checked {
     /// Its DNS names.
     pub names: Vec<String>,
+    /// Until when it is valid, seconds since 1970.
+    pub expires: i64,
     /// What clients may refuse.
     pub warnings: Vec<String>,
 }
@@ -34,7 +36,7 @@ pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>, now: Syst
     let Some(own) = chain.first().cloned() else { return Err(bad(path, "has no certificate in it".into())) };
     let unusable = |e: String| bad(path, format!("its first certificate is unusable: {e}"));
     let parsed = webpki::EndEntityCert::try_from(&own).map_err(|e| unusable(e.to_string()))?;
-    let mut warnings = vec![];
+    let (mut warnings, mut expires) = (vec![], 0);
     for (i, der) in chain.iter().enumerate() {
         match X509Certificate::from_der(der) {
             Ok((_, x509)) if i == 0 && x509.public_key().algorithm.algorithm == OID_SIG_ED25519 => {
@@ -43,7 +45,12 @@ pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>, now: Syst
                     "is for an Ed25519 key, which browsers do not take: use an ECDSA or RSA key".into(),
                 ));
             }
-            Ok((_, x509)) => warnings.extend(unfit(&x509, i == 0, now)),
+            Ok((_, x509)) => {
+                warnings.extend(unfit(&x509, i == 0, now));
+                if i == 0 {
+                    expires = x509.validity().not_after.timestamp();
+                }
+            }
             Err(e) if i == 0 => return Err(unusable(e.to_string())),
             Err(_) => warnings.push(format!("certificate {} in it cannot be read", i + 1)),
         }
@@ -62,7 +69,7 @@ pub(crate) fn check(cert: (&Path, &[u8]), key: Option<(&Path, &[u8])>, now: Syst
         })?;
     }
     let names = parsed.valid_dns_names().map(str::to_ascii_lowercase).collect();
-    Ok(Checked { names, warnings: warnings.into_iter().map(|w| format!("{}: {w}", path.display())).collect() })
+    Ok(Checked { names, expires, warnings: warnings.into_iter().map(|w| format!("{}: {w}", path.display())).collect() })
 }
 
 /// Whether a name of a certificate, which may be a wildcard for exactly one label, covers the name of a host.
@@ -114,6 +121,8 @@ mod tests {
         let warnings = |pem: &str, now| check((Path::new("c.pem"), pem.as_bytes()), None, now).unwrap().warnings;
         let good = pem(&["a.example", "10.0.0.1"]);
         assert!(warnings(&good, day(20_520)).is_empty());
+        let checked = check((Path::new("c.pem"), good.as_bytes()), None, day(20_520)).unwrap();
+        assert_eq!(checked.expires, (20_513 + 90) * 24 * 3600);
         for (now, want) in [(20_512, "not valid yet"), (20_513 + 80, "expires soon"), (20_513 + 91, "has expired")] {
             let got = warnings(&good, day(now));
             assert!(got.len() == 1 && got[0].starts_with("c.pem: its certificate") && got[0].contains(want), "{got:?}");

@@ -108,6 +108,7 @@ pub fn prepare(base: &Path, options: &Options, places: Places<'_>) -> Result<Pre
         for name in tls.names.iter().filter(|name| !checked.names.iter().any(|n| certificate::covers(n, name))) {
             warnings.push(format!("{}: its certificate is not for `{name}`, which chooses it", tls.cert.display()));
         }
+        config.certificates[i].expires = checked.expires;
         if tls.names.is_empty() {
             config.certificates[i].names = checked.names.join(",");
         }

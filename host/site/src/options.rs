@@ -26,7 +26,7 @@ pub struct Options {
     pub tls: Vec<Tls>,
     /// Redirect plain HTTP to HTTPS.
     pub redirect: bool,
-    /// The port that clients know for HTTPS, if it is published under another than `https`.
+    /// The port that clients know for HTTPS, if it is not 443: `https` is the guest's.
     pub redirect_port: Option<u16>,
     /// Seconds for Strict-Transport-Security.
     pub hsts: Option<u32>,
@@ -47,12 +47,16 @@ pub struct Options {
     pub hosts: BTreeMap<String, PathBuf>,
     /// Paths that are forwarded.
     pub proxy: Vec<Proxy>,
+    /// Networks of proxies in front, whose word on their clients (X-Forwarded-For, X-Forwarded-Proto) is believed.
+    pub trusted_proxy: Vec<String>,
     /// Access log as JSON lines on the console.
     pub log: bool,
     /// Port for Prometheus metrics.
     pub metrics: Option<u16>,
     /// Most open connections.
     pub connections: Option<u32>,
+    /// Most of one client: of an IPv4 address, or a /64 of IPv6; 0 is no bound.
+    pub connections_per_address: Option<u32>,
     /// Largest request head, bytes.
     pub header_bytes: Option<u32>,
     /// Longest time for a request head, seconds.
@@ -201,7 +205,7 @@ impl Options {
         Ok(format::Config {
             http,
             https,
-            redirect: self.redirect.then(|| self.redirect_port.or(self.https).unwrap_or(443)),
+            redirect: self.redirect.then(|| self.redirect_port.unwrap_or(443)),
             metrics: self.metrics,
             hsts: self.hsts,
             listing: self.listing,
@@ -217,9 +221,11 @@ impl Options {
             auth: self.auth.iter().map(|a| auth(base, a)).collect::<Result<_, _>>()?,
             hosts,
             proxies: self.proxy.iter().map(|p| proxy(p, &look_up)).collect::<Result<_, _>>()?,
+            trusted: self.trusted_proxy.iter().map(|n| network(n)).collect::<Result<_, _>>()?,
             certificates: self.tls.iter().enumerate().map(certificate).collect::<Result<_, _>>()?,
             limits: format::Limits {
                 connections: self.connections.unwrap_or(limits.connections),
+                connections_per_address: self.connections_per_address.unwrap_or(limits.connections_per_address),
                 header_bytes: self.header_bytes.unwrap_or(limits.header_bytes),
                 header_seconds: self.header_seconds.unwrap_or(limits.header_seconds),
                 body_bytes: self.body_bytes.unwrap_or(limits.body_bytes),
@@ -260,7 +266,12 @@ fn certificate((index, tls): (usize, &Tls)) -> Result<format::Certificate, Error
         return Err(Error::Option { option: "tls.secret", problem });
     }
     let key = if tls.embed_key { Tls::key_path(index) } else { format!("secret:{secret}") };
-    Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(",") })
+    Ok(format::Certificate { chain: Tls::chain_path(index), key, names: tls.names.join(","), expires: 0 })
+}
+
+fn network(text: &str) -> Result<format::Network, Error> {
+    let problem = || format!("`{text}` is no network: it is ADDRESS/BITS, without a bit behind those, or ADDRESS");
+    format::Network::parse(text).ok_or_else(|| Error::Option { option: "trusted_proxy", problem: problem() })
 }
 
 fn page(option: &'static str, path: &Option<String>) -> Result<Option<String>, Error> {
@@ -407,6 +418,18 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_lead_to_the_port_that_clients_know() {
+        let tls = Tls { cert: "c".into(), key: None, secret: None, names: vec![], embed_key: false };
+        for (https, redirect_port, port) in [(None, None, 443), (Some(9443), None, 443), (Some(9443), Some(8443), 8443)]
+        {
+            let tls = vec![tls.clone()];
+            let options = Options { redirect: true, https, redirect_port, tls, ..Options::default() };
+            let config = options.config(Path::new("/"), vec![]).unwrap();
+            assert_eq!((config.redirect, config.https), (Some(port), https.or(Some(443))));
+        }
+    }
 
     #[test]
     fn names_of_upstreams_can_be_pinned() {

@@ -24,6 +24,7 @@ fn server(config: &Config, files: &[(&str, &[u8])]) -> (Arc<Server>, watch::Send
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
         metrics_places: Arc::new(Semaphore::new(8)),
+        addresses: Default::default(),
         stop: stopped,
     };
     (Arc::new(server), stop)
@@ -147,6 +148,17 @@ async fn a_crowd_says_goodbye() {
     client.0.read_to_end(&mut vec![]).await.unwrap();
     drop(client);
     talking.await.unwrap();
+}
+
+/// However few places there are, who is slow goes when none is left.
+#[tokio::test]
+async fn few_places_can_be_crowded() {
+    let limits = Limits { connections: 4, ..places() };
+    let (server, _stop) = server(&Config { limits, ..Config::default() }, &[]);
+    let all = server.places.clone().try_acquire_many_owned(8).unwrap();
+    assert!(server.is_crowded());
+    drop(all);
+    assert!(!server.is_crowded());
 }
 
 /// Who waits for a password to be checked is not slow.

@@ -82,7 +82,7 @@ pub(super) fn outgoing(
 ) -> Request<Stream> {
     let mut headers = parts.headers.clone();
     strip(&mut headers);
-    // What a client claims about earlier hops is replaced, not extended: there is no hop before us that we know of.
+    // What a client claims about earlier hops is replaced, not extended: those before us that are trusted have been asked (`Client::behind`).
     for name in parts.headers.keys().filter(|name| is_claim(name.as_str())) {
         headers.remove(name);
     }

@@ -132,11 +132,11 @@ fn rules_pages_and_listing() {
         listing: true,
         not_found: Some("/404.html".into()),
         spa: Some("/app.html".into()),
-        headers: vec![rule("*", "x-frame-options", "DENY")],
-        cache: vec![rule("*.txt", "cache-control", "max-age=60")],
+        headers: vec![rule("*", "x-frame-options", "DENY"), rule("*.css", "cache-control", "no-cache")],
+        cache: vec![rule("*.txt", "cache-control", "max-age=60"), rule("*.css", "cache-control", "max-age=60")],
         ..Config::default()
     };
-    let s = site(&config, &[("/404.html", b"gone"), ("/app.html", b"app"), ("/d/<a>.txt", b"")]);
+    let s = site(&config, &[("/404.html", b"gone"), ("/app.html", b"app"), ("/d/<a>.txt", b""), ("/x.css", b"")]);
     let r = get(&s, "/x", &[]);
     assert_eq!((r.status().as_u16(), head(&r, "x-frame-options"), head(&r, "etag")), (404, "DENY", ""));
     assert_eq!(head(&r, "vary"), "accept");
@@ -146,6 +146,7 @@ fn rules_pages_and_listing() {
     assert_eq!(body(r), b"app");
     let r = get(&s, "/d/%3Ca%3E.txt", &[]);
     assert_eq!(head(&r, "cache-control"), "max-age=60");
+    assert_eq!(head(&get(&s, "/x.css", &[]), "cache-control"), "no-cache");
     let page = String::from_utf8(body(get(&s, "/d/", &[]))).unwrap();
     assert!(page.contains("<a href=\"./%3Ca%3E.txt\">&lt;a&gt;.txt</a>"), "{page}");
 }

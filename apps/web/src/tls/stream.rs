@@ -114,6 +114,11 @@ impl<S> TlsStream<S> {
         &self.io
     }
 
+    /// Whether something was opened that nobody has read.
+    pub fn unread(&self) -> bool {
+        !self.session.unread.get().is_empty()
+    }
+
     /// The application protocol that was agreed on.
     pub fn protocol(&self) -> Option<&[u8]> {
         self.session.connection.alpn_protocol()

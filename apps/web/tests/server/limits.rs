@@ -95,6 +95,28 @@ fn more_connections_than_places_wait() {
     assert_eq!(waiting.response(false).status, 200);
 }
 
+/// One address cannot have all places.
+#[test]
+fn connections_of_one_address_are_bounded() {
+    let server = with(Limits { connections_per_address: 2, ..Limits::default() });
+    // The last of the harness may be counted yet.
+    let ask = |client: &mut crate::harness::Client| {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        client.try_response(false).map(|r| r.status)
+    };
+    let served = || {
+        let mut client = server.connect();
+        while ask(&mut client) != Some(200) {
+            client = server.connect();
+        }
+        client
+    };
+    let held = [served(), served()];
+    assert_eq!(ask(&mut server.connect()), None);
+    drop(held);
+    served();
+}
+
 #[test]
 fn clients_that_take_nothing() {
     let server = with(Limits { stall_seconds: 1, ..Limits::default() });

@@ -89,6 +89,7 @@ fn options_are_checked() {
             |o| o.headers = vec![Rule { path: "*".into(), name: "Connection".into(), value: "x".into() }],
             "by the server",
         ),
+        (|o| o.trusted_proxy = vec!["10.0.0.1/8".into()], "`10.0.0.1/8` is no network"),
         (|o| o.proxy = vec![to("/a", "nowhere")], "not ADDRESS:PORT"),
         (|o| o.proxy = vec![to("a", "a:1")], "must start with /"),
         (|o| o.proxy = vec![to("/a", "[::1]:1")], "the image itself"),

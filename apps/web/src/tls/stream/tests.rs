@@ -285,7 +285,9 @@ fn what_comes_with_the_end_of_the_handshake_is_read() {
     for version in VERSIONS {
         let mut pair = Pair::new(version, b"GET / HTTP/1.1\r\n\r\n");
         assert_eq!(pair.read(5).map(Result::unwrap), Poll::Ready(b"GET /".to_vec()));
+        assert!(pair.stream.unread());
         assert_eq!(pair.read_all(100), b" HTTP/1.1\r\n\r\n");
+        assert!(!pair.stream.unread());
         assert!(pair.read(100).is_pending());
         assert_eq!(pair.kept(), 0);
     }
