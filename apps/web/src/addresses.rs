@@ -1,11 +1,11 @@
 //! How many connections a client has.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The addresses that have connections, in order, with their number.
 #[derive(Default)]
-pub struct Addresses(Mutex<Vec<(IpAddr, u32)>>);
+pub struct Addresses(Mutex<Vec<(u128, u32)>>);
 
 impl Addresses {
     /// Counts a connection of this client until the result is dropped. `None` if it has `most` of them.
@@ -20,13 +20,13 @@ impl Addresses {
         Some(Counted(self, client))
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<(IpAddr, u32)>> {
+    fn all(&self) -> MutexGuard<'_, Vec<(u128, u32)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection that is counted.
-pub struct Counted<'a>(&'a Addresses, IpAddr);
+pub struct Counted<'a>(&'a Addresses, u128);
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
@@ -41,10 +41,10 @@ impl Drop for Counted<'_> {
 }
 
 /// What stands for one client: with IPv6, everybody has a /64.
-pub fn network(peer: IpAddr) -> IpAddr {
+pub fn network(peer: IpAddr) -> u128 {
     match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits() >> 64 << 64,
     }
 }
 

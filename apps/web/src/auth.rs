@@ -28,7 +28,7 @@ pub struct Gatekeeper {
 type Claim = (usize, [u8; 32]);
 
 struct Guess {
-    peer: IpAddr,
+    peer: u128,
     claim: Claim,
     /// Whoever has this lock derives; the others wait for it and find the answer.
     right: tokio::sync::Mutex<Option<bool>>,

@@ -371,16 +371,16 @@ async fn two<S: Socket>(server: &Arc<Server>, stream: Watched<S>, client: &Clien
     gathered.forget();
     let most = pause(server);
     let mut gathered = gathered;
-    // HTTP/2 itself does this only when all has been said.
-    let _ = timeout(LINGER, gathered.shutdown()).await;
     linger(&mut gathered, most).await;
     sent(server, &mut gathered, fd).await;
 }
 
 /// What the client says while it reads the end of an answer, such as WINDOW_UPDATE, must find a socket: else it is answered with a reset, which takes
 /// away what is on its way. Until the client ends the connection or falls silent.
-async fn linger(stream: &mut (impl AsyncRead + Unpin), most: Duration) {
+async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), most: Duration) {
     let listen = async {
+        // HTTP/2 itself does this only when all has been said.
+        let _ = stream.shutdown().await;
         let mut buffer = [0; 256];
         while let Ok(Ok(1..)) = timeout(LINGER, stream.read(&mut buffer)).await {}
     };

@@ -107,7 +107,7 @@ impl<W: Write> Log<W> {
     }
 }
 
-/// A string as JSON has it.
+/// A string as JSON has it, and Prometheus.
 pub fn string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {

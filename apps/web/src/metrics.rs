@@ -1,6 +1,6 @@
 //! Counters in Prometheus' text format.
 
-use donjon_web_format::Certificate;
+use donjon_web_format::Config;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,7 +27,7 @@ impl Metrics {
     }
 
     /// The text that a scraper gets.
-    pub fn text(&self, certificates: &[Certificate]) -> String {
+    pub fn text(&self, _config: &Config) -> String {
         let mut out = String::from("# TYPE donjon_web_responses_total counter\n");
         for (i, class) in self.responses.iter().enumerate() {
             let _ = writeln!(out, "donjon_web_responses_total{{class=\"{}xx\"}} {}", i + 1, class.load(Relaxed));
@@ -40,7 +40,8 @@ impl Metrics {
         ] {
             let _ = writeln!(out, "# TYPE donjon_web_{name} {kind}\ndonjon_web_{name} {}", value.load(Relaxed));
         }
-        for (i, c) in certificates.iter().enumerate() {
+        #[cfg(feature = "tls")]
+        for (i, c) in _config.certificates.iter().enumerate() {
             const NAME: &str = "donjon_web_certificate_expiry_timestamp_seconds";
             if i == 0 {
                 let _ = writeln!(out, "# TYPE {NAME} gauge");
@@ -70,16 +71,17 @@ impl Drop for Held<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "tls"))]
 mod tests {
     use super::*;
+    use donjon_web_format::Certificate;
 
     #[test]
     fn certificates_have_an_end() {
         let certificate =
             |names: &str, expires| Certificate { chain: "c".into(), key: "k".into(), names: names.into(), expires };
-        let text =
-            Metrics::default().text(&[certificate("a.example,*.b.example", 1_800_000_000), certificate("\"", -1)]);
+        let certificates = vec![certificate("a.example,*.b.example", 1_800_000_000), certificate("\"", -1)];
+        let text = Metrics::default().text(&Config { certificates, ..Config::default() });
         let lines: Vec<_> = text.lines().filter(|line| line.contains("certificate")).collect();
         let name = "donjon_web_certificate_expiry_timestamp_seconds";
         assert_eq!(

@@ -191,22 +191,24 @@ impl Client {
         if !self.is_trusted(trusted) {
             return self;
         }
-        let said = |name: &str| headers.get_all(name).iter().rev().flat_map(|v| v.to_str().unwrap_or("").rsplit(','));
-        for address in said("x-forwarded-for") {
-            let address = address.trim();
-            let ip = address.parse().or_else(|_| address.parse().map(|address: SocketAddr| address.ip()));
-            let Ok(ip) = ip else { break };
-            self.peer = SocketAddr::new(ip, 0);
-            if !self.is_trusted(trusted) {
-                break;
+        'all: for said in headers.get_all("x-forwarded-for").iter().rev() {
+            for address in said.to_str().unwrap_or("").rsplit(',') {
+                let address = address.trim();
+                // An IPv4 address may have a port.
+                let bare = address.rsplit_once(':').map_or(address, |(bare, _)| bare);
+                let Ok(ip) = if bare.contains(':') { address } else { bare }.parse() else { break 'all };
+                self.peer = SocketAddr::new(ip, 0);
+                if !self.is_trusted(trusted) {
+                    break 'all;
+                }
             }
         }
-        if let Purpose::Site(scheme) = &mut self.purpose
-            && let Some(said) = said("x-forwarded-proto").next()
-        {
-            *scheme = match said.trim() {
-                "https" => Scheme::Https,
-                "http" => Scheme::Http,
+        let said = headers.get_all("x-forwarded-proto").iter().next_back();
+        let said = said.and_then(|said| said.as_bytes().rsplit(|b| *b == b',').next());
+        if let (Purpose::Site(scheme), Some(said)) = (&mut self.purpose, said) {
+            *scheme = match said.trim_ascii() {
+                b"https" => Scheme::Https,
+                b"http" => Scheme::Http,
                 _ => *scheme,
             };
         }
@@ -343,7 +345,7 @@ fn metrics(server: &Server, path: &str) -> Response<Content> {
     if path != "/metrics" {
         return respond::status(StatusCode::NOT_FOUND);
     }
-    let response = Response::new(Content::new([server.metrics.text(&server.site.config.certificates).into()]));
+    let response = Response::new(Content::new([server.metrics.text(&server.site.config).into()]));
     respond::with(response, header::CONTENT_TYPE, "text/plain; version=0.0.4")
 }
 
@@ -429,7 +431,7 @@ mod tests {
             // Nor is what it has said to the first that is trusted.
             ("10.0.0.1", &[(of, "8.8.8.8, 192.0.2.9, 10.0.0.2")], "192.0.2.9:0", false),
             ("10.0.0.1", &[(of, "8.8.8.8"), (of, "192.0.2.9:77"), (of, "fd00::2,10.1.1.1")], "192.0.2.9:0", false),
-            ("fd00::1", &[(of, "[2001:db8::1]:80")], "[2001:db8::1]:0", false),
+            ("fd00::1", &[(of, "2001:db8::1")], "[2001:db8::1]:0", false),
             ("10.0.0.1", &[(of, "192.0.2.9, unknown, 10.0.0.2")], "10.0.0.2:0", false),
             ("10.0.0.1", &[(of, "10.0.0.3")], "10.0.0.3:0", false),
             ("10.0.0.1", &[(proto, "http, https")], "10.0.0.1:5", true),
