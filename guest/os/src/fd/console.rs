@@ -7,7 +7,7 @@ use crate::errno::{Errno, Result};
 use crate::fd::watch::{Watch, events};
 use crate::fs::{Node, Stat};
 use crate::global::Global;
-use crate::sched::{self, WaitQueue};
+use crate::sched::{self, ThreadId, WaitQueue};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -43,13 +43,13 @@ struct Full {
 const NONE: Full = Full { sides: Vec::new(), until: 0, polled: false };
 static FULL: Global<Full> = Global::new(NONE);
 
-/// Whether a stream is being written to, and who waits for that.
+/// Who writes to a stream, and who waits for that.
 struct Writing {
-    busy: bool,
+    writer: Option<ThreadId>,
     waiting: WaitQueue,
 }
 
-const NOBODY: Writing = Writing { busy: false, waiting: WaitQueue::new() };
+const NOBODY: Writing = Writing { writer: None, waiting: WaitQueue::new() };
 static OUTPUT: Global<Writing> = Global::new(NOBODY);
 static ERRORS: Global<Writing> = Global::new(NOBODY);
 
@@ -64,32 +64,35 @@ fn writing(stream: Stream) -> &'static Global<Writing> {
 pub struct Turn(Stream);
 
 impl Turn {
-    /// `EAGAIN` if another thread has it and the caller does not wait.
-    fn take(stream: Stream, wait: bool) -> Result<Turn> {
-        let free = || {
-            writing(stream).with(|w| {
-                let free = !core::mem::replace(&mut w.busy, true);
-                if !free && wait {
+    /// `EAGAIN` if another thread has it and the caller does not wait; `None` if it is the caller's already, whose signal handler writes.
+    fn take(stream: Stream, wait: bool) -> Result<Option<Turn>> {
+        let me = sched::current();
+        loop {
+            let writer = writing(stream).with(|w| {
+                if wait && w.writer.is_some_and(|other| other != me) {
                     w.waiting.enqueue_current();
                 }
-                free
-            })
-        };
-        while !free() {
-            if !wait {
-                return Err(Errno::EAGAIN);
+                let writer = w.writer;
+                w.writer = writer.or(Some(me));
+                writer
+            });
+            match writer {
+                None => return Ok(Some(Turn(stream))),
+                Some(other) if other == me => return Ok(None),
+                Some(_) if !wait => return Err(Errno::EAGAIN),
+                Some(_) => {
+                    sched::park(None);
+                    writing(stream).with(|w| w.waiting.remove(me));
+                }
             }
-            sched::park(None);
-            writing(stream).with(|w| w.waiting.remove(sched::current()));
         }
-        Ok(Turn(stream))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         writing(self.0).with(|w| {
-            w.busy = false;
+            w.writer = None;
             w.waiting.wake_one();
         });
     }
@@ -167,7 +170,7 @@ impl Object for Console {
     }
 
     fn write_turn(&self, wait: bool) -> Result<Option<Turn>> {
-        self.stream.map(|stream| Turn::take(stream, wait)).transpose()
+        self.stream.map_or(Ok(None), |stream| Turn::take(stream, wait))
     }
 
     fn ready(&self) -> u32 {

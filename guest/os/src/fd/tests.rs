@@ -121,6 +121,30 @@ fn a_full_console_blocks_its_writer_and_nobody_else() {
 }
 
 #[test]
+fn a_handler_writes_where_its_thread_does() {
+    use crate::signal::{self, Action, Disposition};
+    let _s = start();
+    signal::init(|_, _| assert_eq!(put(1, b"handler"), Ok(7)), || ());
+    signal::set_action(10, Action { disposition: Disposition::Handler, flags: 0x1000_0000, ..Action::default() })
+        .unwrap();
+    fn writer(_: usize) {
+        assert_eq!(put(1, b"thread"), Ok(6));
+    }
+    host::machine(|m| m.console_room = Some(0));
+    let thread = crate::sched::spawn(writer, 0, 64 << 10).unwrap();
+    crate::sched::yield_now();
+    signal::send(thread, 10).unwrap();
+    crate::sched::yield_now();
+    host::machine(|m| m.console_room = None);
+    while crate::sched::thread_count() > 1 {
+        crate::sched::sleep_until(clock::monotonic() + 1_000_000);
+    }
+    let text: Vec<u8> = host::machine(|m| m.console.iter().filter(|t| t.0 == 1).flat_map(|t| t.1.clone()).collect());
+    assert_eq!(text, b"handlerthread");
+    signal::set_action(10, Action::default()).unwrap();
+}
+
+#[test]
 fn descriptions_are_shared_and_status_flags_change() {
     let _s = start();
     let (r, w) = pipe::create(0).unwrap();
