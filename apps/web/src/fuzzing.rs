@@ -67,6 +67,7 @@ fn server() -> (Runtime, Arc<Server>, watch::Sender<bool>) {
         metrics: Default::default(),
         places: Arc::new(Semaphore::new(8)),
         metrics_places: Arc::new(Semaphore::new(8)),
+        addresses: Default::default(),
         stop: stopped,
     };
     (runtime.expect("a runtime"), Arc::new(server), stop)
