@@ -26,11 +26,6 @@ crate::under_engines! {
 
 /// All memory of a server under the process engine, the monitor's included, idle and with 1,000 open connections: bytes.
 const MEMORY_MAX: u64 = 12_000_000;
-/// The same with 1,000 connections over TLS, each of which keeps what it has agreed on: 5.4 KB in the guest, and through user-mode networking 0.9 KB in the
-/// monitor. The aim of the others is not met there.
-fn tls_memory_max(engine: Engine) -> u64 {
-    if engine == Engine::ProcessUser { 14_000_000 } else { 12_500_000 }
-}
 /// Bytes of the monitor's program, at most, that are counted twice where they cannot be told apart.
 const SHARED: u64 = 2_000_000;
 /// The same at any moment: what the project promises.
@@ -83,7 +78,7 @@ fn h2load_tls(engine: Engine) {
 
 fn memory(engine: Engine) {
     let (options, connect) = (vec![], |guest: &Guest| guest.connect().unwrap());
-    memory_of(engine, "memory", &options, &[80], MEMORY_MAX, connect);
+    memory_of(engine, "memory", &options, &[80], connect);
 }
 
 /// The same with a handshake for each connection.
@@ -98,7 +93,7 @@ fn memory_over_tls(engine: Engine) {
     let (cert, key) = (file("pem", made.cert.pem()), file("key", made.signing_key.serialize_pem()));
     let options = ["--embed-key".into(), "--tls".into(), cert, key];
     let client = tls_client(made.cert.der());
-    memory_of(engine, "memory-tls", &options, &[80, 443], tls_memory_max(engine), |guest: &Guest| {
+    memory_of(engine, "memory-tls", &options, &[80, 443], |guest: &Guest| {
         let address = guest.addr_of(1);
         let stream = guest.run(|| TcpStream::connect(address)).unwrap();
         let name = "one.test".try_into().unwrap();
@@ -112,7 +107,6 @@ fn memory_of<S: Read + Write>(
     name: &str,
     options: &[String],
     ports: &[u16],
-    most: u64,
     connect: impl Fn(&Guest) -> S,
 ) {
     crate::load::raise_file_limit();
@@ -126,7 +120,7 @@ fn memory_of<S: Read + Write>(
     let total = || measure::tree_pss(guest.pid()).unwrap();
     // For an ordinary user what the processes share counts for each of them.
     let exact = measure::tree(guest.pid()).unwrap().iter().all(|m| m.exact);
-    let most = if exact { most } else { most + SHARED };
+    let most = if exact { MEMORY_MAX } else { MEMORY_MAX + SHARED };
     let idle = total();
     assert!(idle < MEMORY_MAX, "idle: {:?}", measure::tree(guest.pid()));
     let ask = |stream: &mut S| {
