@@ -2,7 +2,7 @@
 
 use crate::addr::{Ip, Tuple};
 use crate::iface::Route;
-use crate::neighbour::Found;
+use crate::neighbour::{Asker, Found};
 use crate::socket::{Kind, Sock};
 use crate::stack::{Stack, cx};
 use crate::tcp::conn::is;
@@ -284,7 +284,7 @@ impl Stack {
     /// How to reach `dst` now. `Err(false)`: the neighbour is being asked, and the connection is queued when it answers. `Err(true)`: no route.
     fn path(&mut self, dst: Ip, slot: u32) -> Result<Path, bool> {
         match self.iface.route(dst) {
-            Some(Route::Via(hop)) => match self.resolve(hop, true) {
+            Some(Route::Via(hop)) => match self.resolve(hop, Asker::Connection) {
                 Some(mac) => Ok(self.link_path(mac, hop.is_v4())),
                 None => {
                     self.neighbours.wait(hop, slot);
@@ -296,8 +296,8 @@ impl Stack {
         }
     }
 
-    fn resolve(&mut self, hop: Ip, wanted: bool) -> Option<[u8; 6]> {
-        match self.neighbours.lookup(self.now, hop, wanted) {
+    fn resolve(&mut self, hop: Ip, asker: Asker) -> Option<[u8; 6]> {
+        match self.neighbours.lookup(self.now, hop, asker) {
             Found::Mac(mac) => Some(mac),
             Found::Ask(mac) => {
                 self.query(hop, Some(mac));
@@ -328,7 +328,7 @@ impl Stack {
                 head::ethernet(&mut frame.bytes, &path, v4);
                 self.send_frame(frame);
             }
-            Some(Route::Via(hop)) => match self.resolve(hop, false) {
+            Some(Route::Via(hop)) => match self.resolve(hop, Asker::Packet) {
                 Some(mac) => {
                     let path = self.link_path(mac, v4);
                     head::ethernet(&mut frame.bytes, &path, v4);

@@ -76,6 +76,15 @@ pub(crate) struct Neighbours {
     lost: Vec<Frame>,
 }
 
+/// For whom a neighbour is looked up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asker {
+    /// A connection, or somebody who has told us of himself.
+    Connection,
+    /// A packet without one, which may be an answer to a stranger, of whom there are as many as somebody pleases.
+    Packet,
+}
+
 /// What a lookup found.
 pub(crate) enum Found {
     /// Use it.
@@ -136,15 +145,15 @@ impl Neighbours {
         Some(n)
     }
 
-    /// A new entry. `wanted`: not only some packet has said that there is somebody.
-    fn add(&mut self, now: u64, ip: Ip, wanted: bool) -> Option<u32> {
+    /// A new entry.
+    fn add(&mut self, now: u64, ip: Ip, asker: Asker) -> Option<u32> {
         if self.slab.len() >= self.max {
-            if now < self.full_until && !wanted {
+            if now < self.full_until && asker == Asker::Packet {
                 return None;
             }
             let slots = (0..self.slab.slots()).filter_map(|s| self.slab.get(s).map(|n| (n.worth(now), n.confirmed, s)));
             let (worth, _, slot) = slots.min()?;
-            if worth == Worth::Asked && !wanted {
+            if worth == Worth::Asked && asker == Asker::Packet {
                 // Strangers' packets must neither put out each other's questions nor make us ask for as many as they please; nor look through all
                 // entries for each of them.
                 self.full_until = now + LOOK;
@@ -164,15 +173,15 @@ impl Neighbours {
         Some(slot)
     }
 
-    /// Looks an address up; unknown ones get an entry. `wanted`: for a connection, not for an answer to whom we know nothing about.
-    pub fn lookup(&mut self, now: u64, ip: Ip, wanted: bool) -> Found {
+    /// Looks an address up; unknown ones get an entry.
+    pub fn lookup(&mut self, now: u64, ip: Ip, asker: Asker) -> Found {
         if let Some((last, mac, until)) = self.last
             && last == ip
             && now < until
         {
             return Found::Mac(mac);
         }
-        let Some(slot) = self.find(ip).or_else(|| self.add(now, ip, wanted)) else { return Found::Wait };
+        let Some(slot) = self.find(ip).or_else(|| self.add(now, ip, asker)) else { return Found::Wait };
         let Some(n) = self.slab.get_mut(slot) else { return Found::Wait };
         match n.mac {
             Some(mac) if now < n.confirmed + FRESH => {
@@ -230,7 +239,7 @@ impl Neighbours {
         }
         let slot = match self.find(ip) {
             Some(s) => s,
-            None if create => self.add(now, ip, true)?,
+            None if create => self.add(now, ip, Asker::Connection)?,
             None => return None,
         };
         self.timers.cancel(slot);

@@ -139,6 +139,7 @@ impl Begun {
     /// Puts the last layer on: the calls that are left. Of the plan, only what there is to do for frames may be less than at the beginning.
     pub fn complete(self, plan: &Plan) -> Report {
         let Begun(mut report) = self;
+        // Most of the program has done its work, and `madvise` is not among the calls that are left.
         crate::memory::release_program();
         if !plan.off {
             report.add("seccomp", filter(plan));
