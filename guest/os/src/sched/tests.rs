@@ -470,8 +470,7 @@ fn a_lock_that_is_taken_again_and_again_goes_to_those_who_wait() {
         host::machine(|m| m.now += 200_000);
         // A time slice ends, always with the lock taken.
         if round % 50 == 0 {
-            preempt::host_set_pending();
-            drop(preempt::off());
+            come_tick();
         }
         release();
     }
